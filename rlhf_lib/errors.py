@@ -1,0 +1,26 @@
+"""The errors a user can mend. Each message names the culprit and what to do about it; the command line prints it
+without a traceback. Anything else that escapes is a bug of ours and keeps its traceback."""
+
+
+class RLHFError(Exception):
+    """Something the user can mend: a recipe, a data set, a model, a folder, a server."""
+
+
+class RecipeError(RLHFError):
+    """A recipe or an override of it that doesn't validate."""
+
+
+class DataError(RLHFError):
+    """A data set that is missing, malformed, or empty after its filters."""
+
+
+class ModelError(RLHFError):
+    """A model or tokenizer that is missing or can't do what the recipe asks of it."""
+
+
+class EnvironmentFault(RLHFError):
+    """A folder that can't be written, or a server that is configured but doesn't answer."""
+
+
+class GateFailed(RLHFError):
+    """A check ran and its figure is on the wrong side of its threshold."""

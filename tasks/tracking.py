@@ -1,0 +1,116 @@
+"""MLflow around a pipeline run: one parent run, one child run a stage, and stages that are paid for once.
+
+A stage's outputs lie in a folder named after a key: the hash of its settings, of the content of its inputs, of the
+library code it uses and of the libraries' versions. Where that folder holds a finished record, the work is reused:
+the child run exists all the same, tagged `reused` and pointing to the run that did the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+from prefect.logging import get_run_logger
+from pydantic import BaseModel
+
+import rlhf_lib
+
+RECORD = "record.json"
+_LIBRARIES = ("torch", "transformers", "trl", "datasets", "peft", "tokenizers")
+
+
+@dataclass
+class Stage:
+    """What a task works with: its child run, its folder, and the record it fills and returns (small and JSON)."""
+
+    name: str
+    run: Run
+    folder: Path
+    reused: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
+        """Log to the child run; figures that don't apply (None) are left out, never 0."""
+        mlflow.log_metrics({k: float(v) for k, v in metrics.items() if v is not None}, step=step, run_id=self.run.info.run_id)
+
+
+def content_key(*parts: Any) -> str:
+    """16 hex digits that change with any of the parts (JSON values)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def code_key(*packages: str) -> str:
+    """Hash of the sources of rlhf_lib's named sub-packages and modules, and of the versions of the libraries below."""
+    root = Path(rlhf_lib.__file__).parent
+    digest = hashlib.sha256()
+    for package in sorted(packages):
+        path = root / package
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+            digest.update(source.read_bytes())
+    digest.update(repr([(name, version(name)) for name in _LIBRARIES]).encode())
+    return digest.hexdigest()[:16]
+
+
+class PipelineRun(BaseModel):
+    """What every task is told of the run it belongs to."""
+
+    run_dir: str
+    parent_run_id: str
+    fresh: bool = False
+
+
+@contextmanager
+def stage(name: str, run: PipelineRun, *, key: str | None = None) -> Iterator[Stage]:
+    """Open the child run of a stage under the parent run.
+
+    With a `key` the stage is reusable: its folder is `RUN_DIR/stages/NAME-KEY`. If a finished record is there the
+    caller finds `stage.reused` true and `stage.record` filled, and should return it at once. Otherwise the caller
+    works in `stage.folder`, emptied first; the record written last says that the work is whole. Without a key the
+    folder is `RUN_DIR/work/PARENT/NAME`.
+    """
+    logger = get_run_logger()
+    root = Path(run.run_dir)
+    with mlflow.start_run(run_name=name, nested=True, parent_run_id=run.parent_run_id, tags={"stage": name}) as child:
+        final = root / "stages" / f"{name}-{key}" if key else root / "work" / run.parent_run_id / name
+        if key and not run.fresh and (final / RECORD).is_file():
+            record = json.loads((final / RECORD).read_text())
+            source = record["mlflow_run_id"]
+            link = mlflow_link(source)
+            mlflow.set_tags({"reused": "true", "reused_from": source, "reused_from_url": link, "stage_key": key})
+            mlflow.log_metrics(record.get("metrics", {}))
+            logger.info("%s: reused, nothing changed since run %s (%s)", name, source, link)
+            yield Stage(name, child, final, True, record)
+            return
+        shutil.rmtree(final, ignore_errors=True)
+        final.mkdir(parents=True)
+        mlflow.set_tags({"reused": "false"} | ({"stage_key": key} if key else {}))
+        start = time.perf_counter()
+        current = Stage(name, child, final)
+        try:
+            yield current
+        finally:
+            mlflow.log_metric("seconds", time.perf_counter() - start)
+        if not current.record:
+            raise RuntimeError(f"stage {name} ended without a record")
+        current.record |= {"mlflow_run_id": child.info.run_id, "folder": str(final)}
+        scratch = final / f"{RECORD}.tmp"
+        scratch.write_text(json.dumps(current.record, indent=1))
+        scratch.replace(final / RECORD)
+
+
+def mlflow_link(run_id: str) -> str:
+    """Where the run is to be seen: a URL when a tracking server is set, else the run's id as MLflow's UI finds it."""
+    run = mlflow.get_run(run_id)
+    uri = mlflow.get_tracking_uri()
+    path = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
+    return f"{uri.rstrip('/')}/{path}" if uri.startswith("http") else f"http://127.0.0.1:5000/{path}"
