@@ -1,0 +1,52 @@
+"""Statistics shared by the reward model's checks and the evaluation: bootstrap intervals and rank correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import stats
+
+DRAWS_AT_ONCE = 4_000_000  # indices held in memory while resampling: 32 MB
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of `values` (N,) with its percentile bootstrap interval (Efron 1979): (mean, low, high).
+
+    The same seed gives the same interval. One value, or equal values, give an interval of width 0. Raises ValueError
+    on no values and on non-finite ones, whose mean would mean nothing.
+    """
+    values_N = np.asarray(values, dtype=np.float64)
+    if values_N.ndim != 1 or not values_N.size or not np.isfinite(values_N).all():
+        raise ValueError(f"bootstrap_mean needs a flat, non-empty row of finite values, not shape {values_N.shape}")
+    means_R = np.concatenate(list(_resampled_means(values_N, resamples, np.random.default_rng(seed))))
+    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
+    return float(values_N.mean()), float(low), float(high)
+
+
+def _resampled_means(values_N: np.ndarray, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    rows = max(1, DRAWS_AT_ONCE // values_N.size)
+    for start in range(0, resamples, rows):
+        yield values_N[rng.integers(values_N.size, size=(min(rows, resamples - start), values_N.size))].mean(axis=1)
+
+
+def paired_bootstrap(
+    before: Sequence[float], after: Sequence[float], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of `after - before` (both (N,), same prompt in the same place) with its bootstrap interval.
+
+    Resampling whole pairs keeps what the two have in common out of the interval. Raises ValueError on unequal lengths.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"a paired difference needs equal lengths, not {len(before)} and {len(after)}")
+    differences_N = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    return bootstrap_mean(differences_N.tolist(), level=level, resamples=resamples, seed=seed)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rho of two rows of equal length, ties at their mean rank; None where one of them is constant."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    return float(stats.spearmanr(x, y).statistic)

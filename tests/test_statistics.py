@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlhf_lib import statistics
+from rlhf_lib.statistics import bootstrap_mean, paired_bootstrap, rank_correlation
+
+
+def test_interval_of_coin_throws_is_the_binomial_one():
+    # Resampling 40 of 100 heads is Binomial(100, 0.4) exactly: its 2.5% and 97.5% points are 31 and 50.
+    mean, low, high = bootstrap_mean([1.0] * 40 + [0.0] * 60, resamples=20_000)
+    assert mean == 0.4
+    assert low == pytest.approx(stats.binom.ppf(0.025, 100, 0.4) / 100, abs=0.0101)
+    assert high == pytest.approx(stats.binom.ppf(0.975, 100, 0.4) / 100, abs=0.0101)
+
+
+def test_interval_narrows_with_the_level_and_repeats_with_the_seed():
+    values = np.random.default_rng(1).normal(size=200).tolist()
+    wide, narrow = bootstrap_mean(values), bootstrap_mean(values, level=0.5)
+    assert wide[1] < narrow[1] < wide[0] < narrow[2] < wide[2]
+    # normal theory: mean +- 1.96 std / sqrt(n)
+    assert wide[2] - wide[1] == pytest.approx(2 * 1.96 * np.std(values) / 200**0.5, rel=0.1)
+    assert bootstrap_mean(values) == wide != bootstrap_mean(values, seed=1)
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap_mean(rng.normal(size=50).tolist(), resamples=500, seed=i)[1:] for i in range(300)]
+    assert 0.90 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.98
+
+
+def test_equal_values_have_no_spread():
+    assert bootstrap_mean([2.5] * 7) == (2.5, 2.5, 2.5)
+
+
+def test_chunked_resampling_draws_every_resample(monkeypatch):
+    values = [0.0, 1.0, 5.0]
+    whole = bootstrap_mean(values, resamples=1001)
+    monkeypatch.setattr(statistics, "DRAWS_AT_ONCE", 30)
+    assert bootstrap_mean(values, resamples=1001) == whole
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")], [[1.0], [2.0]]])
+def test_values_without_a_mean_are_refused(values):
+    with pytest.raises(ValueError, match="finite values"):
+        bootstrap_mean(values)
+
+
+def test_pairs_share_what_varies_between_prompts():
+    prompts = np.random.default_rng(0).normal(scale=100, size=50)
+    mean, low, high = paired_bootstrap(prompts.tolist(), (prompts + np.tile([1.0, 3.0], 25)).tolist())
+    assert mean == pytest.approx(2.0)
+    assert 1.6 < low < 2.0 < high < 2.4  # unpaired, the interval would be some 80 wide
+    with pytest.raises(ValueError, match="2 and 1"):
+        paired_bootstrap([1.0, 2.0], [1.0])
+
+
+def test_rank_correlation_by_hand():
+    # ranks 1 2 3 4 against 1 2 4 3: rho = 1 - 6 * 2 / (4 * 15) = 0.8
+    assert rank_correlation([1, 2, 3, 400], [10, 20, 40, 30]) == pytest.approx(0.8)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    # a tie takes the mean rank: 1 2 3 against 1.5 1.5 3 -> Pearson of the ranks 1.5 / sqrt(2 * 1.5)
+    assert rank_correlation([1, 2, 3], [5, 5, 7]) == pytest.approx(1.5 / 3**0.5)
+    assert rank_correlation([1, 2, 3], [1, 1, 1]) is None
