@@ -1,0 +1,229 @@
+"""Models and tokenizers by hub id or local folder: safetensors only, no remote code unless asked, and errors that say
+how to mend them. Also which device and precision to compute with, and the hash that tells one model from another."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.constants import is_offline_mode
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from rlhf_lib.errors import ModelError, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlhf_lib.recipe import Compute
+
+PAD = "<|pad|>"
+
+# RoBERTa and its kin number positions from pad_token_id + 1, and so have fewer than max_position_embeddings says.
+_OFFSET_POSITIONS = {
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "longformer",
+    "mpnet",
+}
+# Relative attention and state-space models take any length; a finite figure keeps the arithmetic simple.
+_UNLIMITED = 1 << 20
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False, *, need_eos: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder, padding with EOS where it has no pad token (masks come from lengths here).
+
+    Raises ModelError if it is absent, or has no EOS though `need_eos` (a policy must be able to end a response).
+    """
+    with _explained(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if need_eos and tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {name} has no EOS token, so no response could end: set one with "
+            "tokenizer.eos_token = '...' and save_pretrained(FOLDER), then point to that folder"
+        )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(name: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model of a hub id or folder, in `dtype` (None: fp32), in eval mode, on the CPU.
+
+    Raises ModelError if it is absent or no causal language model.
+    """
+    return _load(AutoModelForCausalLM, "causal language model", name, dtype, trust_remote_code)
+
+
+def load_classifier(
+    name: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False, **overrides: Any
+) -> PreTrainedModel:
+    """The sequence classifier of a hub id or folder, in `dtype` (None: fp32), in eval mode, on the CPU.
+
+    `overrides` change its configuration: num_labels=1 puts a new scalar head on a language model. Without them a
+    folder that holds no classification head is refused, for its head would be random. Raises ModelError.
+    """
+    return _load(AutoModelForSequenceClassification, "sequence classifier", name, dtype, trust_remote_code, **overrides)
+
+
+def distinct_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Give both a pad token that occurs in no text, the embeddings one row more where need be.
+
+    Classifiers made of decoders read their score at the last token that isn't the pad token. In place.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # type: ignore[union-attr, operator]
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def fingerprint(name: str) -> str:
+    """16 hex digits: of the files' content for a local folder (hidden ones aside), of the commit for a hub id.
+
+    Raises ModelError if it is absent.
+    """
+    folder = Path(name).expanduser()
+    digest = hashlib.sha256()
+    if folder.is_dir():
+        for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+            relative = file.relative_to(folder)
+            if any(part.startswith(".") for part in relative.parts):
+                continue
+            with file.open("rb") as content:
+                digest.update(f"{relative}\0".encode() + hashlib.file_digest(content, "sha256").digest())
+    else:
+        digest.update(f"{name}\0{load_config(name)._commit_hash}".encode())
+    return digest.hexdigest()[:16]
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration alone: cheap, so that mistakes show before weights are read. Raises ModelError."""
+    with _explained(name, "model"):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def positions(config: PreTrainedConfig) -> int:
+    """How many tokens, prompt and response together, a model with this configuration can take."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or 0
+    if limit <= 0:
+        return _UNLIMITED
+    return limit - (text.pad_token_id or 0) - 1 if text.model_type in _OFFSET_POSITIONS else limit
+
+
+def pick_device(compute: Compute) -> torch.device:
+    """`auto`: CUDA where there is one, else the CPU. Raises RecipeError for a device that isn't there."""
+    if compute.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(compute.device)
+        torch.empty(1, device=device)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"compute.device {compute.device} can't be used here ({reason}): set auto or cpu") from None
+    return device
+
+
+def pick_dtype(compute: Compute, device: torch.device) -> torch.dtype:
+    """`auto`: bf16 only where the device multiplies it natively (elsewhere it is emulated, and slower), else fp32."""
+    if compute.precision != "auto":
+        return torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        native = any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "sve_bf16"))
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def _load(
+    auto: Any, what: str, name: str, dtype: torch.dtype | None, trust_remote_code: bool, **overrides: Any
+) -> PreTrainedModel:
+    with _explained(name, what), _quiet():
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **overrides)
+        faster_gelu(config)
+        model, report = auto.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(overrides),
+        )
+    if (missing := sorted(report["missing_keys"])) and not overrides:
+        raise ModelError(
+            f"{name} is no whole {what}: it has no weights for {', '.join(missing[:4])}. Point to a model that was "
+            f"trained as a {what}"
+        )
+    return model.eval()
+
+
+def faster_gelu(config: PreTrainedConfig) -> None:
+    """`gelu_new` is seven kernels and `gelu_pytorch_tanh` the same function in one. In place."""
+    for key in ("activation_function", "hidden_act", "dense_act_fn"):
+        if getattr(config, key, None) == "gelu_new":
+            setattr(config, key, "gelu_pytorch_tanh")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report of missing weights: what matters of it is raised."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str, what: str) -> Iterator[None]:
+    """Turn the ways a model can be missing or unfit into one ModelError that says how to mend it."""
+    folder = Path(name).expanduser()
+    local = "point to a local folder that holds config.json, model.safetensors and the tokenizer's files"
+    if name.startswith("models:/"):
+        raise ModelError(f"{name} is a registry URI: resolve it to a folder before loading it")
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise ModelError(f"{what} {name}: there is no such folder; give a hub id or {local}")
+    if folder.is_dir() and what != "tokenizer" and not (folder / "config.json").is_file():
+        raise ModelError(f"{what} {name}: the folder has no config.json; {local}")
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if "Unrecognized configuration class" in reason:
+            raise ModelError(f"{name} is no {what}, and can't be made one: point to a model that is") from error
+        if folder.is_dir():
+            hint = "are all of its files there?"
+            if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
+                hint = "its weights must be in safetensors format: load it elsewhere and save_pretrained() it again"
+            raise ModelError(f"{what} {name} can't be loaded, {hint} ({reason})") from error
+        if is_offline_mode():
+            raise ModelError(
+                f"{what} {name} is neither a local folder nor in the hub's cache, and the hub is offline "
+                f"(HF_HUB_OFFLINE is set): {local}"
+            ) from error
+        raise ModelError(
+            f"{what} {name} can't be loaded from the hub; check the name, or {local} ({reason})"
+        ) from error
