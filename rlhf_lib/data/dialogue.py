@@ -1,0 +1,39 @@
+"""Dialogues in hh-rlhf's form (Bai et al. 2022): turns that begin with "\\n\\nHuman:" and "\\n\\nAssistant:" in one text."""
+
+from __future__ import annotations
+
+import re
+
+from rlhf_lib.errors import DataError
+
+HUMAN = "\n\nHuman:"
+ASSISTANT = "\n\nAssistant:"
+
+
+def split_dialogue(text: str) -> tuple[str, str]:
+    """Prompt (everything up to and including the last "\\n\\nAssistant:") and response (that turn, right-stripped).
+
+    Raises DataError for a text that is no dialogue.
+    """
+    _require_dialogue(text)
+    history, _, answer = text.rpartition(ASSISTANT)
+    # a dialogue may end with a human turn: it is no part of the answer
+    return history + ASSISTANT, answer.partition(HUMAN)[0].rstrip()
+
+
+def first_turn(text: str) -> str:
+    """The first human turn, newlines to spaces, stripped: the published tutorial's query.
+
+    The turn ends at the next turn's mark, so that a question which merely mentions "Assistant:" stays whole.
+    Raises DataError for a text that is no dialogue.
+    """
+    _require_dialogue(text)
+    turn = re.split(f"{HUMAN}|{ASSISTANT}", text.removeprefix(HUMAN), maxsplit=1)[0]
+    return turn.replace("\n", " ").strip()
+
+
+def _require_dialogue(text: str) -> None:
+    if not text.startswith(HUMAN) or ASSISTANT not in text:
+        raise DataError(
+            f"is no dialogue, it begins {text[:60]!r}. Dialogues start with {HUMAN!r} and have a turn {ASSISTANT!r}"
+        )

@@ -1,0 +1,157 @@
+"""Preference pairs: two answers to one prompt, the better one known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rlhf_lib.data.dialogue import split_dialogue
+from rlhf_lib.data.filters import Funnel, first_seen
+from rlhf_lib.data.sources import describe_source, load_sources, require_columns, sources, text_column
+from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import Preferences, Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Columns `prompt` (up to and including the last "\\n\\nAssistant:"), `chosen` and `rejected` (the last answers, with
+    the white space that joins them to the prompt in front, right-stripped), `margin` where the recipe names one."""
+
+    train: Dataset
+    test: Dataset
+    report: dict[str, Any]
+
+
+class _Pair(NamedTuple):
+    prompt: str
+    rejected_prompt: str
+    chosen: str
+    rejected: str
+    margin: float | None
+
+
+def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> Pairs:
+    """The recipe's pairs, whole dialogues or a `prompt` column beside the answers, in an order drawn with its seed.
+
+    Dropped and counted: pairs whose prompts differ (nothing says which of the two was answered better), empty answers,
+    identical answers, repeated pairs, and training pairs whose prompt a test pair has too.
+
+    Args:
+        loaded: the splits as `load_sources` opens them, where the caller has them already.
+
+    Raises:
+        DataError: missing set, split or column, a row that is no dialogue, a margin that is no number, or a filter
+            that leaves nothing.
+    """
+    preferences = recipe.data.preferences
+    if preferences is None:
+        raise DataError("data.preferences is null: this recipe has no pairs")
+    loaded = loaded or load_sources(recipe)
+    described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
+    train_where, test_where = described["preferences/train"], described["preferences/test"]
+
+    test, test_funnel = _clean(loaded["preferences/test"], preferences, test_where)
+    train, train_funnel = _clean(loaded["preferences/train"], preferences, train_where)
+    test_prompts = {pair.prompt for pair in test}
+    train = train_funnel.keep(
+        "prompt in test",
+        train,
+        (pair.prompt not in test_prompts for pair in train),
+        "Training and test pairs share their prompts: point data.preferences.test at other rows, e.g. by a split slice",
+    )
+    train = [train[i] for i in np.random.default_rng([recipe.seed, 1]).permutation(len(train))]
+    test = [test[i] for i in np.random.default_rng([recipe.seed, 2]).permutation(len(test))]
+    if preferences.limit is not None and preferences.limit < len(train):
+        train_funnel.dropped["limit"] = len(train) - preferences.limit
+        train = train[: preferences.limit]
+    report = {"train": train_funnel.report(len(train)), "test": test_funnel.report(len(test))}
+    return Pairs(_dataset(train), _dataset(test), report)
+
+
+def _clean(dataset: Dataset, preferences: Preferences, where: str) -> tuple[list[_Pair], Funnel]:
+    funnel = Funnel(where, len(dataset))
+    pairs = _read(dataset, preferences, where)
+    pairs = funnel.keep(
+        "prompts differ",
+        pairs,
+        (pair.prompt == pair.rejected_prompt for pair in pairs),
+        "The two dialogues of a pair must agree up to their last assistant turn",
+    )
+    pairs = funnel.keep(
+        "empty answer",
+        pairs,
+        (bool(pair.chosen.strip() and pair.rejected.strip()) for pair in pairs),
+        "The last assistant turns are empty: check data.preferences.chosen and .rejected",
+    )
+    pairs = funnel.keep(
+        "identical answers",
+        pairs,
+        (pair.chosen.strip() != pair.rejected.strip() for pair in pairs),
+        "data.preferences.chosen and .rejected must name different columns",
+    )
+    return funnel.keep("repeated pair", pairs, first_seen(pair[:4] for pair in pairs), ""), funnel
+
+
+def _read(dataset: Dataset, preferences: Preferences, where: str) -> list[_Pair]:
+    columns = {
+        name: text_column(dataset, column, where, f"data.preferences.{name}")
+        for name, column in (("chosen", preferences.chosen), ("rejected", preferences.rejected))
+    }
+    if "prompt" in dataset.column_names:
+        prompts = text_column(dataset, "prompt", where, "data.preferences")
+        sides = {
+            name: [(p, _join(p, text.removeprefix(p).rstrip())) for p, text in zip(prompts, texts, strict=True)]
+            for name, texts in columns.items()
+        }
+    else:
+        sides = {
+            name: [_split(text, i, where, name) for i, text in enumerate(texts)] for name, texts in columns.items()
+        }
+    margins = _margins(dataset, preferences.margin, where)
+    return [
+        _Pair(prompt, rejected_prompt, chosen, rejected, margin)
+        for (prompt, chosen), (rejected_prompt, rejected), margin in zip(
+            sides["chosen"], sides["rejected"], margins, strict=True
+        )
+    ]
+
+
+def _split(text: str, row: int, where: str, column: str) -> tuple[str, str]:
+    try:
+        prompt, answer = split_dialogue(text)
+    except DataError as error:
+        raise DataError(f"{where}, row {row}, column '{column}' {error}") from None
+    return prompt, _join(prompt, answer)
+
+
+def _join(prompt: str, answer: str) -> str:
+    """The answer such that prompt + answer reads as text: white space between them."""
+    return f" {answer}" if answer and not answer[0].isspace() and not prompt[-1:].isspace() else answer
+
+
+def _margins(dataset: Dataset, column: str | None, where: str) -> list[float | None]:
+    if column is None:
+        return [None] * len(dataset)
+    require_columns(dataset, [column], where, "data.preferences.margin")
+    margins = dataset.with_format(None)[column]
+    for row, margin in enumerate(margins):
+        if not isinstance(margin, (int, float)) or not np.isfinite(margin):
+            raise DataError(f"{where}, row {row}: margin column '{column}' holds {margin!r}, not a number")
+    return [float(margin) for margin in margins]
+
+
+def _dataset(pairs: list[_Pair]) -> Dataset:
+    from datasets import Dataset
+
+    columns: dict[str, list[Any]] = {
+        name: [getattr(pair, name) for pair in pairs] for name in ("prompt", "chosen", "rejected")
+    }
+    if pairs[0].margin is not None:
+        columns["margin"] = [pair.margin for pair in pairs]
+    return Dataset.from_dict(columns)

@@ -1,0 +1,169 @@
+"""Data sets as `datasets` opens them: hub ids, local folders, single local files, and the embedded corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import Recipe, Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EMBEDDED = "embedded/customer-service"
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_split(source: Source, default: str | None = None, key: str = "data.prompts") -> Dataset:
+    """The rows of one split; `default` stands in for `source.dataset` where that is null.
+
+    A single file is the split that is asked for, whatever its name. Folders written by `save_to_disk` open as well.
+
+    Args:
+        key: the recipe's section that holds the source, for the messages.
+
+    Raises:
+        DataError: set, folder, file, configuration or split missing or unreadable, or the hub out of reach.
+    """
+    from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    name = source.dataset or default
+    if name is None:
+        raise DataError(f"{key}.dataset is missing: a hub id, a local folder or file, or {EMBEDDED}")
+    where = describe_source(source, default)
+    base = re.split(r"[\[+]", source.split)[0].strip()
+    path = Path(name).expanduser()
+    try:
+        if name.startswith("embedded/"):
+            if name != EMBEDDED:
+                raise DataError(f"{key}.dataset: there is no '{name}', the embedded set is {EMBEDDED}")
+            from rlhf_lib.data import embedded
+
+            named = [part for part in ("train", "test") if part in source.split] or ["train", "test"]
+            return _slice({part: embedded.load(part) for part in named}, source.split)
+        if path.is_file():
+            return load_dataset(_builder(path, key), data_files={base: str(path)}, split=source.split)
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            saved = load_from_disk(str(path))
+            return _slice(saved if isinstance(saved, Mapping) else {base: saved}, source.split)
+        if path.is_dir():
+            if source.data_dir and not (path / source.data_dir).is_dir():
+                folders = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir())) or "none"
+                raise DataError(f"{where}: no such folder in {path}, which has: {folders}. Set {key}.data_dir")
+        elif _looks_local(name):
+            raise DataError(
+                f"{where}: {path} doesn't exist. Set {key}.dataset to a hub id or an existing folder or file"
+            )
+        return load_dataset(
+            str(path) if path.is_dir() else name, source.name, data_dir=source.data_dir, split=source.split
+        )
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(_explain(error, where, key)) from error
+
+
+def load_sources(recipe: Recipe) -> dict[str, Dataset]:
+    """Every split that the recipe's data section names, by role: `prompts/train`, `prompts/test`,
+    `preferences/train`, `preferences/test`; roles that the recipe leaves null are absent. Raises DataError."""
+    opened: dict[str, Dataset] = {}
+    found: dict[str, Dataset] = {}
+    for role, (source, default, key) in sources(recipe).items():
+        where = describe_source(source, default)
+        if where not in opened:
+            opened[where] = load_split(source, default, key)
+        found[role] = opened[where]
+    return found
+
+
+def sources(recipe: Recipe) -> dict[str, tuple[Source, str | None, str]]:
+    """(source, default set, section of the recipe) by role, as in `load_sources`."""
+    prompts, preferences = recipe.data.prompts, recipe.data.preferences
+    found: dict[str, tuple[Source, str | None, str]] = {"prompts/train": (prompts, None, "data.prompts")}
+    if prompts.test is not None:
+        found["prompts/test"] = (prompts.test, prompts.dataset, "data.prompts.test")
+    if preferences is not None:
+        found["preferences/train"] = (preferences.train, prompts.dataset, "data.preferences.train")
+        found["preferences/test"] = (preferences.test, prompts.dataset, "data.preferences.test")
+    return found
+
+
+def describe_source(source: Source, default: str | None = None) -> str:
+    """`data set SET (data_dir DIR, split SPLIT)`, as the messages name it."""
+    settings = {"name": source.name, "data_dir": source.data_dir, "split": source.split}
+    details = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
+    return f"data set {source.dataset or default} ({details})"
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """sha256 over the rows' content in their order: the same wherever the set lies and however it was cached."""
+    digest = hashlib.sha256(json.dumps(sorted(dataset.column_names)).encode())
+    plain = dataset.with_format(None)
+    for start in range(0, len(plain), 1000):
+        digest.update(json.dumps(plain[start : start + 1000], sort_keys=True, default=repr).encode())
+    return digest.hexdigest()
+
+
+def text_column(dataset: Dataset, column: str, where: str, key: str) -> list[str]:
+    """The column's texts, null as empty. Raises DataError where it is missing or holds no text.
+
+    Args:
+        where: the data set in words; `key`: the recipe's key that names the column, both for the messages.
+    """
+    require_columns(dataset, [column], where, key)
+    if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
+        raise DataError(f"{where}: column '{column}' holds {dataset.features[column]}, not text. Set {key}")
+    return [text or "" for text in dataset.with_format(None)[column]]
+
+
+def require_columns(dataset: Dataset, columns: Sequence[str], where: str, key: str) -> None:
+    """Raises DataError naming the columns that are missing and those that are there."""
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise DataError(f"{where} has no column '{missing[0]}', but {', '.join(dataset.column_names)}. Set {key}")
+
+
+def _slice(splits: Mapping[str, Dataset], spec: str) -> Dataset:
+    """The part of the splits that an instruction such as `train[:100]+test[-10%:]` asks for. Raises ValueError."""
+    from datasets import ReadInstruction, concatenate_datasets
+
+    parts = ReadInstruction.from_spec(spec).to_absolute({name: len(rows) for name, rows in splits.items()})
+    return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
+
+
+def _builder(path: Path, key: str) -> str:
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
+    builder = _BUILDERS.get(suffixes[-1]) if suffixes else None
+    if builder is None:
+        raise DataError(f"{key}.dataset: {path} is of no known kind; known are {', '.join(_BUILDERS)} (+ .gz)")
+    return builder
+
+
+def _looks_local(name: str) -> bool:
+    return name[0] in "/.~" or name.count("/") > 1 or Path(name).suffix in (*_BUILDERS, *_COMPRESSIONS)
+
+
+def _explain(error: Exception, where: str, key: str) -> str:
+    """One line that says what is wrong and how to mend it."""
+    from datasets import config
+    from datasets.exceptions import DatasetBuildError
+
+    # "An error occurred while generating the dataset" keeps what matters in its cause
+    told = error.__cause__ if isinstance(error, DatasetBuildError) and error.__cause__ else error
+    message = str(told).strip().split("\n")[0].rstrip(".!")
+    if message.startswith("Unknown split") or "nstruction" in message:
+        return f"{where}: {message}. Set {key}.split"
+    if "BuilderConfig" in message or "Config name is missing" in message:
+        return f"{where}: {message}. Set {key}.name"
+    if isinstance(error, ConnectionError):
+        reason = "HF_HUB_OFFLINE is set" if config.HF_HUB_OFFLINE else "is there a network?"
+        return (
+            f"{where}: the hub is out of reach ({reason}) and the set isn't in the cache. Get it where there is a network "
+            f"and set {key}.dataset to the local folder"
+        )
+    return f"{where} can't be read: {message}. Check {key}.dataset (a hub id, or a local folder or file)"
