@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Run
+from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
@@ -41,7 +43,9 @@ class Stage:
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         """Log to the child run; figures that don't apply (None) are left out, never 0."""
-        mlflow.log_metrics({k: float(v) for k, v in metrics.items() if v is not None}, step=step, run_id=self.run.info.run_id)
+        mlflow.log_metrics(
+            {k: float(v) for k, v in metrics.items() if v is not None}, step=step, run_id=self.run.info.run_id
+        )
 
 
 def content_key(*parts: Any) -> str:
@@ -78,7 +82,7 @@ def stage(name: str, run: PipelineRun, *, key: str | None = None) -> Iterator[St
     works in `stage.folder`, emptied first; the record written last says that the work is whole. Without a key the
     folder is `RUN_DIR/work/PARENT/NAME`.
     """
-    logger = get_run_logger()
+    logger = run_logger()
     root = Path(run.run_dir)
     with mlflow.start_run(run_name=name, nested=True, parent_run_id=run.parent_run_id, tags={"stage": name}) as child:
         final = root / "stages" / f"{name}-{key}" if key else root / "work" / run.parent_run_id / name
@@ -114,3 +118,11 @@ def mlflow_link(run_id: str) -> str:
     uri = mlflow.get_tracking_uri()
     path = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
     return f"{uri.rstrip('/')}/{path}" if uri.startswith("http") else f"http://127.0.0.1:5000/{path}"
+
+
+def run_logger() -> logging.Logger | logging.LoggerAdapter:
+    """Prefect's logger inside a flow or task run, Python's own where the functions are called without one."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("rlhf")
