@@ -1,0 +1,78 @@
+"""The texts that a reward model is checked on: held-out ones, and degenerate ones that no policy should be led to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import Recipe
+
+OVER_LONG_WORDS = 2000  # above 2,048 tokens, the positions of most small models
+
+
+def repeated_word(response: str, rng: np.random.Generator) -> str:
+    """One word of the response, as many times as the response has words: what a collapsed policy writes."""
+    words = response.split()
+    return " " + " ".join([words[rng.integers(len(words))]] * len(words)) if words else response
+
+
+def shuffled_words(response: str, rng: np.random.Generator) -> str:
+    """The response's own words in another order; unchanged where there is no other order."""
+    words = response.split()
+    if len(set(words)) < 2:
+        return response
+    shuffled = words
+    while shuffled == words:
+        shuffled = [words[i] for i in rng.permutation(len(words))]
+    return " " + " ".join(shuffled)
+
+
+def over_long(response: str) -> str:
+    """The response over and over, to at least `OVER_LONG_WORDS` words."""
+    return response * (OVER_LONG_WORDS // max(1, len(response.split())) + 1)
+
+
+def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
+    """At most `limit` (query, response) texts for a reward that has no preference pairs to be checked on.
+
+    They come from the rows that the prompts come from, evaluation's where it has its own: of a dialogue the answer, of
+    a plain text the words that follow the query, from 4 to as many as the policy may generate tokens. Where the whole
+    row is the query, it is scored as a response to nothing. Raises DataError where no row has such a text.
+    """
+    from rlhf_lib.data.sources import describe_source, load_split, text_column
+
+    prompts = recipe.data.prompts
+    source = prompts.test or prompts
+    where = describe_source(source, prompts.dataset)
+    rows = load_split(source, default=prompts.dataset)
+    column = text_column(rows, prompts.column, where, "data.prompts.column")
+    rng = np.random.default_rng(recipe.seed)
+    texts: list[tuple[str, str]] = []
+    for i in rng.permutation(len(column)):
+        if len(column[i]) > (prompts.min_chars or 0):
+            query, response = split_text(column[i], recipe, rng)
+            if response.strip():
+                texts.append((query, response))
+        if len(texts) == limit:
+            break
+    if not texts:
+        raise DataError(f"{where}: no row has text after its query, so there is nothing to check the reward model on")
+    return texts
+
+
+def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str, str]:
+    """(query, response) of one row, as the reward of this recipe would see them. Raises DataError for no dialogue."""
+    from rlhf_lib.data.dialogue import first_turn, split_dialogue
+    from rlhf_lib.data.prompts import response_limit
+
+    query = recipe.data.prompts.query
+    if query.kind == "dialogue":
+        return split_dialogue(text)
+    if query.kind == "first_turn":
+        return first_turn(text), text.partition("\n\nAssistant:")[2].partition("\n\nHuman:")[0]
+    if query.kind == "text":
+        return "", text
+    longest = response_limit(recipe.generation)
+    words = text.split()
+    at, length = query.max - 1, int(rng.integers(min(4, longest), longest + 1))
+    return " ".join(words[:at]), " " + " ".join(words[at : at + length])
