@@ -1,0 +1,138 @@
+"""Checkpoints from which a run goes on bit for bit: whole or not there at all, and recognised when they are neither.
+
+A checkpoint is a folder `step-000050` written under a temporary name, synced and renamed. Its manifest holds the hash of
+every file and the run's key; one that is truncated or belongs to another run is passed over with a warning, and the one
+before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlhf_lib.ppo.trainer import PPOTrainer, Stats
+
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: list[Stats], keep: int = 2) -> Path:
+    """Write the trainer's state at its step boundary, then drop all but the `keep` newest checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{trainer.step:06d}"
+    scratch = folder / f".{final.name}.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    save_file(_weights(trainer), scratch / "policy.safetensors")
+    torch.save(
+        {
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.scheduler.state_dict(),
+            "rng": {"torch": torch.get_rng_state()},
+        },
+        scratch / "optimizer.pt",
+    )
+    state = {
+        "step": trainer.step,
+        "kl_coef": trainer.kl_controller.value,
+        "moments": vars(trainer.moments),
+        "reuse_sampled": trainer.reuse_sampled,
+        "numpy_rng": _jsonable(np.random.get_state(legacy=False)),
+        "python_rng": random.getstate(),
+        "history": history,
+    }
+    (scratch / "state.json").write_text(json.dumps(state))
+    files = {p.name: _digest(p) for p in sorted(scratch.iterdir())}
+    (scratch / MANIFEST).write_text(json.dumps({"key": key, "files": files}))
+    for path in scratch.iterdir():
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    scratch.rename(final)
+    _sync(folder)
+    for old in checkpoints(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in the folder, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def resume(trainer: PPOTrainer, folder: Path, *, key: str) -> list[Stats] | None:
+    """Put the trainer where the newest good checkpoint left it: the history of its stats, or None where there is none."""
+    for path in checkpoints(folder):
+        fault = _fault(path, key)
+        if fault is None:
+            return _load(trainer, path)
+        warnings.warn(f"checkpoint {path} is passed over: {fault}", stacklevel=2)
+    return None
+
+
+def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
+    saved = load_file(path / "policy.safetensors", device=str(trainer.policy.device))
+    with torch.no_grad():
+        for name, parameter in _weights(trainer).items():
+            parameter.copy_(saved[name])
+    rest = torch.load(path / "optimizer.pt", weights_only=True, map_location=trainer.policy.device)
+    trainer.optimizer.load_state_dict(rest["optimizer"])
+    trainer.scheduler.load_state_dict(rest["scheduler"])
+    torch.set_rng_state(rest["rng"]["torch"].cpu())
+    state = json.loads((path / "state.json").read_text())
+    trainer.step = state["step"]
+    trainer.kl_controller.value = state["kl_coef"]
+    vars(trainer.moments).update(state["moments"])
+    trainer.reuse_sampled = state["reuse_sampled"]
+    np.random.set_state(_from_jsonable(state["numpy_rng"]))
+    version, internal, gauss = state["python_rng"]
+    random.setstate((version, tuple(internal), gauss))
+    return state["history"]
+
+
+def _weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    """What learns, by name (tied weights once)."""
+    return {name: p.data for name, p in trainer.policy.named_parameters() if p.requires_grad}
+
+
+def _fault(path: Path, key: str) -> str | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["key"] != key:
+            return "it belongs to a run with other settings or inputs"
+        for name, digest in manifest["files"].items():
+            if _digest(path / name) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it can't be read ({error})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _jsonable(state: Any) -> Any:
+    return json.loads(json.dumps(state, default=lambda array: array.tolist()))
+
+
+def _from_jsonable(state: Any) -> Any:
+    inner = state["state"]
+    return state | {"state": inner | {"key": np.array(inner["key"], dtype=np.uint32)}}

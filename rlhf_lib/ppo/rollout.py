@@ -1,0 +1,173 @@
+"""Sampling responses in batches, with the log-probability (and value) of every token kept as it is drawn.
+
+Row i of step s draws from its own stream, seeded by (seed, s, i): the same tokens whatever the batch it shares and
+however many processes there are. Queries are left-padded, positions come from the mask, and rows that have ended leave
+the batch together with their cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
+
+from rlhf_lib.recipe import Generation
+
+COMPACT_BELOW = 0.8  # share of live rows under which copying the cache costs less than carrying dead rows
+
+
+@dataclass
+class Responses:
+    """Sampled responses, in the order of the prompts. `response_ids` end with the EOS where one was drawn."""
+
+    prompt_ids: list[list[int]]
+    response_ids: list[list[int]]
+    texts: list[str]  # decoded, without special tokens and without the stop text
+    ended: list[bool]  # by EOS or stop text, rather than by the length limit
+    logprobs: list[Tensor]  # (T_i,) fp32 each: the full softmax's at the given temperature
+    values: list[Tensor]  # (T_i,) fp32 each; empty where no value head was given
+
+
+def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Token ids that end a response: the tokenizer's EOS and those of the model's generation config."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {i for i in (tokenizer.eos_token_id, *listed) if i is not None}
+
+
+@torch.no_grad()
+def sample_responses(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    generation: Generation,
+    *,
+    seed: int,
+    step: int = 0,
+    first_row: int = 0,
+    greedy: bool = False,
+    batch_size: int = 128,
+    value_head: nn.Module | None = None,
+) -> Responses:
+    """One response per prompt from a causal language model.
+
+    `first_row` is the global number of the first prompt's row. Prompts of similar length share a batch.
+    """
+    order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
+    out = Responses([list(p) for p in prompt_ids], *([None] * len(prompt_ids) for _ in range(5)))  # type: ignore[arg-type]
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        _sample_batch(model, tokenizer, rows, out, generation, (seed, step, first_row), greedy, value_head)
+    model.train(was_training)
+    for i, ids in enumerate(out.response_ids):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        out.texts[i] = text.split(generation.stop)[0] if generation.stop else text
+    return out
+
+
+def _sample_batch(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[int],
+    out: Responses,
+    generation: Generation,
+    stream: tuple[int, int, int],
+    greedy: bool,
+    value_head: nn.Module | None,
+) -> None:
+    device = next(model.parameters()).device
+    trunk, head = model.get_decoder(), model.get_output_embeddings()  # type: ignore[operator]
+    ends = set() if generation.ignore_eos else end_ids(model, tokenizer)
+    limits, uniforms = draws(generation, stream, rows)
+    steps = max(limits)
+    filters = LogitsProcessorList()
+    if generation.top_k:
+        filters.append(TopKLogitsWarper(generation.top_k))
+    if generation.top_p < 1:
+        filters.append(TopPLogitsWarper(generation.top_p))
+
+    width = max(len(out.prompt_ids[i]) for i in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width + steps, dtype=torch.long)
+    for b, i in enumerate(rows):
+        prompt = out.prompt_ids[i]
+        ids[b, width - len(prompt) :] = torch.tensor(prompt)
+        mask[b, width - len(prompt) :] = 1
+    ids, mask, draws_BT = ids.to(device), mask.to(device), torch.from_numpy(uniforms).to(device)
+    positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
+
+    live = list(range(len(rows)))  # rows of the batch as it stands -> rows as given
+    done = [False] * len(rows)
+    tokens: list[list[int]] = [[] for _ in rows]
+    logprobs: list[list[Tensor]] = [[] for _ in rows]
+    values: list[list[Tensor]] = [[] for _ in rows]
+    cache = DynamicCache(config=model.config)
+    for t in range(steps):
+        states = trunk(
+            input_ids=ids,
+            attention_mask=mask[:, : width + t],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        logits = head(states).float() / generation.temperature
+        ids = _draw(filters(None, logits) if len(filters) else logits, draws_BT[:, t], greedy)
+        drawn_logprobs = (logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True))[:, 0].cpu()
+        drawn_values = None if value_head is None else value_head(states).float().cpu()
+        for b, token in enumerate(ids[:, 0].tolist()):
+            row = live[b]
+            if done[row]:
+                continue
+            tokens[row].append(token)
+            logprobs[row].append(drawn_logprobs[b])
+            if drawn_values is not None:
+                values[row].append(drawn_values[b])
+            ended = token in ends or (generation.stop is not None and _stops(tokenizer, tokens[row], generation.stop))
+            out.ended[rows[row]] = ended
+            done[row] = ended or len(tokens[row]) == limits[row]
+        keep = [b for b, row in enumerate(live) if not done[row]]
+        if not keep:
+            break
+        positions = positions[:, -1:] + 1
+        if len(keep) < COMPACT_BELOW * len(live):
+            kept = torch.tensor(keep, device=device)
+            cache.batch_select_indices(kept)
+            ids, positions, mask, draws_BT = ids[kept], positions[kept], mask[kept], draws_BT[kept]
+            live = [live[b] for b in keep]
+    for b, i in enumerate(rows):
+        out.response_ids[i] = tokens[b]
+        out.logprobs[i] = torch.stack(logprobs[b])
+        out.values[i] = torch.stack(values[b]) if values[b] else torch.empty(0)
+
+
+def draws(generation: Generation, stream: tuple[int, int, int], rows: Sequence[int]) -> tuple[list[int], np.ndarray]:
+    """Each row's length limit, and its uniform numbers in [0, 1): (rows, longest limit), fp32."""
+    seed, step, first_row = stream
+    sampler = generation.length_sampler
+    longest = sampler.max - 1 if sampler else generation.max_new_tokens
+    limits, uniforms = [], np.empty((len(rows), longest), dtype=np.float32)
+    for b, row in enumerate(rows):
+        generator = np.random.Generator(np.random.Philox(key=[seed, (step << 32) + first_row + row]))
+        limits.append(int(generator.integers(sampler.min, sampler.max)) if sampler else longest)
+        uniforms[b] = generator.random(longest, dtype=np.float32)
+    return limits, uniforms
+
+
+def _draw(logits_BV: Tensor, uniform_B: Tensor, greedy: bool) -> Tensor:
+    """One token a row, (B, 1), by inverting the cumulative distribution at the row's uniform number."""
+    if greedy:
+        return logits_BV.argmax(-1, keepdim=True)
+    cumulative = logits_BV.softmax(-1).cumsum(-1)
+    target = uniform_B[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=logits_BV.shape[-1] - 1)
+
+
+def _stops(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: str) -> bool:
+    """Whether the text just completed holds the stop text; a stop text of n characters spans at most n + 1 tokens."""
+    return stop in tokenizer.decode(tokens[-(len(stop.encode()) + 1) :])

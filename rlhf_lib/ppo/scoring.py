@@ -1,0 +1,135 @@
+"""Log-probabilities, values and entropies of given responses, without paying for padding or for unused logits.
+
+Query and response are laid end to end in rows shared by several sequences (block-diagonal attention, positions that
+start at 0 in each), the last token is left out since its state predicts nothing, and the language-model head runs on
+the states that predict response tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+ROW_TOKENS = 64  # rows shorter than this waste matrix-multiply width; longer ones waste attention
+LOGIT_CHUNK = 2048  # tokens whose full-vocabulary logits are alive at a time
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences packed in R rows of L tokens; N response tokens in the order of the sequences given."""
+
+    input_ids_RL: Tensor
+    position_ids_RL: Tensor
+    attention_R1LL: Tensor | None  # None: one sequence a row, where the causal mask alone is right
+    predicting_N: Tensor  # flat index (row * L + column) of the state that predicts each response token
+    targets_N: Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        moved = (None if t is None else t.to(device, non_blocking=True) for t in vars(self).values())
+        return Packed(*moved)  # type: ignore[arg-type]
+
+
+def pack(queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Packed:
+    """Bin-pack (first fit, longest first) query+response less the last token into rows."""
+    lengths = [len(q) + len(r) - 1 for q, r in zip(queries, responses, strict=True)]
+    capacity = max(max(lengths), ROW_TOKENS if len(lengths) > 1 else 1)
+    room: list[int] = []
+    place: dict[int, tuple[int, int]] = {}
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, left in enumerate(room) if left >= lengths[i]), len(room))
+        if row == len(room):
+            room.append(capacity)
+        place[i] = (row, capacity - room[row])
+        room[row] -= lengths[i]
+    width = capacity - min(room)
+    ids = torch.zeros(len(room), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    owner = torch.full_like(ids, -1)
+    predicting, targets = [], []
+    for i, length in enumerate(lengths):
+        row, column = place[i]
+        sequence = [*queries[i], *responses[i]]
+        ids[row, column : column + length] = torch.tensor(sequence[:-1])
+        positions[row, column : column + length] = torch.arange(length)
+        owner[row, column : column + length] = i
+        first = row * width + column + len(queries[i]) - 1
+        predicting.append(torch.arange(first, first + len(responses[i])))
+        targets.append(torch.tensor(responses[i]))
+    mask = None
+    if len(room) < len(lengths):
+        same = owner[:, :, None] == owner[:, None, :]
+        mask = (same & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
+    return Packed(ids, positions, mask, torch.cat(predicting), torch.cat(targets))
+
+
+def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
+    """Consecutive runs of sequences of at most `tokens` tokens together (one sequence at least)."""
+    start, total = 0, 0
+    for i, length in enumerate(lengths):
+        if i > start and total + length > tokens:
+            yield slice(start, i)
+            start, total = i, 0
+        total += length
+    yield slice(start, len(lengths))
+
+
+def token_logprobs(states_ND: Tensor, targets_N: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+    """log softmax(head(states) / temperature) at the targets, and the entropy (nats, no gradient): both (N,), fp32.
+
+    Never N x V at once: chunks of LOGIT_CHUNK tokens, recomputed in the backward pass when there are several.
+    """
+
+    def chunk(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states).float()
+        if temperature != 1.0:
+            logits = logits / temperature
+        normalizer = logits.logsumexp(-1)
+        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normalizer
+        with torch.no_grad():
+            probabilities = (logits - normalizer[:, None]).exp_()
+            entropy = normalizer - torch.einsum("nv,nv->n", probabilities, logits)
+        return logprobs, entropy
+
+    parts = list(zip(states_ND.split(LOGIT_CHUNK), targets_N.split(LOGIT_CHUNK), strict=True))
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        results = [chunk(*part) for part in parts]
+    else:
+        results = [checkpoint(chunk, *part, use_reentrant=False) for part in parts]
+    logprobs, entropies = zip(*results, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def response_states(model: nn.Module, packed: Packed) -> Tensor:
+    """Last hidden states that predict the response tokens: (N, D)."""
+    trunk = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model  # type: ignore[operator]
+    hidden = trunk(
+        input_ids=packed.input_ids_RL,
+        position_ids=packed.position_ids_RL,
+        attention_mask=packed.attention_R1LL,
+        use_cache=False,
+    ).last_hidden_state
+    return hidden.flatten(0, 1)[packed.predicting_N]
+
+
+@torch.no_grad()
+def score_responses(
+    model: nn.Module,
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    micro_batch_tokens: int = 16384,
+) -> list[Tensor]:
+    """Log-probability of every response token under a causal language model: a tensor (T_i,) per response, on the CPU."""
+    device = next(model.parameters()).device
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+    flat = []
+    for rows in micro_batches(lengths, micro_batch_tokens):
+        packed = pack(prompt_ids[rows], response_ids[rows]).to(device)
+        flat.append(token_logprobs(response_states(model, packed), packed.targets_N, head, temperature)[0].cpu())
+    return list(torch.cat(flat).split([len(r) for r in response_ids]))

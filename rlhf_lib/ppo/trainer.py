@@ -1,0 +1,382 @@
+"""PPO for language models (Schulman et al. 2017; Ziegler et al. 2019; Stiennon et al. 2020), read from top to bottom.
+
+    for stats in PPOTrainer(...).train():
+        ...
+
+One step: sample a response to each query of a batch; score the texts; charge every token for the KL to the reference and
+pay the score at the last one; estimate advantages; then `ppo_epochs` passes over the batch with the clipped losses.
+Statistics carry the names that users of TRL know. The loop is a generator: progress bars, trackers and stopping rules
+of the caller's live with the caller. What differs from TRL 0.11 on purpose is listed in docs/ppo.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase, get_scheduler
+
+from rlhf_lib.errors import ModelError, RLHFError
+from rlhf_lib.models.policy import Policy, autocast
+from rlhf_lib.ppo.advantages import gae, masked_mean, masked_var, token_rewards, whiten
+from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
+from rlhf_lib.ppo.losses import policy_loss, value_loss
+from rlhf_lib.ppo.moments import RunningMoments
+from rlhf_lib.ppo.rollout import Responses, sample_responses
+from rlhf_lib.ppo.scoring import micro_batches, pack, response_states, token_logprobs
+from rlhf_lib.recipe import PPO, Generation
+from rlhf_lib.rewards import Reward
+
+Stats = dict[str, float]
+
+
+@dataclass
+class Batch:
+    """A rollout batch of B responses, right-padded to T tokens. Everything that the updates need, computed once."""
+
+    queries: list[list[int]]
+    responses: list[list[int]]
+    mask_BT: Tensor
+    logprobs_BT: Tensor  # the behaviour policy's: the ratio's denominator
+    values_BT: Tensor
+    kl_BT: Tensor  # estimate per token, by ppo.kl_estimator
+    ref_logprobs_BT: Tensor
+    advantages_BT: Tensor = field(default_factory=lambda: torch.empty(0))
+    returns_BT: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class PPOTrainer:
+    """Trains `policy` in place against `reward`, a plain callable over (queries, responses) as text.
+
+    `prompts` are rows with `query` (the text that the reward sees) and `input_ids` (what the policy continues). Batches
+    run through a fresh permutation of them an epoch. After each step, `samples` holds that batch's texts and scores.
+    `score_constants` (mean, std) normalise the scores for PPO; statistics of scores stay in raw units.
+
+    Raises RLHFError where the policy's architecture, a query or a score can't be worked with.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        reward: Reward,
+        prompts: list[dict],
+        config: PPO,
+        generation: Generation,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        score_constants: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        if not prompts:
+            raise RLHFError("PPO has no prompts: the data set is empty after its filters")
+        if any(len(p["input_ids"]) == 0 for p in prompts):
+            raise RLHFError("a prompt has no tokens: drop empty prompts, or put a template around them")
+        self.policy, self.tokenizer, self.reward, self.prompts = policy, tokenizer, reward, prompts
+        self.config, self.generation, self.seed, self.dtype = config, generation, seed, dtype
+        self.score_constants = score_constants
+        self.step = 0
+        self.reuse_sampled: bool | None = {"recompute": False, "sampling": True}.get(config.old_logprobs)
+        self.samples: list[dict] = []
+        self.moments = RunningMoments()
+        self.kl_controller = (
+            AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+            if config.kl_controller == "adaptive"
+            else FixedKL(config.kl_coef)
+        )
+        self.optimizer = torch.optim.AdamW(
+            policy.trainable(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+        self.scheduler = get_scheduler(
+            "constant_with_warmup" if config.schedule == "constant" else config.schedule,
+            self.optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.steps,
+        )
+        self._check_head()
+
+    # ------------------------------------------------------------ the algorithm
+
+    def train(self) -> Iterator[Stats]:
+        """Run from the present step to `config.steps`, or to the threshold `stop_at_reward`; yields each step's stats."""
+        while self.step < self.config.steps:
+            stats = self.train_step()
+            yield stats
+            threshold = self.config.stop_at_reward
+            if threshold is not None and stats["ppo/mean_scores"] >= threshold:
+                return
+
+    def train_step(self) -> Stats:
+        """One rollout batch with all its PPO epochs."""
+        timer = Timer()
+        with timer("time/ppo/total"):
+            rows = self._next_rows()
+            queries = [row["input_ids"] for row in rows]
+            with timer("time/ppo/generate"), autocast(self.policy.device, self.dtype):
+                sampled = sample_responses(
+                    self.policy.model,
+                    self.tokenizer,
+                    queries,
+                    self.generation,
+                    seed=self.seed,
+                    step=self.step,
+                    batch_size=self.config.batch_size,
+                    value_head=self.policy.v_head,
+                )
+            with timer("time/ppo/score"):
+                raw_scores_B = self._score([row["query"] for row in rows], sampled)
+            with timer("time/ppo/forward_pass"):
+                batch = self._evaluate(sampled)
+            with timer("time/ppo/compute_advantages"):
+                scores_B = self._shape_scores(raw_scores_B, sampled.ended)
+                reward_kl = batch.kl_BT if self.config.kl_in == "reward" else torch.zeros_like(batch.kl_BT)
+                penalty_BT = self.kl_controller.value * reward_kl
+                rewards_BT = token_rewards(scores_B, penalty_BT, batch.mask_BT)
+                if self.config.whiten_rewards:
+                    rewards_BT = whiten(rewards_BT, batch.mask_BT, shift_mean=False)
+                advantages_BT, batch.returns_BT = gae(
+                    batch.values_BT, rewards_BT, batch.mask_BT, gamma=self.config.gamma, lam=self.config.lam
+                )
+                batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
+            with timer("time/ppo/optimize_step"):
+                update_stats = self._update(batch)
+            stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled, update_stats)
+            self.kl_controller.update(stats["objective/kl"], len(rows))
+            self.scheduler.step()
+            self.step += 1
+        self.samples = [
+            {"query": row["query"], "response": text, "score": score}
+            for row, text, score in zip(rows, sampled.texts, raw_scores_B.tolist(), strict=True)
+        ]
+        return stats | timer.seconds
+
+    def _update(self, batch: Batch) -> Stats:
+        """`ppo_epochs` passes over the batch, each in a fresh order; one optimizer step a mini-batch."""
+        generator = np.random.default_rng([self.seed, self.step])
+        size = self.config.mini_batch_size or len(batch.queries)
+        collected: dict[str, list[Tensor]] = defaultdict(list)
+        for _ in range(self.config.ppo_epochs):
+            order = generator.permutation(len(batch.queries)) if size < len(batch.queries) else np.arange(size)
+            for start in range(0, len(order), size):
+                stats = self._mini_batch(batch, order[start : start + size])
+                for name, value in stats.items():
+                    collected[name].append(value)
+            if self.config.target_kl is not None and float(stats["ppo/policy/approxkl"]) > 1.5 * self.config.target_kl:
+                break
+        return {name: float(torch.stack(values).mean()) for name, values in collected.items()}
+
+    def _mini_batch(self, batch: Batch, rows: np.ndarray) -> dict[str, Tensor]:
+        """Accumulate the gradient of the mini-batch's mean loss per real token, then step."""
+        config = self.config
+        mask_BT = batch.mask_BT[rows]
+        tokens = mask_BT.sum()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=mask_BT.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        lengths = [len(batch.queries[i]) + len(batch.responses[i]) for i in rows]
+        for part in micro_batches(lengths, config.micro_batch_tokens):
+            micro = rows[part]
+            mask = batch.mask_BT[micro].bool()
+            flat = {
+                name: getattr(batch, f"{name}_BT")[micro][mask]
+                for name in ("logprobs", "values", "ref_logprobs", "advantages", "returns")
+            }
+            with autocast(self.policy.device, self.dtype):
+                logprobs, values, entropy = self._forward(batch, micro)
+            policy, policy_sums = policy_loss(
+                logprobs, flat["logprobs"], flat["advantages"], cliprange=config.cliprange
+            )
+            value, value_sums = value_loss(
+                values, flat["values"], flat["returns"], cliprange_value=config.cliprange_value
+            )
+            loss = policy + config.vf_coef * value
+            if config.kl_in == "loss":
+                kl = kl_estimate(logprobs, flat["ref_logprobs"], config.kl_estimator).sum()
+                loss = loss + self.kl_controller.value * kl
+                sums["ppo/loss/kl"] += kl.detach()
+            (loss / tokens).backward()
+            sums["ppo/loss/policy"] += policy.detach()
+            sums["ppo/loss/value"] += value.detach()
+            sums["ppo/loss/total"] += loss.detach()
+            sums["ppo/policy/entropy"] += entropy.sum()
+            for name, total in policy_sums.items():
+                sums[f"ppo/policy/{name}"] += total
+            for name, total in value_sums.items():
+                sums[f"ppo/val/{name}"] += total
+        stats = {name: total / tokens for name, total in sums.items()}
+        stats["ppo/policy/skipped"] = torch.zeros((), device=mask_BT.device)
+        if config.ratio_threshold is not None and stats["ppo/policy/ratio"] > config.ratio_threshold:
+            stats["ppo/policy/skipped"] += 1  # the policy has run away from its samples: their gradient means nothing
+        else:
+            if config.max_grad_norm is not None:
+                stats["ppo/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), config.max_grad_norm)
+            self.optimizer.step()
+        returns_BT, advantages_BT = batch.returns_BT[rows], batch.advantages_BT[rows]
+        stats["ppo/policy/advantages_mean"] = masked_mean(advantages_BT, mask_BT)
+        stats["ppo/returns/mean"] = masked_mean(returns_BT, mask_BT)
+        stats["ppo/returns/var"] = masked_var(returns_BT, mask_BT)
+        stats["ppo/val/mean"] = masked_mean(batch.values_BT[rows], mask_BT)
+        return stats
+
+    # ------------------------------------------------------------ its parts
+
+    def _next_rows(self) -> list[dict]:
+        """The step's prompts: a position in an endless sequence of permutations, so the step alone is the cursor."""
+        first, n = self.step * self.config.batch_size, len(self.prompts)
+        rows, orders = [], {}
+        for g in range(first, first + self.config.batch_size):
+            epoch = g // n
+            if epoch not in orders:
+                orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(n)
+            rows.append(self.prompts[orders[epoch][g % n]])
+        return rows
+
+    def _score(self, queries: list[str], sampled: Responses) -> Tensor:
+        """Raw scores (B,), fp32 on the policy's device."""
+        scores = torch.tensor([float(s) for s in self.reward(queries, sampled.texts)], dtype=torch.float32)
+        if len(scores) != len(queries):
+            raise RLHFError(f"the reward returned {len(scores)} scores for {len(queries)} responses")
+        if not torch.isfinite(scores).all():
+            bad = int((~torch.isfinite(scores)).nonzero()[0])
+            raise RLHFError(
+                f"the reward gave {scores[bad]} at step {self.step} for the query {queries[bad]!r} with the response "
+                f"{sampled.texts[bad]!r}: mend the reward, PPO can't learn from it"
+            )
+        return scores.to(self.policy.device)
+
+    def _shape_scores(self, raw_B: Tensor, ended: list[bool]) -> Tensor:
+        """What PPO is paid: normalised, scaled by running moments, clipped, less the penalty for a missing EOS."""
+        mean, std = self.score_constants
+        scores_B = (raw_B - mean) / std
+        if self.config.scale_scores:
+            self.moments.update(scores_B)
+            scores_B = scores_B - self.moments.mean if self.config.normalize_scores else scores_B
+            scores_B = scores_B / (self.moments.std + 1e-8)
+        if self.config.clip_scores is not None:
+            scores_B = scores_B.clamp(-self.config.clip_scores, self.config.clip_scores)
+        if self.generation.missing_eos_penalty is not None:
+            cut_B = torch.tensor([not e for e in ended], device=scores_B.device)
+            scores_B = scores_B - self.generation.missing_eos_penalty * cut_B
+        return scores_B
+
+    @torch.no_grad()
+    def _evaluate(self, sampled: Responses) -> Batch:
+        """Old log-probs and values, and the reference's log-probs, on the tokens sampled."""
+        device = self.policy.device
+        queries, responses = sampled.prompt_ids, sampled.response_ids
+        lengths_B = torch.tensor([len(r) for r in responses], device=device)
+        mask_BT = (torch.arange(int(lengths_B.max()), device=device) < lengths_B[:, None]).float()
+        batch = Batch(queries, responses, mask_BT, *(torch.empty(0) for _ in range(4)))
+
+        with autocast(device, self.dtype), self.policy.reference() as reference:
+            batch.ref_logprobs_BT = self._spread(self._pass(batch, reference)[0], mask_BT)
+        if self.reuse_sampled:
+            batch.logprobs_BT = pad_sequence(sampled.logprobs, batch_first=True).to(device)
+            batch.values_BT = pad_sequence(sampled.values, batch_first=True).to(device)
+        else:
+            with autocast(device, self.dtype):
+                logprobs, values = self._pass(batch, self.policy.model)
+            batch.logprobs_BT, batch.values_BT = self._spread(logprobs, mask_BT), self._spread(values, mask_BT)
+            if self.reuse_sampled is None:
+                drift = torch.cat(sampled.logprobs) - logprobs.cpu()
+                self.reuse_sampled = sampling_agrees(drift, self.dtype)
+        batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
+        return batch
+
+    def _pass(self, batch: Batch, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        """Log-probs and values of all responses, flat, in micro-batches."""
+        lengths = [len(q) + len(r) for q, r in zip(batch.queries, batch.responses, strict=True)]
+        rows = np.arange(len(lengths))
+        parts = [
+            self._forward(batch, rows[part], model)[:2]
+            for part in micro_batches(lengths, self.config.micro_batch_tokens)
+        ]
+        logprobs, values = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(values)
+
+    def _forward(
+        self, batch: Batch, rows: np.ndarray, model: torch.nn.Module | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
+        model = self.policy.model if model is None else model
+        packed = pack([batch.queries[i] for i in rows], [batch.responses[i] for i in rows]).to(self.policy.device)
+        states = response_states(model, packed)
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        logprobs, entropy = token_logprobs(states, packed.targets_N, head, self.generation.temperature)
+        return logprobs, self.policy.v_head(states), entropy
+
+    @staticmethod
+    def _spread(flat_N: Tensor, mask_BT: Tensor) -> Tensor:
+        """Flat response tokens to (B, T), zeros off the mask."""
+        return torch.zeros_like(mask_BT).masked_scatter_(mask_BT.bool(), flat_N)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """The head on the trunk's states must be the model's own logits; some architectures scale or cap them after."""
+        ids = torch.tensor([self.prompts[0]["input_ids"]], device=self.policy.device)
+        model = self.policy.model
+        ours = model.get_output_embeddings()(model.get_decoder()(input_ids=ids).last_hidden_state)  # type: ignore[operator]
+        if not torch.allclose(ours, model(input_ids=ids).logits, atol=1e-3):
+            raise ModelError(f"{type(model).__name__} changes its logits after the head, which PPO here doesn't reproduce")
+
+    def _statistics(
+        self,
+        batch: Batch,
+        raw_scores_B: Tensor,
+        scores_B: Tensor,
+        penalty_BT: Tensor,
+        sampled: Responses,
+        update: Stats,
+    ) -> Stats:
+        mask_BT = batch.mask_BT
+        stats = {
+            "objective/kl": float(batch.kl_BT.sum(1).mean()),
+            "objective/kl_coef": self.kl_controller.value,
+            "objective/entropy": float(-(batch.logprobs_BT * mask_BT).sum(1).mean()),
+            "ppo/mean_scores": float(raw_scores_B.mean()),
+            "ppo/std_scores": float(raw_scores_B.std()) if len(raw_scores_B) > 1 else 0.0,
+            "ppo/mean_shaped_scores": float(scores_B.mean()),
+            "ppo/mean_non_score_reward": float(masked_mean(-penalty_BT, mask_BT)),
+            "ppo/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens/queries_len_mean": float(np.mean([len(q) for q in batch.queries])),
+            "tokens/responses_len_mean": float(mask_BT.sum(1).mean()),
+            "tokens/eos_rate": float(np.mean(sampled.ended)),
+            "ppo/old_logprobs_reused": float(bool(self.reuse_sampled)),
+        }
+        stats |= update
+        stats["ppo/val/var_explained"] = 1 - update["ppo/val/error"] / max(update["ppo/returns/var"], 1e-12)
+        return stats
+
+
+def sampling_agrees(drift_N: Tensor, dtype: torch.dtype) -> bool:
+    """Whether log-probs kept from sampling may stand for a scoring pass: `drift` is their difference per token.
+
+    fp32: within 1e-4. bf16 never: its kernels differ by an rms near 0.01, and since the KL must subtract passes of the
+    same kind, the policy's scoring pass is needed anyway and gives the old log-probs for nothing.
+    """
+    return dtype == torch.float32 and bool(drift_N.abs().max() <= 1e-4)
+
+
+class Timer:
+    """Seconds by name: `with timer("time/ppo/generate"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: Stats = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
