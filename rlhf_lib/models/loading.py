@@ -87,7 +87,7 @@ def distinct_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # type: ignore[union-attr, operator]
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
@@ -156,7 +156,7 @@ def pick_dtype(compute: Compute, device: torch.device) -> torch.dtype:
 def _load(
     auto: Any, what: str, name: str, dtype: torch.dtype | None, trust_remote_code: bool, **overrides: Any
 ) -> PreTrainedModel:
-    with _explained(name, what), _quiet():
+    with _explained(name, what), quiet():
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **overrides)
         faster_gelu(config)
         model, report = auto.from_pretrained(
@@ -184,8 +184,8 @@ def faster_gelu(config: PreTrainedConfig) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report of missing weights: what matters of it is raised."""
+def quiet() -> Iterator[None]:
+    """Load or save without progress bars and reports: what matters of them is raised."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,0 +1,81 @@
+"""From the recipe's reward section to a Reward."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from rlhf_lib.errors import ModelError, RecipeError
+from rlhf_lib.models.loading import load_classifier, load_tokenizer
+from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.classifier import ClassifierReward
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlhf_lib import recipe
+
+
+def build_reward(reward: recipe.Reward, model: str | None = None, device: torch.device | str | None = None) -> Reward:
+    """The reward that the section describes, giving raw scores. `model`: where it was trained, null: `reward.model`.
+
+    Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
+    """
+    if reward.kind == "function":
+        return function_reward(reward.function or "")
+    name = model or reward.model
+    if name is None:
+        raise ModelError("the reward model isn't trained yet, and reward.model names none to load")
+    preference = reward.kind == "preference"
+    return ClassifierReward(
+        load_classifier(name, trust_remote_code=reward.trust_remote_code),
+        load_tokenizer(name, reward.trust_remote_code, need_eos=preference),
+        label=None if preference else reward.label,
+        output=reward.output,
+        pair=reward.kind == "pair",
+        append_eos=preference,
+        max_length=reward.max_length or (reward.train.max_length if preference else None),
+        batch_size=reward.batch_size,
+        device=device,
+    )
+
+
+def function_reward(path: str) -> Reward:
+    """`package.module:name` as a Reward whose scores are checked: one finite number per response.
+
+    The module is looked for where Python looks and in the working directory. Raises RecipeError if it can't be
+    imported; calling it raises ModelError for a wrong number of scores, or one that is no finite number.
+    """
+    module_name, separator, name = path.partition(":")
+    if not (separator and module_name and name):
+        raise RecipeError(f"reward.function {path!r} must have the form package.module:name")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RecipeError(
+            f"reward.function {path}: module {module_name} can't be imported ({error}): install it, or run where it is"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        present = ", ".join(n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
+        raise RecipeError(f"reward.function {path}: {module_name} has no function {name}; it has {present or 'none'}")
+
+    def checked(queries: list[str], responses: list[str]) -> list[float]:
+        given = function(queries, responses)
+        try:
+            scores = [float(score) for score in given]
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"reward function {path} must give a list of numbers, not {given!r:.80}") from error
+        if len(scores) != len(responses):
+            raise ModelError(f"reward function {path} gave {len(scores)} scores for {len(responses)} responses")
+        for i, score in enumerate(scores):
+            if not math.isfinite(score):
+                raise ModelError(f"reward function {path} gave {score} for response {responses[i]!r:.80}")
+        return scores
+
+    return checked

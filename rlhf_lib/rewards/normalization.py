@@ -1,0 +1,53 @@
+"""Scores of mean 0 and standard deviation 1 on the reference policy's samples (Ziegler et al. 2019, section 2.1).
+
+A KL coefficient then means the same for every reward model. Ziegler et al. put the constants into the model's gain
+and bias; we keep them beside it, so that reports stay in the raw score's units.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_lib.errors import ModelError
+from rlhf_lib.rewards import Reward
+
+FILE = "normalization.json"
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """mean and std (population) of raw scores."""
+
+    mean: float
+    std: float
+
+    def __call__(self, scores: Sequence[float]) -> list[float]:
+        """(score - mean) / std, each."""
+        return [(score - self.mean) / self.std for score in scores]
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=1))
+
+
+def fit_normalization(scores: Sequence[float]) -> Normalization:
+    """The constants from raw scores of reference samples. Raises ModelError if they don't differ or aren't finite."""
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    if not math.isfinite(mean) or not std > 1e-8 * max(1.0, abs(mean)):
+        raise ModelError(
+            f"the reward can't be normalised: on {len(scores)} reference samples the mean is {mean:.4g} and the "
+            f"standard deviation {std:.4g}; set reward.normalize=false, or look at what the reward gives"
+        )
+    return Normalization(mean, std)
+
+
+def normalized(reward: Reward, normalization: Normalization | None) -> Reward:
+    """The reward with its scores normalised; as it is where `normalization` is None."""
+    if normalization is None:
+        return reward
+    return lambda queries, responses: normalization(reward(queries, responses))
