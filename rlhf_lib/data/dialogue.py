@@ -1,4 +1,4 @@
-"""Dialogues in hh-rlhf's form (Bai et al. 2022): turns that begin with "\\n\\nHuman:" and "\\n\\nAssistant:" in one text."""
+"""Dialogues in hh-rlhf's form (Bai et al. 2022): one text, its turns beginning "\\n\\nHuman:" or "\\n\\nAssistant:"."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Columns `prompt` (up to and including the last "\\n\\nAssistant:"), `chosen` and `rejected` (the last answers, with
-    the white space that joins them to the prompt in front, right-stripped), `margin` where the recipe names one."""
+    """Columns `prompt` (up to and including the last "\\n\\nAssistant:"), `chosen` and `rejected` (the last answers,
+    with the white space that joins them to the prompt in front, right-stripped), `margin` where the recipe names one.
+    """
 
     train: Dataset
     test: Dataset

@@ -163,7 +163,7 @@ def _explain(error: Exception, where: str, key: str) -> str:
     if isinstance(error, ConnectionError):
         reason = "HF_HUB_OFFLINE is set" if config.HF_HUB_OFFLINE else "is there a network?"
         return (
-            f"{where}: the hub is out of reach ({reason}) and the set isn't in the cache. Get it where there is a network "
-            f"and set {key}.dataset to the local folder"
+            f"{where}: the hub is out of reach ({reason}) and the set isn't in the cache. Get it where there is a "
+            f"network and set {key}.dataset to the local folder"
         )
     return f"{where} can't be read: {message}. Check {key}.dataset (a hub id, or a local folder or file)"

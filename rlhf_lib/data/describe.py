@@ -1,0 +1,52 @@
+"""What a data set looks like: lengths in figures and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Lengths = Mapping[str, Sequence[int]]
+
+_BINS = 50
+
+
+def summarize(lengths: Sequence[int]) -> dict[str, float]:
+    """Mean, median, 95th percentile and maximum, in the unit of `lengths`; empty for no lengths."""
+    if not len(lengths):
+        return {}
+    values = np.asarray(lengths)
+    figures = {
+        "mean": values.mean(),
+        "median": np.median(values),
+        "p95": np.quantile(values, 0.95),
+        "max": values.max(),
+    }
+    return {name: float(figure) for name, figure in figures.items()}
+
+
+def length_histogram(panels: Mapping[str, Lengths]) -> Figure:
+    """One panel per entry (its key labels the length axis), one outline per series in it.
+
+    The y axis is the share of the series' rows, so that splits of different size compare; lengths above the panel's
+    99th percentile are gathered in the last bin. A Figure of its own, without pyplot: safe in any thread, no display.
+    """
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axes, (label, series) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        every = np.concatenate([np.asarray(lengths) for lengths in series.values()])
+        top, low = np.quantile(every, 0.99), every.min()
+        width = max(1, int(np.ceil((top - low + 1) / _BINS)))  # whole numbers: no empty bins between integers
+        edges = np.arange(low, top + width + 1, width) - 0.5
+        last = (edges[-2] + edges[-1]) / 2
+        for color, (name, lengths) in zip(("tab:blue", "tab:orange", "tab:green"), series.items(), strict=False):
+            weights = np.full(len(lengths), 100 / max(1, len(lengths)))
+            legend = f"{name}: {len(lengths):,} rows, median {np.median(lengths):,.0f}"
+            style = {"histtype": "stepfilled", "alpha": 0.35, "facecolor": color, "edgecolor": color, "linewidth": 1.3}
+            axes.hist(np.minimum(lengths, last), bins=edges, weights=weights, label=legend, **style)
+        axes.set_xlabel(label + (f" (last bin: {edges[-2] + 0.5:,.0f} and more)" if every.max() > edges[-1] else ""))
+        axes.set_ylabel("rows, %")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.15)
+        axes.legend(frameon=False, loc="upper right")
+    return figure

@@ -1,0 +1,261 @@
+"""Prompts: rows of a data set turned into the queries that the policy continues, in two steps.
+
+`load_prompts` works on text alone (filters, duplicates, held-out split, leakage); `tokenize_prompts` needs the policy's
+tokenizer, which may itself still have to be trained on the text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlhf_lib.data.dialogue import first_turn, split_dialogue
+from rlhf_lib.data.filters import Funnel, first_seen
+from rlhf_lib.data.sources import describe_source, load_sources, sources, text_column
+from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import Generation, Query, Recipe
+from rlhf_lib.recipe import Prompts as PromptSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_OPENINGS = ("first_tokens", "first_words")
+_BATCH = 1000
+_CHARS_PER_TOKEN = 32  # far above what tokenizers reach on average: saves encoding whole texts for a few tokens
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Columns `query` (bare text, what the reward sees) and `prompt` (what the policy continues); no row in both.
+
+    With the query kinds first_tokens and first_words both still hold the whole text, which `tokenize_prompts` cuts:
+    openings of different texts often agree, and are no duplicates for it.
+    """
+
+    train: Dataset
+    test: Dataset
+    report: dict[str, Any]
+
+
+def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> Prompts:
+    """The recipe's prompts as text, in an order drawn with its seed.
+
+    Dropped and counted: texts of `min_chars` characters or fewer, empty queries, queries of `max_query_chars`
+    characters or more, duplicates, training prompts that are evaluation prompts too, and those above `limit`. Without
+    a test set of its own, the fraction `held_out` is taken off for evaluation.
+
+    Args:
+        loaded: the splits as `load_sources` opens them, where the caller has them already.
+
+    Raises:
+        DataError: missing set, split or column, a row that is no dialogue, or a filter that leaves nothing.
+    """
+    settings = recipe.data.prompts
+    loaded = loaded or load_sources(recipe)
+    described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
+
+    train, train_funnel = _queries(loaded["prompts/train"], settings, described["prompts/train"])
+    train = _shuffled(train, recipe.seed, 1)
+    if settings.test is None:
+        train = _limited(train, settings.limit, train_funnel)
+        test, train = _hold_out(train, settings.held_out, described["prompts/train"])
+        train_funnel.dropped["held out"] = len(test)
+        test_report = {"rows": len(test), "dropped": {}, "kept": len(test)}
+    else:
+        test, test_funnel = _queries(loaded["prompts/test"], settings, described["prompts/test"])
+        test = _shuffled(test, recipe.seed, 2)
+        test_report = test_funnel.report(len(test))
+        held_out = set(test)
+        train = train_funnel.keep(
+            "in test",
+            train,
+            (query not in held_out for query in train),
+            "Training and evaluation share their prompts: point data.prompts.test at other rows, or set it to null",
+        )
+        train = _limited(train, settings.limit, train_funnel)
+    report = {"train": train_funnel.report(len(train)), "test": test_report}
+    return Prompts(_dataset(train, settings), _dataset(test, settings), report)
+
+
+def tokenize_prompts(
+    dataset: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, positions: int
+) -> tuple[Dataset, dict[str, int]]:
+    """Adds `input_ids`; prompts that leave no room for the longest response within `positions` tokens are dropped.
+
+    First_tokens: each row keeps its first N tokens as they were encoded, and the query is those tokens' text;
+    first_words: its first N words, joined by spaces. N is uniform in [min, max) by the recipe's seed and the row's
+    text, so that neither filters nor order change it. The template comes after the cut.
+
+    Returns:
+        (columns `query`, `prompt`, `input_ids`; counts: rows, too long, query too long, kept)
+
+    Raises:
+        DataError: no room for the response at all, or no prompt that leaves it.
+    """
+    from datasets import Dataset
+
+    settings, room = recipe.data.prompts, positions - response_limit(recipe.generation)
+    if room < 1:
+        raise DataError(
+            f"responses of {response_limit(recipe.generation)} tokens leave no room for a prompt within the model's "
+            f"{positions} positions. Lower generation.max_new_tokens or generation.length_sampler.max"
+        )
+    rows: dict[str, list[Any]] = {"query": [], "prompt": [], "input_ids": []}
+    long_queries = too_long = 0
+    shortest = positions
+    for start in range(0, len(dataset), _BATCH):
+        batch = dataset[start : start + _BATCH]
+        queries, prompts = batch["query"], batch["prompt"]
+        ids = None
+        if settings.query.kind == "first_tokens":
+            cut = _first_tokens(queries, settings.query, recipe.seed, tokenizer)
+            queries = tokenizer.batch_decode(cut, skip_special_tokens=True)
+            ids = cut if settings.template is None else None
+        elif settings.query.kind == "first_words":
+            queries = [" ".join(text.split()[: _draw(settings.query, recipe.seed, text)]) for text in queries]
+        if settings.query.kind in _OPENINGS:
+            prompts = [_prompt(query, settings) for query in queries]
+        for query, prompt, input_ids in zip(
+            queries, prompts, ids or tokenizer(prompts, verbose=False)["input_ids"], strict=True
+        ):
+            shortest = min(shortest, len(input_ids))
+            if settings.max_query_chars is not None and len(query) >= settings.max_query_chars:
+                long_queries += 1
+            elif len(input_ids) > room:
+                too_long += 1
+            else:
+                for column, value in zip(rows.values(), (query, prompt, input_ids), strict=True):
+                    column.append(value)
+    counts = {"rows": len(dataset), "query too long": long_queries, "too long": too_long, "kept": len(rows["query"])}
+    if long_queries == len(dataset):
+        raise DataError(
+            f"none of the {len(dataset)} queries has fewer than {settings.max_query_chars} characters: "
+            "raise data.prompts.max_query_chars"
+        )
+    if not rows["query"]:
+        raise DataError(
+            f"none of the {len(dataset)} prompts leaves room for a response of {response_limit(recipe.generation)} "
+            f"tokens within the model's {positions} positions (the shortest has {shortest} tokens). Shorten the "
+            "prompts (data.prompts.query, .max_query_chars) or the responses (generation), or take a model with more "
+            "positions"
+        )
+    return Dataset.from_dict(rows), counts
+
+
+def tokenize_splits(
+    train: Dataset, test: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, positions: int
+) -> tuple[Dataset, Dataset, dict[str, dict[str, int]]]:
+    """`tokenize_prompts` of both splits, no query in both.
+
+    Openings of different texts often agree in their first few tokens or words. Evaluation prompts that equal a training
+    prompt are dropped and counted as `in train`: the training prompts keep the distribution that was asked for.
+
+    Raises:
+        DataError: as `tokenize_prompts`, or if every evaluation prompt is a training prompt too.
+    """
+    train, train_counts = tokenize_prompts(train, recipe, tokenizer, positions)
+    test, test_counts = tokenize_prompts(test, recipe, tokenizer, positions)
+    seen = set(train["query"])
+    unseen = [row for row, query in enumerate(test["query"]) if query not in seen]
+    if not unseen:
+        raise DataError(
+            f"all {len(test)} evaluation prompts are training prompts too: raise data.prompts.query.min and .max so "
+            "that fewer agree, or data.prompts.held_out"
+        )
+    test_counts |= {"in train": len(test) - len(unseen), "kept": len(unseen)}
+    return train, test.select(unseen), {"train": train_counts, "test": test_counts}
+
+
+def response_limit(generation: Generation) -> int:
+    """Tokens of the longest response."""
+    return generation.length_sampler.max - 1 if generation.length_sampler else generation.max_new_tokens
+
+
+def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[list[str], Funnel]:
+    funnel = Funnel(where, len(dataset))
+    texts = text_column(dataset, settings.column, where, "data.prompts.column")
+    rows = [(text, _query(text, row, settings, where)) for row, text in enumerate(texts)]
+    if settings.min_chars is not None:
+        least = settings.min_chars
+        rows = funnel.keep("min_chars", rows, (len(text) > least for text, _ in rows), "Lower data.prompts.min_chars")
+    queries = [query for _, query in rows]
+    queries = funnel.keep("empty", queries, map(bool, queries), f"Does column '{settings.column}' hold the texts?")
+    if settings.max_query_chars is not None and settings.query.kind not in _OPENINGS:
+        most = settings.max_query_chars
+        short = (len(query) < most for query in queries)
+        queries = funnel.keep("max_query_chars", queries, short, "Raise data.prompts.max_query_chars")
+    return funnel.keep("duplicate", queries, first_seen(queries), ""), funnel
+
+
+def _query(text: str, row: int, settings: PromptSettings, where: str) -> str:
+    """The row's query, whitespace-only ones empty."""
+    try:
+        match settings.query.kind:
+            case "first_turn":
+                return first_turn(text)
+            case "dialogue":
+                return split_dialogue(text)[0]
+            case _:
+                return text if text.strip() else ""
+    except DataError as error:
+        raise DataError(
+            f"{where}, row {row}, column '{settings.column}' {error}. "
+            "For plain text set data.prompts.query.kind to text"
+        ) from None
+
+
+def _draw(query: Query, seed: int, text: str) -> int:
+    """Uniform in [min, max), by seed and text."""
+    return random.Random(f"{seed}:{text}").randrange(query.min, query.max)
+
+
+def _first_tokens(texts: list[str], query: Query, seed: int, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Each text's first N tokens; what the tokenizer puts around a text (BOS, T5's EOS) stays and isn't counted."""
+    openings = [text[: query.max * _CHARS_PER_TOKEN] for text in texts]
+    encoded = tokenizer(openings, return_special_tokens_mask=True, verbose=False)
+    cut = []
+    for text, ids, special in zip(texts, encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        limit = _draw(query, seed, text)
+        place = accumulate(1 - mark for mark in special)  # a token's number among the text's own
+        cut.append([token for token, own, mark in zip(ids, place, special, strict=True) if mark or own <= limit])
+    return cut
+
+
+def _prompt(query: str, settings: PromptSettings) -> str:
+    # no str.format: templates may hold other braces
+    return query if settings.template is None else settings.template.replace("{query}", query)
+
+
+def _shuffled(queries: list[str], seed: int, stream: int) -> list[str]:
+    return [queries[i] for i in np.random.default_rng([seed, stream]).permutation(len(queries))]
+
+
+def _limited(queries: list[str], limit: int | None, funnel: Funnel) -> list[str]:
+    if limit is not None:
+        funnel.dropped["limit"] = max(0, len(queries) - limit)
+    return queries[:limit]
+
+
+def _hold_out(queries: list[str], fraction: float, where: str) -> tuple[list[str], list[str]]:
+    """(held out, the rest). Raises DataError where one of them is empty."""
+    count = round(len(queries) * fraction)
+    if not 0 < count < len(queries):
+        raise DataError(
+            f"{where}: data.prompts.held_out={fraction} of {len(queries)} prompts leaves {count} for evaluation and "
+            f"{len(queries) - count} for training. Change it, or name evaluation prompts in data.prompts.test"
+        )
+    return queries[:count], queries[count:]
+
+
+def _dataset(queries: list[str], settings: PromptSettings) -> Dataset:
+    from datasets import Dataset
+
+    opening = settings.query.kind in _OPENINGS
+    prompts = queries if opening else [_prompt(query, settings) for query in queries]
+    return Dataset.from_dict({"query": queries, "prompt": prompts})

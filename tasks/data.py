@@ -1,0 +1,165 @@
+"""Prompts and preference pairs as a Prefect task: read, filtered, tokenized, saved and shown in MLflow."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from prefect import task
+
+from rlhf_lib.recipe import Recipe
+from tasks.tracking import PipelineRun, code_key, content_key, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EXAMPLES = 10
+_DIGEST = 36  # MLflow's database keeps no more characters of a data set's digest
+
+
+@task(name="data")
+def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
+    """Save what the later stages read; reused where the content of rows, settings and tokenizer is the same.
+
+    The record holds the folders `prompts` (null where the tokenizer is still to be trained), `texts` (the prompts
+    without their ids) and `preferences` (null where the recipe has none), each {"train", "test"}; the sets' `fingerprints` by
+    role; the filters' `report`; and `metrics`. Raises DataError, and ModelError for a missing tokenizer.
+    """
+    from rlhf_lib.data.preferences import load_preferences
+    from rlhf_lib.data.prompts import load_prompts, response_limit
+    from rlhf_lib.data.sources import fingerprint, load_sources
+    from rlhf_lib.models.loading import fingerprint as model_fingerprint
+
+    loaded = load_sources(recipe)
+    by_set = {id(rows): fingerprint(rows) for rows in {id(rows): rows for rows in loaded.values()}.values()}
+    fingerprints = {role: by_set[id(rows)] for role, rows in loaded.items()}
+    from_scratch = recipe.policy.train is not None and recipe.policy.train.from_scratch is not None
+    model = None if from_scratch else recipe.policy.model
+    # where the rows lie is no part of the key: their content is
+    place = {"dataset", "name", "data_dir", "split", "test"}
+    settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, "preferences": {"train", "test"}})
+    policy = (model_fingerprint(model), response_limit(recipe.generation)) if model else None
+    key = content_key(settings, fingerprints, recipe.seed, policy, code_key("data", "recipe"))
+
+    with stage("data", run, key=key) as current:
+        if current.reused:
+            return current.record
+        prompts = load_prompts(recipe, loaded)
+        texts = {"train": prompts.train, "test": prompts.test}
+        report: dict[str, Any] = {"prompts": prompts.report}
+        tokenized = None
+        if model:
+            tokenized, report["tokenized"] = _tokenize(recipe, model, texts)
+        pairs = None
+        if recipe.data.preferences is not None:
+            found = load_preferences(recipe, loaded)
+            pairs, report["preferences"] = {"train": found.train, "test": found.test}, found.report
+            asked = set(found.train["prompt"])
+            report["evaluation prompts among training pairs"] = sum(
+                prompt in asked for prompt in texts["test"]["prompt"]
+            )
+
+        metrics = _flat(report)
+        metrics |= _show(tokenized or texts, pairs)
+        _log_sets(recipe, loaded, fingerprints)
+        mlflow.log_dict(report, "report.json")
+        current.log_metrics(metrics)
+        with _no_progress_bars():
+            folders = {
+                name: _save(splits, current.folder / name)
+                for name, splits in (("prompts", tokenized), ("texts", texts), ("preferences", pairs))
+            }
+        current.record = {**folders, "fingerprints": fingerprints, "report": report, "metrics": metrics}
+    return current.record
+
+
+def _tokenize(recipe: Recipe, model: str, texts: dict[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    from rlhf_lib.data.prompts import tokenize_splits
+    from rlhf_lib.models.loading import load_config, load_tokenizer, positions
+
+    tokenizer = load_tokenizer(model, recipe.policy.trust_remote_code)
+    longest = positions(load_config(model, recipe.policy.trust_remote_code))
+    train, test, counts = tokenize_splits(texts["train"], texts["test"], recipe, tokenizer, longest)
+    return {"train": train, "test": test}, counts
+
+
+def _save(splits: dict[str, Dataset] | None, folder: Path) -> dict[str, str] | None:
+    if splits is None:
+        return None
+    for name, rows in splits.items():
+        rows.save_to_disk(folder / name)
+    return {name: str(folder / name) for name in splits}
+
+
+def _show(prompts: dict[str, Dataset], pairs: dict[str, Dataset] | None) -> dict[str, float]:
+    """Length histograms and example rows to MLflow; returns the lengths' figures."""
+    from rlhf_lib.data.describe import length_histogram, summarize
+
+    column, unit = ("input_ids", "tokens") if "input_ids" in prompts["train"].column_names else ("prompt", "characters")
+    panels = {f"prompt, {unit}": {name: [len(value) for value in rows[column]] for name, rows in prompts.items()}}
+    mlflow.log_table(prompts["train"].select_columns(["query", "prompt"])[:EXAMPLES], "examples/prompts.json")
+    if pairs is not None:
+        answers = {name: [len(text) for text in pairs["train"][name]] for name in ("chosen", "rejected")}
+        panels["answer of the training pairs, characters"] = answers
+        mlflow.log_table(pairs["train"][:EXAMPLES], "examples/preferences.json")
+    mlflow.log_figure(length_histogram(panels), "lengths.png")
+    return {
+        f"{panel.split(',')[0].split()[0]}_{panel.split(', ')[1]}/{series}/{name}": figure
+        for panel, lengths in panels.items()
+        for series, values in lengths.items()
+        for name, figure in summarize(values).items()
+    }
+
+
+def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str, str]) -> None:
+    """Each set once, whatever number of roles it has, its content's fingerprint as the digest."""
+    from mlflow.data.huggingface_dataset import from_huggingface
+
+    from rlhf_lib.data.sources import EMBEDDED, sources
+
+    roles: dict[int, list[str]] = {}
+    for role, rows in loaded.items():
+        roles.setdefault(id(rows), []).append(role)
+    described = sources(recipe)
+    for shared in roles.values():
+        source, default, _ = described[shared[0]]
+        place = str(source.dataset or default)
+        name = "/".join(
+            part for part in (place.rstrip("/").split("/")[-1], source.name, source.data_dir, source.split) if part
+        )
+        logged = from_huggingface(
+            loaded[shared[0]],
+            path=None if place == EMBEDDED else place,
+            data_dir=source.data_dir,
+            name=name,
+            digest=fingerprints[shared[0]][:_DIGEST],
+        )
+        with warnings.catch_warnings():  # MLflow's hint that integer columns can't hold missing values
+            warnings.simplefilter("ignore", UserWarning)
+            mlflow.log_input(logged, context=", ".join(shared))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """{"a": {"b c": 1}} -> {"a/b_c": 1.0}"""
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        name = prefix + key.replace(" ", "_")
+        flat |= _flat(value, f"{name}/") if isinstance(value, dict) else {name: float(value)}
+    return flat
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
