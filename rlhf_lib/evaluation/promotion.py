@@ -1,0 +1,126 @@
+"""Whether a new policy may take the champion's place: gates over its evaluation, and a duel with the champion."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from rlhf_lib.errors import ModelError
+from rlhf_lib.evaluation.reward_delta import reward_delta
+from rlhf_lib.models.loading import load_causal_lm, load_config, load_tokenizer, positions
+from rlhf_lib.ppo.rollout import sample_responses
+from rlhf_lib.recipe import Gates, Generation
+from rlhf_lib.rewards import Reward
+
+if TYPE_CHECKING:
+    import torch
+
+Holds = Callable[[float, float], bool]
+_WORDS: dict[Holds, str] = {operator.gt: "above", operator.ge: "at least", operator.le: "at most"}
+
+
+def judge(
+    gates: Gates, evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None
+) -> tuple[bool, list[dict[str, Any]], str]:
+    """(passed, [{name, figure, threshold, passed}], reason) of a candidate.
+
+    `evaluation` holds reward.ci95, perplexity or None, diversity and kl of policy against reference; `duel` is what
+    `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none.
+    Gates that are switched off, or whose figure doesn't apply (perplexity without a set), are left out. NaN never
+    passes.
+    """
+    perplexity, diversity = evaluation["perplexity"] or {}, evaluation["diversity"]
+    rules: list[tuple[str, float | None, Holds, float | None]] = [
+        ("min_reward_delta", evaluation["reward"]["ci95"][0], operator.gt, gates.min_reward_delta),
+        (
+            "max_perplexity_ratio",
+            _ratio(perplexity.get("policy"), perplexity.get("reference")),
+            operator.le,
+            gates.max_perplexity_ratio,
+        ),
+        ("max_kl", evaluation["kl"], operator.le, gates.max_kl),
+        (
+            "min_distinct_2_ratio",
+            _ratio(diversity.get("distinct_2_policy"), diversity.get("distinct_2_reference")),
+            operator.ge,
+            gates.min_distinct_2_ratio,
+        ),
+    ]
+    if duel and "error" not in duel:
+        rules.append(("beats_champion", duel["ci95"][0], operator.gt, 0.0))
+    results, failures = [], []
+    for name, figure, holds, threshold in rules:
+        if figure is None or threshold is None:
+            continue
+        passed = bool(holds(figure, threshold))
+        results.append({"name": name, "figure": figure, "threshold": threshold, "passed": passed})
+        if not passed:
+            failures.append(f"{name}: {figure:.4g} is not {_WORDS[holds]} {threshold:g}")
+    if duel and "error" in duel:
+        results.append({"name": "beats_champion", "figure": None, "threshold": 0.0, "passed": False})
+        failures.append(f"beats_champion: no comparison, {duel['error']}")
+    if failures:
+        return False, results, "; ".join(failures)
+    if duel:
+        return True, results, f"all gates passed, and the score gains {_interval(duel)} on the champion's"
+    return True, results, "all gates passed, and there was no champion"
+
+
+def compare_policies(
+    candidate: str,
+    champion: str,
+    prompts: Dataset,
+    reward: Reward,
+    generation: Generation,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    seed: int,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Two policy folders on the same prompts, drawn with the same seeds, under one reward.
+
+    `prompts` has columns query and prompt; each model encodes the text with its own tokenizer, and prompts that leave
+    either of them no room for the response are left out of both. Returns mean scores, the paired bootstrap interval
+    of candidate - champion, the win rate and the number of prompts. Two equal models give equal texts, and so 0.
+    Raises ModelError where a model can't be loaded or no prompt fits.
+    """
+    longest = generation.length_sampler.max - 1 if generation.length_sampler else generation.max_new_tokens
+    tokenizers = [load_tokenizer(folder, trust_remote_code) for folder in (candidate, champion)]
+    encoded = [[tokenizer(text).input_ids for text in prompts["prompt"]] for tokenizer in tokenizers]
+    rooms = [positions(load_config(folder, trust_remote_code)) - longest for folder in (candidate, champion)]
+    rows = [
+        row
+        for row in range(len(prompts))
+        if all(0 < len(ids[row]) <= room for ids, room in zip(encoded, rooms, strict=True))
+    ]
+    if not rows:
+        raise ModelError(f"no held-out prompt leaves both policies room for a response of {longest} tokens")
+    queries = [prompts[row]["query"] for row in rows]
+    scores = []
+    for folder, tokenizer, ids in zip((candidate, champion), tokenizers, encoded, strict=True):
+        model = load_causal_lm(folder, dtype, trust_remote_code).to(device)  # type: ignore[arg-type]
+        responses = sample_responses(model, tokenizer, [ids[row] for row in rows], generation, seed=seed)
+        scores.append(reward(queries, responses.texts))
+        del model
+    outcome = reward_delta(scores[1], scores[0], seed=seed)
+    return {
+        "candidate": outcome.policy,
+        "champion": outcome.reference,
+        "delta": outcome.delta,
+        "ci95": list(outcome.ci95),
+        "win_rate": outcome.win_rate,
+        "prompts": len(rows),
+    }
+
+
+def _ratio(policy: float | None, reference: float | None) -> float | None:
+    return policy / reference if policy is not None and reference else None
+
+
+def _interval(duel: Mapping[str, Any]) -> str:
+    low, high = duel["ci95"]
+    return f"{duel['delta']:+.4g} [{low:.4g}, {high:.4g}]"

@@ -1,0 +1,125 @@
+"""The model card of a registered policy: what it is, what it was made from, how it fared, what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rlhf_lib.recipe import Recipe
+
+
+def model_card(
+    recipe: Recipe,
+    *,
+    name: str,
+    policy: Mapping[str, Any],
+    reward: Mapping[str, Any],
+    ppo: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    gates: Iterable[Mapping[str, Any]],
+    verdict: str,
+    duel: Mapping[str, Any] | None,
+    fingerprints: Mapping[str, Any],
+    accuracy: float | None,
+    samples: str,
+) -> str:
+    """Markdown, from the recipe and the stages' records. Figures that don't apply are left out."""
+    learned, checked, texts = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
+    low, high = learned["ci95"]
+    generation, settings = recipe.generation, recipe.ppo
+    before_after = [
+        ("reward", learned["reference"], learned["policy"]),
+        ("perplexity (by token)", checked.get("reference"), checked.get("policy")),
+        ("perplexity (mean of texts)", checked.get("mean_per_text_reference"), checked.get("mean_per_text_policy")),
+        ("distinct-1", texts.get("distinct_1_reference"), texts.get("distinct_1_policy")),
+        ("distinct-2", texts.get("distinct_2_reference"), texts.get("distinct_2_policy")),
+    ]
+    template, lora = recipe.data.prompts.template, recipe.policy.lora
+    made_from = [
+        ("recipe", recipe.name),
+        ("base model", recipe.policy.model or "trained from scratch"),
+        ("base model's fingerprint", policy["fingerprint"]),
+        ("prompts", recipe.data.prompts.dataset),
+        *((f"fingerprint of {key}", value) for key, value in flat(fingerprints)),
+        ("reward", f"{recipe.reward.kind} {recipe.reward.function or recipe.reward.model or ''}".strip()),
+        ("reward's fingerprint", reward.get("fingerprint")),
+        ("reward model's held-out accuracy", accuracy),
+        ("PPO", f"{ppo['steps']} steps of {settings.batch_size} responses, {settings.ppo_epochs} epochs each"),
+        ("seconds of PPO", ppo["seconds"]),
+        ("learning rate", f"{settings.learning_rate:g}, {settings.schedule}"),
+        ("KL coefficient", f"{settings.kl_coef:g}, {settings.kl_controller}, estimator {settings.kl_estimator}"),
+        ("sampling", f"temperature {generation.temperature:g}, top_k {generation.top_k}, top_p {generation.top_p:g}"),
+        ("LoRA", f"rank {lora.r}, merged" if lora else None),
+        ("unfrozen blocks", recipe.policy.unfrozen_layers),
+        ("seed", recipe.seed),
+    ]
+    judged = [(g["name"], g["figure"], g["threshold"], "yes" if g["passed"] else "no") for g in gates]
+    form = f" Prompts have the form {template!r}." if template else ""
+    return f"""# {name}
+
+{recipe.description or "A causal language model trained with PPO against a reward model."}
+
+**{verdict}**
+
+## Intended use and limits
+
+Continues text in the form of its training prompts, with up to {response_limit(recipe)} tokens.{form} Served, it \
+answers greedily. It was optimised for one reward on one kind of prompt: a higher score is that reward's opinion, no \
+proof of quality, and nothing here vouches for facts, safety or other domains. Read samples before use.
+
+## Before and after
+
+{table(("", "reference", "policy"), [row for row in before_after if row[1] is not None])}
+
+Reward delta {figure(learned["delta"])}, 95% interval [{figure(low)}, {figure(high)}], win rate \
+{figure(learned["win_rate"])}; KL to the reference {figure(evaluation["kl"])} nats per response.
+Samples and report: {samples}
+
+## Gates
+
+{table(("gate", "figure", "threshold", "passed"), judged)}
+{_against(duel)}
+## Made from
+
+{table(("", ""), made_from)}
+"""
+
+
+def response_limit(recipe: Recipe) -> int:
+    """Most tokens of a response."""
+    sampler = recipe.generation.length_sampler
+    return sampler.max - 1 if sampler else recipe.generation.max_new_tokens
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
+    """A Markdown table; rows whose last cell is None are left out."""
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    lines += [f"| {' | '.join(map(figure, row))} |" for row in rows if row[-1] is not None]
+    return "\n".join(lines)
+
+
+def figure(value: Any) -> str:
+    """Four significant digits for a float, - for nothing, and no bar that would end a table's cell."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves under their dotted names."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        pairs += flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return pairs
+
+
+def _against(duel: Mapping[str, Any] | None) -> str:
+    if duel is None or "error" in duel:
+        return ""
+    low, high = duel["ci95"]
+    return (
+        f"\nAgainst the champion, version {duel['version']}, under this candidate's reward, on {duel['prompts']} "
+        f"prompts: {figure(duel['champion'])} -> {figure(duel['candidate'])}, delta {figure(duel['delta'])} "
+        f"[{figure(low)}, {figure(high)}], win rate {figure(duel['win_rate'])}.\n"
+    )

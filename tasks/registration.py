@@ -1,0 +1,220 @@
+"""Registration: the policy becomes a version in MLflow's model registry, and the champion where it has earned it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from prefect import task
+
+from rlhf_lib.errors import EnvironmentFault, RLHFError
+from rlhf_lib.recipe import Recipe
+from tasks import registry
+from tasks.model_card import flat, model_card, response_limit
+from tasks.tracking import PipelineRun, mlflow_link, run_logger, stage
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+CHECKED_PROMPTS = 8
+
+
+@task(name="registration")
+def register_policy(
+    recipe: Recipe,
+    run: PipelineRun,
+    policy: dict[str, Any],
+    reward: dict[str, Any],
+    ppo: dict[str, Any],
+    evaluation: dict[str, Any],
+    checks: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Log the policy, compare what MLflow gives back logit by logit, judge it, and only then make it a version.
+
+    `checks` and `data`, the records of those stages, add the reward model's accuracy and the data's fingerprints to
+    the model card. A policy that fails its gates, or loses to the champion, becomes a version all the same, as
+    challenger. Raises EnvironmentFault where the model that comes back is not the one that went in.
+    """
+    from datasets import load_from_disk
+
+    from rlhf_lib.evaluation.promotion import judge
+
+    name = recipe.registration.name or recipe.name
+    with stage("registration", run) as s:
+        prompts = load_from_disk(policy["prompts"]["test"])
+        if len(prompts) > recipe.evaluation.prompts:  # the ones that the evaluation drew
+            prompts = prompts.shuffle(seed=recipe.seed).select(range(recipe.evaluation.prompts))
+        logged = _log_checked(recipe, ppo["policy"], prompts)
+
+        present = registry.champion(name)
+        duel = _duel(recipe, reward, ppo["policy"], name, present, prompts, s.folder) if present else None
+        passed, gates, reason = judge(recipe.registration.gates, evaluation, duel)
+        promoted = passed and recipe.registration.promote
+        if passed and not promoted:
+            reason += ", but the recipe's registration.promote is false"
+        verdict = f"{'Promoted to champion' if promoted else 'Not promoted'}: {reason}."
+
+        accuracy = (checks or {}).get("accuracy")
+        card = model_card(
+            recipe,
+            name=name,
+            policy=policy,
+            reward=reward,
+            ppo=ppo,
+            evaluation=evaluation,
+            gates=gates,
+            verdict=verdict,
+            duel=duel,
+            fingerprints=(data or {}).get("fingerprints", {}),
+            accuracy=accuracy,
+            samples=mlflow_link(evaluation.get("mlflow_run_id", run.parent_run_id)),
+        )
+        written = s.folder / "model_card.md"
+        written.write_text(card)
+        mlflow.log_artifact(str(written))
+        mlflow.MlflowClient().log_model_artifact(logged.model_id, str(written))
+
+        figures = _figures(evaluation, duel, accuracy)
+        tags = {key: f"{value:.6g}" for key, value in figures.items()} | {
+            "recipe": recipe.name,
+            "parent_run_id": run.parent_run_id,
+            "base_model_fingerprint": str(policy["fingerprint"]),
+            "reward_fingerprint": str(reward.get("fingerprint")),
+            "promoted": str(promoted).lower(),
+            "reason": reason,
+        }
+        version = registry.create_version(
+            name, logged, about=recipe.description, card=card, tags=tags, promoted=promoted
+        ).version
+        mlflow.set_tags(
+            {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
+        )
+        metrics = figures | {"promoted": float(promoted)}
+        s.log_metrics(metrics)
+        run_logger().info("registered models:/%s/%s (%s). %s", name, version, mlflow.get_registry_uri(), verdict)
+        s.record = {
+            "name": name,
+            "version": str(version),
+            "promoted": promoted,
+            "gates": gates,
+            "reason": reason,
+            "duel": duel,
+            "metrics": metrics,
+        }
+    return s.record
+
+
+def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
+    """Log the policy's folder and hold what MLflow loads back against it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_lib.models.loading import load_tokenizer, positions
+    from rlhf_lib.ppo.rollout import end_ids
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.policy.trust_remote_code
+    ).eval()
+    tokenizer = load_tokenizer(folder, recipe.policy.trust_remote_code)
+    settings = {
+        "max_new_tokens": response_limit(recipe),
+        "positions": positions(model.config),
+        "end_ids": [] if recipe.generation.ignore_eos else sorted(end_ids(model, tokenizer)),
+        "stop": recipe.generation.stop,
+        "trust_remote_code": recipe.policy.trust_remote_code,
+    }
+    logged = registry.log_policy(
+        folder,
+        prompt=prompts[0]["prompt"],
+        settings=settings,
+        params={"recipe": recipe.name, "base_model": recipe.policy.model, "seed": recipe.seed},
+    )
+    served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
+    texts = prompts[:CHECKED_PROMPTS]["prompt"]
+    prompt_ids = [tokenizer(text).input_ids[: settings["positions"]] for text in texts]
+    difference = largest_difference(model, served.model, prompt_ids)
+    if difference != 0:
+        raise EnvironmentFault(
+            f"the policy that MLflow gives back has other logits than {folder} (by up to {difference:.3g}), so it was "
+            f"not registered: look after the artifact store of {mlflow.get_tracking_uri()} and run again"
+        )
+    return logged
+
+
+def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_ids: list[list[int]]) -> float:
+    """Largest absolute difference of two models' logits over the prompts, each alone in fp32: 0.0 only if they are
+    equal bit by bit, inf if one of them has a logit that isn't finite or another vocabulary."""
+    import torch
+
+    largest = 0.0
+    model = model.to(other.device)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for ids in prompt_ids:
+            tokens = torch.tensor([ids], device=other.device)
+            ours, theirs = model(tokens).logits.float(), other(tokens).logits.float()
+            if not torch.equal(ours, theirs):
+                comparable = ours.shape == theirs.shape and torch.isfinite(ours - theirs).all()
+                largest = max(largest, float((ours - theirs).abs().max()) if comparable else float("inf"))
+    return largest
+
+
+def _duel(
+    recipe: Recipe,
+    reward: Mapping[str, Any],
+    candidate: str,
+    name: str,
+    version: str,
+    prompts: Dataset,
+    folder: Path,
+) -> dict[str, Any]:
+    """Candidate against champion; a champion that can't be compared keeps its place and doesn't stop the run."""
+    from rlhf_lib.evaluation.promotion import compare_policies
+    from rlhf_lib.models.loading import pick_device, pick_dtype
+    from rlhf_lib.rewards.build import build_reward
+
+    device = pick_device(recipe.compute)
+    scorer = build_reward(recipe.reward, reward["model"], device)
+    try:
+        outcome = compare_policies(
+            candidate,
+            registry.resolve_model(f"models:/{name}/{version}"),
+            prompts,
+            scorer,
+            recipe.generation,
+            device=device,
+            dtype=pick_dtype(recipe.compute, device),
+            seed=recipe.seed,
+            trust_remote_code=recipe.policy.trust_remote_code,
+        )
+    except (RLHFError, MlflowException) as error:
+        run_logger().warning("champion %s version %s can't be compared with: %s", name, version, error)
+        return {"version": version, "error": str(error)}
+    (folder / "duel.json").write_text(json.dumps(outcome | {"version": version}, indent=1))
+    mlflow.log_artifact(str(folder / "duel.json"))
+    return outcome | {"version": version}
+
+
+def _figures(evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
+    """The headline figures of a version, flat; those that don't apply are left out."""
+    learned = dict(evaluation["reward"])
+    low, high = learned.pop("ci95")
+    tree: dict[str, Any] = {
+        "reward": learned | {"ci95_low": low, "ci95_high": high},
+        "perplexity": evaluation["perplexity"] or {},
+        "diversity": evaluation["diversity"],
+        "kl": evaluation["kl"],
+        "reward_model": {"accuracy": accuracy},
+    }
+    if duel and "error" not in duel:
+        low, high = duel["ci95"]
+        tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "win_rate", "prompts")} | {
+            "ci95_low": low,
+            "ci95_high": high,
+        }
+    return {key.replace(".", "/"): float(value) for key, value in flat(tree) if value is not None}

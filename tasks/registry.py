@@ -1,0 +1,102 @@
+"""Policies in MLflow's model registry: logging one as a servable model, versions and aliases, and the way back to an
+ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
+from packaging.version import Version
+
+from rlhf_lib.errors import ModelError
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+DESCRIPTION_LIMIT = 5000  # characters, in the registry's tables
+_SERVER = Path(__file__).with_name("policy_server.py")
+_WEIGHTS = "model"  # the artifact of a logged model that holds the Hugging Face folder
+_REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy")
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+
+def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any]) -> ModelInfo:
+    """Log a Hugging Face folder to the active run as a model that `mlflow models serve` can serve; no version yet.
+
+    The folder is kept as it is, beside the code that serves it: no pickle, no copy that another library wrote.
+    `settings` are GreedyPolicy's; `prompt` becomes the input example. Raises ModelError for weights that are not
+    safetensors.
+    """
+    pickles = sorted(f.name for f in Path(folder).rglob("*") if f.suffix in _PICKLES)
+    if pickles or not list(Path(folder).glob("*.safetensors")):
+        raise ModelError(
+            f"the policy in {folder} is not safetensors only ({', '.join(pickles) or 'no *.safetensors'}): load it and "
+            "write it anew with save_pretrained()"
+        )
+    return mlflow.pyfunc.log_model(
+        name="policy",
+        python_model=str(_SERVER),
+        artifacts={_WEIGHTS: folder},
+        # with the type hints of GreedyPolicy.predict this also makes the signature: strings -> strings, max_new_tokens
+        input_example=([prompt], {"max_new_tokens": settings["max_new_tokens"]}),
+        pip_requirements=requirements(),
+        model_config=dict(settings),
+        params=dict(params),
+    )
+
+
+def requirements() -> list[str]:
+    """Exact pins of what serving needs; a build's local label (+cpu) is left out, for no index carries it."""
+    return [f"{package}=={Version(installed(package)).public}" for package in _REQUIREMENTS]
+
+
+def resolve_model(name: str) -> str:
+    """A registry URI (models:/NAME@champion, models:/NAME/3) as a local folder that `from_pretrained` loads, weights
+    and tokenizer; any other name as it is. Raises ModelError for a version that isn't there or isn't a policy of ours.
+    """
+    if not name.startswith("models:/"):
+        return name
+    try:
+        root = mlflow.artifacts.download_artifacts(artifact_uri=name)
+        flavor = mlflow.models.Model.load(root).flavors.get("python_function", {})
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"model {name} is not to be had from the registry at {mlflow.get_registry_uri()} ({reason}): give "
+            "models:/NAME@ALIAS or models:/NAME/VERSION of a registered version"
+        ) from error
+    weights = flavor.get("artifacts", {}).get(_WEIGHTS)
+    if weights is None:
+        raise ModelError(f"model {name} holds no Hugging Face folder: only policies that this pipeline registered do")
+    return str(Path(root) / weights["path"])
+
+
+def champion(name: str) -> str | None:
+    """The version that has the champion alias, None where there is none yet."""
+    models = mlflow.MlflowClient().search_registered_models(filter_string=f"name='{name}'")
+    version = models[0].aliases.get(CHAMPION) if models else None
+    return None if version is None else str(version)  # SQL stores give numbers, servers strings
+
+
+def create_version(
+    name: str, logged: ModelInfo, *, about: str, card: str, tags: Mapping[str, str], promoted: bool
+) -> ModelVersion:
+    """Register a logged model as the next version of `name`: challenger, and champion too where promoted."""
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models(filter_string=f"name='{name}'"):
+        client.create_registered_model(name, description=about or None)
+    version = client.create_model_version(
+        name,
+        source=logged.model_uri,
+        run_id=logged.run_id,
+        model_id=logged.model_id,
+        tags=dict(tags),
+        description=card if len(card) <= DESCRIPTION_LIMIT else card[: DESCRIPTION_LIMIT - 1] + "…",
+    )
+    for alias in (CHALLENGER, CHAMPION) if promoted else (CHALLENGER,):
+        client.set_registered_model_alias(name, alias, version.version)
+    return version
