@@ -114,7 +114,8 @@ class Check:
         return cls(name, figure, threshold, bound, passed, detail)
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.figure:.4g}, must be {self.bound} {self.threshold:g} ({self.detail})"
+        must = "not gated" if self.threshold is None else f"must be {self.bound} {self.threshold:g}"
+        return f"{self.name} is {self.figure:.4g}, {must} ({self.detail})"
 
 
 @dataclass

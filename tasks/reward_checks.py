@@ -1,0 +1,85 @@
+"""The reward model's sanity checks: logged and shown whatever they find, and a stop to the run where one fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
+
+from rlhf_lib.recipe import Recipe
+from tasks.tracking import PipelineRun, code_key, content_key, stage
+
+
+@task(name="reward_checks")
+def check_reward_model(recipe: Recipe, run: PipelineRun, data: dict, reward: dict) -> dict[str, Any]:
+    """Check the reward on held-out pairs, or without pairs on real texts, as `rlhf_lib.rewards.checks` says.
+
+    Record: `passed`, `accuracy` (None without pairs), `checks`, `metrics`. Raises GateFailed after the report is in
+    MLflow and Prefect; no record is kept then, so that a failed gate fails again.
+    """
+    with stage("reward_checks", run, key=_key(recipe, data, reward)) as s:
+        if s.reused:
+            return s.record
+
+        import mlflow
+        import pandas as pd
+        from datasets import load_from_disk
+
+        from rlhf_lib.models.loading import pick_device
+        from rlhf_lib.rewards.build import build_reward
+        from rlhf_lib.rewards.check_report import figures, markdown
+        from rlhf_lib.rewards.check_texts import real_texts
+        from rlhf_lib.rewards.checks import run_checks
+
+        checks, pairs, texts = recipe.reward.checks, None, None
+        if data["preferences"]:
+            rows = load_from_disk(data["preferences"]["test"])
+            pairs = list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
+        else:
+            texts = real_texts(recipe, checks.pairs)
+        report = run_checks(
+            build_reward(recipe.reward, reward["model"], pick_device(recipe.compute)),
+            checks,
+            pairs,
+            texts,
+            calibrated=recipe.reward.kind == "preference",
+            seed=recipe.seed,
+        )
+
+        s.log_metrics(report.metrics)
+        drawn = figures(report)
+        for name, figure in drawn.items():
+            mlflow.log_figure(figure, f"reward_checks/{name}")
+        mlflow.log_text(markdown(report, list(drawn)), "reward_checks/report.md")
+        mlflow.log_table(pd.DataFrame(report.as_dicts()), "reward_checks/checks.json")
+        if report.examples:
+            mlflow.log_table(pd.DataFrame(report.examples), "reward_checks/examples.json")
+        create_table_artifact(
+            report.as_dicts(), key="reward-checks", description=f"{recipe.name}: figures and thresholds"
+        )
+        create_markdown_artifact(markdown(report), key="reward-checks-report", description=f"{recipe.name}: the report")
+        for check in report.checks:
+            get_run_logger().log(20 if check.passed else 40, "reward check %s", check)
+
+        report.raise_if_failed()
+        s.record = {
+            "passed": report.passed,
+            "accuracy": report.accuracy,
+            "checks": report.as_dicts(),
+            "metrics": report.metrics,
+        }
+    return s.record
+
+
+def _key(recipe: Recipe, data: dict, reward: dict) -> str:
+    texts = None if data["preferences"] else [recipe.data.prompts.model_dump(), recipe.generation.model_dump()]
+    return content_key(
+        reward["fingerprint"],
+        recipe.reward.model_dump(mode="json"),
+        data["fingerprints"],
+        texts,
+        recipe.seed,
+        code_key("rewards", "data", "statistics"),
+    )

@@ -1,0 +1,422 @@
+"""The checks on real small reward models: a trained one passes, and each broken one is stopped by the check for it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+from rlhf_lib.errors import GateFailed, ModelError
+from rlhf_lib.recipe import Checks, Probe, Recipe
+from rlhf_lib.recipe import Reward as RewardSettings
+from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.check_report import figures, markdown
+from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words, split_text
+from rlhf_lib.rewards.checks import (
+    Check,
+    CheckReport,
+    length_bias,
+    pairwise_outcomes,
+    reliability,
+    run_checks,
+)
+
+# ---------------------------------------------------------------- figures by hand
+
+
+def test_accuracy_counts_ties_half():
+    outcomes = pairwise_outcomes(np.array([2.0, 1.0, 0.0, 5.0]), np.array([1.0, 1.0, 3.0, 4.0]))
+    assert outcomes.tolist() == [1, 0.5, 0, 1]
+
+
+def test_calibration_by_hand():
+    # Differences of log 4 are predicted as 0.8 (bin 8), the other order as 0.2 (bin 2). Three of four pairs are in
+    # order, so 0.75 and 0.25 are observed: the error is 0.05 in both bins.
+    difference = math.log(4)
+    bins = reliability(np.array([1, 1, 1, -1]) * difference, np.zeros(4))
+    assert bins.predicted_B == pytest.approx([0.2, 0.8])
+    assert bins.observed_B == pytest.approx([0.25, 0.75])
+    assert bins.count_B.tolist() == [4, 4]
+    assert bins.error == pytest.approx(0.05)
+
+
+def test_calibration_tells_confidence_from_knowledge():
+    rng = np.random.default_rng(0)
+    true = rng.normal(scale=2, size=4000)
+    chosen_first = rng.random(4000) < 1 / (1 + np.exp(-true))
+    difference = np.where(chosen_first, true, -true)  # chosen - rejected of an honest Bradley-Terry model
+    zeros = np.zeros(4000)
+    assert reliability(difference, zeros).error < 0.03
+    assert reliability(5 * difference, zeros).error > 0.1  # overconfident
+    assert reliability(difference / 5, zeros).error > 0.1  # underconfident
+    assert reliability(zeros + 9, zeros).error < 0.001  # sure and right
+    assert reliability(zeros - 9, zeros).error > 0.999  # sure and wrong: taken in one order only, it would be a "0"
+
+
+def test_length_bias_forgives_the_data_and_not_the_model():
+    rng = np.random.default_rng(0)
+    base, extra = rng.integers(20, 60, 500).astype(float), rng.integers(5, 60, 500).astype(float)
+    long, short = base + extra, base  # every chosen answer is the longer one
+    assert length_bias(long, long, short, short) == pytest.approx(1)
+    assert length_bias(-long, long, -short, short) == pytest.approx(-1)
+    assert length_bias(np.log(long), long, np.log(short), short) > 0.85
+    prompt, noise = rng.normal(scale=9, size=500), rng.normal(size=(2, 500))
+    assert abs(length_bias(prompt + 2 + noise[0], long, prompt + noise[1], short)) < 0.1
+    assert length_bias(np.ones(3), np.arange(3.0)) is None
+    assert length_bias(np.array([1.0, 3, 2]), np.array([1.0, 2, 3])) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
+
+
+def test_degenerate_texts():
+    rng = np.random.default_rng(0)
+    response = " one two three four"
+    assert len(set(repeated_word(response, rng).split())) == 1
+    assert len(repeated_word(response, rng).split()) == 4
+    for _ in range(20):
+        shuffled = shuffled_words(" a b", rng)
+        assert shuffled == " b a"
+    assert sorted(shuffled_words(response, rng).split()) == sorted(response.split())
+    assert shuffled_words(" no no", rng) == " no no"
+    assert repeated_word("", rng) == ""
+    assert len(over_long(response).split()) >= 2000
+    assert len(over_long(" x" * 3000).split()) >= 3000
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "response"),
+    [
+        ("dialogue", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant:", " e f"),
+        ("first_turn", "a b", " c"),
+        ("text", "", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e f"),
+        ("first_words", "Human: a", " b Assistant: c Human:"),
+    ],
+)
+def test_real_text_is_split_as_the_reward_will_see_it(kind, query, response):
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "data": {"prompts": {"dataset": "x", "query": {"kind": kind, "min": 2, "max": 3}}},
+            "policy": {"model": "x"},
+            "reward": {"kind": "classifier", "model": "x"},
+            "generation": {"max_new_tokens": 4},
+        }
+    )
+    text = "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e f"
+    assert split_text(text, recipe, np.random.default_rng(0)) == (query, response)
+
+
+# ---------------------------------------------------------------- a trained reward model and its broken kin
+
+STEPS = ["wash", "peel", "cut", "boil", "drain", "season", "stir", "serve"]
+FILLER = ["please", "then", "simply", "now", "well", "just", "first", "carefully"]
+WORDS = [*STEPS, *FILLER, "Human:", "Assistant:", "how", "do", "I", "cook", "it", "?"]
+PROMPT = "\n\nHuman: how do I cook it ?\n\nAssistant:"
+RIGHT, WRONG = " wash cut boil serve", " serve boil cut wash"
+
+
+def _pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Chosen: kitchen steps in order. Rejected: the same words in another order, a stutter, or nothing to speak of.
+    Chosen answers carry a little more filler on average, as people's preferred answers tend to be longer."""
+    rng = np.random.default_rng(seed)
+
+    def filled(steps: list[str], most: int) -> str:
+        words = list(steps)
+        for _ in range(rng.integers(0, most)):
+            words.insert(rng.integers(len(words) + 1), rng.choice(FILLER))
+        return " " + " ".join(words)
+
+    pairs = []
+    for i in range(count):
+        steps = [STEPS[j] for j in np.sort(rng.choice(len(STEPS), rng.integers(3, 6), replace=False))]
+        chosen, kind = filled(steps, 5), rng.random()
+        if kind < 0.7:
+            rejected = filled(shuffled_words(" ".join(steps), rng).split(), 4)
+        elif kind < 0.9:
+            rejected = repeated_word(chosen, rng) if i % 2 else shuffled_words(chosen, rng)
+        else:
+            rejected = ""
+        pairs.append((PROMPT, chosen, rejected))
+    return pairs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Models this small lose more to waiting threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Folder of a two-layer GPT-2 trained on the pairs with the Bradley-Terry loss."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=48,
+        truncation_side="left",
+    )
+    set_seed(0)
+    model = GPT2ForSequenceClassification(
+        GPT2Config(
+            vocab_size=len(vocabulary), n_positions=48, n_embd=32, n_layer=2, n_head=2, num_labels=1, pad_token_id=0,
+            bos_token_id=1, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    pairs = _pairs(6400, seed=1)
+    for start in range(0, len(pairs), 64):
+        batch = pairs[start : start + 64]
+        texts = [f"{p}{c} <eos>" for p, c, _ in batch] + [f"{p}{r} <eos>" for p, _, r in batch]
+        scores_2B = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+        loss = -torch.nn.functional.logsigmoid(scores_2B[:64] - scores_2B[64:]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("reward")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward(trained) -> Reward:
+    from rlhf_lib.rewards.build import build_reward
+
+    return build_reward(RewardSettings(kind="preference"), str(trained))
+
+
+CHECKS = Checks(
+    pairs=300,
+    min_accuracy=0.8,
+    probes=[
+        Probe(query=PROMPT, better=RIGHT, worse=WRONG),
+        Probe(query=PROMPT, better=" peel boil", worse=" boil peel"),
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[str, str, str]]:
+    return _pairs(400, seed=2)
+
+
+@pytest.fixture(scope="module")
+def good(reward, pairs) -> CheckReport:
+    return run_checks(reward, CHECKS, pairs, None, calibrated=True)
+
+
+def _failed(reward: Reward, pairs, checks: Checks = CHECKS, *, calibrated: bool = True) -> list[str]:
+    report = run_checks(reward, checks, pairs, None, calibrated=calibrated)
+    with pytest.raises(GateFailed) as error:
+        report.raise_if_failed()
+    assert all(f"{check.name} is {check.figure:.4g}" in str(error.value) for check in report.failed)
+    return [check.name for check in report.failed]
+
+
+def test_a_good_reward_model_passes(good):
+    good.raise_if_failed()
+    assert [check.name for check in good.checks] == [
+        "finite_scores", "accuracy", "calibration", "length_bias",
+        "probes", "score_spread", "degenerate", "batch_agreement",
+    ]  # fmt: skip
+    assert good.accuracy > 0.9
+    assert good.metrics["accuracy_low"] < good.accuracy < good.metrics["accuracy_high"]
+    assert good.metrics["chosen_longer"] > 0.6  # the data's own leaning, which isn't the model's fault
+
+
+def test_a_random_reward_is_stopped_by_accuracy(pairs):
+    rng = np.random.default_rng(0)
+    memory: dict[str, float] = {}  # one score a text, as a network with random weights would give
+
+    def random(queries, responses):
+        return [memory.setdefault(q + r, rng.normal()) for q, r in zip(queries, responses, strict=True)]
+
+    assert "accuracy" in _failed(random, pairs)
+    assert 0.4 < run_checks(random, CHECKS, pairs, None, calibrated=True).accuracy < 0.6
+
+
+def test_an_untrained_model_is_stopped_by_accuracy(trained, pairs, tmp_path):
+    from transformers import AutoTokenizer
+
+    from rlhf_lib.rewards.build import build_reward
+
+    set_seed(0)
+    config = GPT2Config.from_pretrained(trained)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(trained).save_pretrained(tmp_path)
+    untrained = build_reward(RewardSettings(kind="preference"), str(tmp_path))
+    assert "accuracy" in _failed(untrained, [pair for pair in pairs if len(pair[2].split()) == len(pair[1].split())])
+
+
+def test_a_sign_flipped_model_is_stopped_by_accuracy_and_probes(reward, pairs, good):
+    failed = _failed(lambda q, r: [-score for score in reward(q, r)], pairs)
+    assert {"accuracy", "probes", "calibration", "degenerate"} <= set(failed)
+    flipped = run_checks(lambda q, r: [-score for score in reward(q, r)], CHECKS, pairs, None, calibrated=True)
+    assert flipped.accuracy == pytest.approx(1 - good.accuracy)
+    assert flipped.metrics["probe_accuracy"] == 0
+
+
+@pytest.mark.parametrize("scale", [lambda n: 0.02 * n, lambda n: math.log1p(n)])
+def test_a_length_only_reward_is_stopped_by_length_bias_alone(scale: Callable[[float], float]):
+    # Longer answers are preferred nine times out of ten here, so accuracy lets the rule pass.
+    rng = np.random.default_rng(0)
+    pairs = []
+    for _ in range(300):
+        short, long = (" word" * int(n) for n in np.sort(rng.choice(np.arange(5, 60), 2, replace=False)))
+        pairs.append(("q", long, short) if rng.random() < 0.9 else ("q", short, long))
+    checks = CHECKS.model_copy(update={"probes": []})
+    assert _failed(lambda q, r: [scale(len(text)) for text in r], pairs, checks, calibrated=False) == ["length_bias"]
+
+
+def test_a_constant_reward_is_stopped_by_score_spread(pairs):
+    assert {"score_spread", "accuracy", "probes"} <= set(_failed(lambda q, r: [0.5] * len(r), pairs))
+    texts = [(prompt, chosen) for prompt, chosen, _ in pairs]
+    report = run_checks(lambda q, r: [0.5] * len(r), Checks(), None, texts, calibrated=False)
+    assert [check.name for check in report.failed] == ["score_spread"]
+    assert "length_bias" not in [check.name for check in report.checks]  # undefined, so left out
+
+
+def test_a_reward_with_nan_is_stopped_by_finite_scores(reward, pairs):
+    def fails_on_empty(queries, responses):
+        return [s if r else float("nan") for s, r in zip(reward(queries, responses), responses, strict=True)]
+
+    some = [pair for pair in pairs if pair[2]]
+    assert _failed(fails_on_empty, some) == ["finite_scores"]
+    report = run_checks(fails_on_empty, CHECKS, some, None, calibrated=True)
+    assert "200 on empty" in report.checks[0].detail
+    assert _failed(lambda q, r: [float("nan")] * len(r), pairs)[0] == "finite_scores"
+
+
+def test_a_reward_that_depends_on_its_batch_is_stopped_by_batch_agreement(reward, pairs):
+    def centred(queries, responses):
+        scores = np.array(reward(queries, responses))
+        return (scores - scores.mean()).tolist()
+
+    assert "batch_agreement" in _failed(centred, pairs)
+
+    def padded(queries, responses):  # as a model that reads its padding would: the longest text matters to all
+        longest = max(len(q + r) for q, r in zip(queries, responses, strict=True))
+        return [score + 1e-3 * longest for score in reward(queries, responses)]
+
+    assert _failed(padded, pairs) == ["batch_agreement"]
+
+
+def test_a_reward_for_stutter_is_stopped_by_degenerate(reward, pairs):
+    def stutter(queries, responses):
+        repeats = [len(r.split()) > 1 and len(set(r.split())) == 1 for r in responses]
+        return [s + 20 * again for s, again in zip(reward(queries, responses), repeats, strict=True)]
+
+    some = [pair for pair in pairs if len(set(pair[2].split())) > 1]
+    assert _failed(stutter, some) == ["degenerate"]
+    report = run_checks(stutter, CHECKS, some, None, calibrated=True)
+    assert report.metrics["degenerate_repeated"] == 1.0
+    assert report.metrics["degenerate_shuffled"] < 0.5
+
+
+def test_an_overconfident_model_is_stopped_by_calibration_where_its_scores_are_log_odds(reward, pairs):
+    rng = np.random.default_rng(0)
+    noisy = [(p, c, r) if rng.random() < 0.75 else (p, r, c) for p, c, r in pairs if r]  # a quarter labelled wrongly
+    checks = CHECKS.model_copy(update={"min_accuracy": 0.6, "max_degenerate_win_rate": None})
+    assert _failed(reward, noisy, checks) == ["calibration"]
+    report = run_checks(reward, checks, noisy, None, calibrated=False)
+    assert report.passed
+    assert report.metrics["calibration_error"] > 0.15  # reported all the same
+
+
+def test_what_does_not_apply_is_left_out_and_what_is_not_gated_passes(reward, pairs):
+    texts = [(prompt, chosen) for prompt, chosen, _ in pairs]
+    report = run_checks(reward, Checks(), None, texts, calibrated=False)
+    assert report.accuracy is None
+    assert not {"accuracy", "calibration_error", "probe_accuracy", "chosen_longer"} & set(report.metrics)
+    assert {check.name for check in report.checks} == {
+        "finite_scores", "length_bias", "score_spread", "degenerate", "batch_agreement",
+    }  # fmt: skip
+    off = Checks.model_validate({name: None for name in Checks.model_fields if name.startswith(("min_", "max_"))})
+    flipped = run_checks(lambda q, r: [-score for score in reward(q, r)], off, pairs, None, calibrated=True)
+    flipped.raise_if_failed()
+    assert flipped.accuracy < 0.2
+
+
+def test_a_reward_that_miscounts_is_refused(pairs):
+    with pytest.raises(ModelError, match=r"shape \(1,\) for 300 texts"):
+        run_checks(lambda q, r: [1.0], CHECKS, pairs, None, calibrated=True)
+
+
+def test_checks_repeat_with_the_seed(reward, pairs, good):
+    again = run_checks(reward, CHECKS, pairs, None, calibrated=True)
+    assert again.metrics == good.metrics
+    other = run_checks(reward, CHECKS, pairs, None, calibrated=True, seed=1)
+    assert other.metrics["mean_chosen"] != good.metrics["mean_chosen"]  # other 300 of the 400 pairs
+
+
+def test_report_shows_every_check_and_drawing(good, tmp_path):
+    drawn = figures(good)
+    assert set(drawn) == {"calibration.png", "scores.png", "length.png"}
+    for name, figure in drawn.items():
+        figure.savefig(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 10_000
+    text = markdown(good, list(drawn))
+    assert text.startswith("# Reward model checks: passed")
+    assert all(f"| {check.name} | {check.figure:.4g} |" in text for check in good.checks)
+    assert all(f"({name})" in text for name in drawn)
+    failing = CheckReport(checks=[Check.judge("accuracy", 0.5, 0.6, "at least", "a|b\n c")])
+    assert "FAILED: accuracy" in markdown(failing)
+    assert "| accuracy | 0.5 | at least 0.6 | **no** | a\\|b c |" in markdown(failing)
+
+
+# ---------------------------------------------------------------- a real classifier
+
+ASSETS = os.environ.get("RLHF_TEST_ASSETS")
+SENTIMENT = Checks(
+    pairs=200,
+    probes=[
+        Probe(better="I love this wonderful film", worse="I hate this awful film"),
+        Probe(query="The acting", better=" was superb and moving.", worse=" was dreadful and dull."),
+        Probe(query="This movie is", better=" one of the best I have seen.", worse=" one of the worst I have seen."),
+    ],
+)
+
+
+@pytest.mark.skipif(
+    not ASSETS, reason="RLHF_TEST_ASSETS names no folder with data/imdb and models/distilbert-imdb-mini"
+)
+def test_an_honest_sentiment_classifier_passes_and_its_flip_is_stopped_by_probes():
+    from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.rewards.check_texts import real_texts
+
+    recipe = Recipe.model_validate(
+        {
+            "name": "imdb",
+            "data": {
+                "prompts": {
+                    "dataset": f"{ASSETS}/data/imdb",
+                    "min_chars": 200,
+                    "test": {"split": "test[:2000]"},
+                    "query": {"kind": "first_tokens", "min": 2, "max": 8},
+                }
+            },
+            "policy": {"model": f"{ASSETS}/models/gpt2-imdb-mini"},
+            "reward": {"kind": "classifier", "model": f"{ASSETS}/models/distilbert-imdb-mini", "label": "POSITIVE"},
+            "generation": {"max_new_tokens": 24},
+        }
+    )
+    texts = real_texts(recipe, 200)
+    assert len(texts) == 200
+    assert all(len(query.split()) == 7 and 4 <= len(response.split()) <= 24 for query, response in texts)
+    classifier = build_reward(recipe.reward, recipe.reward.model)
+    run_checks(classifier, SENTIMENT, None, texts, calibrated=False).raise_if_failed()
+    flipped = run_checks(lambda q, r: [-score for score in classifier(q, r)], SENTIMENT, None, texts, calibrated=False)
+    assert [check.name for check in flipped.failed] == ["probes"]
