@@ -47,7 +47,9 @@ class Query(Section):
         "dialogue, newlines to spaces; dialogue: everything up to the last assistant turn; text: the row as it is",
     )
     min: Positive = Field(2, description="fewest tokens or words")
-    max: Positive = Field(8, description="most tokens or words, exclusive (TRL's LengthSampler); min = max - 1 is fixed")
+    max: Positive = Field(
+        8, description="most tokens or words, exclusive (TRL's LengthSampler); min = max - 1 is fixed"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Query:
@@ -123,7 +125,7 @@ class Train(Section):
 
 class Lora(Section):
     r: Positive = 32
-    alpha: float = 32
+    alpha: Positive = 32
     dropout: Fraction = Field(0.0, description="used in SFT only: no dropout in the passes that form PPO's ratio")
     target_modules: list[str] | None = Field(None, description="null: peft's choice for the architecture")
     dora: bool = False
@@ -133,7 +135,9 @@ class Policy(Section):
     model: str | None = Field(None, description="hub id, local folder or registry URI such as models:/NAME@champion")
     train: Train | None = Field(None, description="how to train the base model first")
     lora: Lora | None = None
-    unfrozen_layers: Positive | None = Field(None, description="only the top N blocks learn; the rest runs once a batch")
+    unfrozen_layers: Positive | None = Field(
+        None, description="only the top N blocks learn; the rest runs once a batch"
+    )
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
 
@@ -159,7 +163,9 @@ class RewardTraining(Section):
     max_steps: Positive | None = None
     batch_size: Positive = 32
     learning_rate: float = Field(1e-4, gt=0)
-    max_length: Positive | None = Field(None, description="tokens of a dialogue, cut from the left; null: all positions")
+    max_length: Positive | None = Field(
+        None, description="tokens of a dialogue, cut from the left; null: all positions"
+    )
     center_coefficient: float | None = Field(
         None, ge=0, description="weight of the squared sum of a pair's scores, which keeps them centred (0.01 is usual)"
     )
@@ -198,13 +204,17 @@ class Reward(Section):
         description="classifier: an existing one, on query+response; preference: trained here on the pairs; pair: an "
         "existing one that encodes (query, response) as a pair; function: your own, by import path",
     )
-    model: str | None = Field(None, description="hub id or folder; for preference: what to start from, null: the base model")
+    model: str | None = Field(
+        None, description="hub id or folder; for preference: what to start from, null: the base model"
+    )
     label: str | None = Field(None, description="the classifier's label to reward; null only where it has one output")
     output: Literal["logit", "probability"] = "logit"
     function: str | None = Field(None, description="package.module:name of f(queries, responses) -> scores")
     batch_size: Positive = 64
     max_length: Positive | None = Field(None, description="tokens the reward model sees, cut from the left")
-    normalize: bool = Field(False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples")
+    normalize: bool = Field(
+        False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples"
+    )
     train: RewardTraining = RewardTraining()
     checks: Checks = Checks()
     trust_remote_code: bool = False
@@ -234,13 +244,17 @@ class LengthSampler(Section):
 
 class Generation(Section):
     max_new_tokens: Positive = 32
-    length_sampler: LengthSampler | None = Field(None, description="draw each response's limit instead of max_new_tokens")
+    length_sampler: LengthSampler | None = Field(
+        None, description="draw each response's limit instead of max_new_tokens"
+    )
     temperature: float = Field(1.0, gt=0, description="divides the logits, in every pass")
     top_k: int = Field(0, ge=0, description="0: off. Truncated sampling biases PPO; log-probs stay the full softmax's")
     top_p: float = Field(1.0, gt=0, le=1, description="1: off")
     stop: str | None = Field(None, description="text that ends a response, beside the tokenizer's EOS")
     ignore_eos: bool = Field(False, description="every response runs to its limit")
-    missing_eos_penalty: float | None = Field(None, ge=0, description="taken off the score of a response cut by its limit")
+    missing_eos_penalty: float | None = Field(
+        None, ge=0, description="taken off the score of a response cut by its limit"
+    )
 
 
 class PPO(Section):
@@ -272,7 +286,9 @@ class PPO(Section):
     normalize_scores: bool = Field(False, description="with scale_scores: take off their running mean too")
     clip_scores: float | None = Field(None, gt=0)
     ratio_threshold: float | None = Field(10.0, gt=1, description="a mini-batch with a larger mean ratio is skipped")
-    target_kl: float | None = Field(None, gt=0, description="stop a batch's updates when approxkl passes 1.5 times this")
+    target_kl: float | None = Field(
+        None, gt=0, description="stop a batch's updates when approxkl passes 1.5 times this"
+    )
     stop_at_reward: float | None = Field(None, description="stop when the mean raw score reaches this")
     old_logprobs: Literal["auto", "sampling", "recompute"] = Field(
         "auto", description="auto: those gathered while sampling, if the first batch shows that they agree"
@@ -324,7 +340,9 @@ class Registration(Section):
 
 class Compute(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device multiplies it natively")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the device multiplies it natively"
+    )
 
 
 class Recipe(Section):

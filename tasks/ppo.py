@@ -1,4 +1,4 @@
-"""PPO as a Prefect task: metrics to MLflow as they come, progress in the terminal and in Prefect, resumed when killed."""
+"""PPO as a Prefect task: metrics to MLflow as they come, progress in terminal and Prefect, resumed when killed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import mlflow
 from prefect import task
@@ -91,7 +92,7 @@ def build_trainer(recipe: Recipe, policy: dict[str, Any], reward: dict[str, Any]
     torch.manual_seed(recipe.seed)
     device = pick_device(recipe.compute)
     trust = recipe.policy.trust_remote_code
-    model = load_causal_lm(policy["model"], dtype=torch.float32, trust_remote_code=trust).to(device)
+    model = load_causal_lm(policy["model"], dtype=torch.float32, trust_remote_code=trust)
     constants = reward["normalization"]
     return PPOTrainer(
         Policy(model, recipe.policy.lora).to(device),
@@ -114,7 +115,9 @@ def _train(
     from rlhf_lib.ppo.checkpoint import save_checkpoint
 
     steps = recipe.ppo.steps
-    progress = create_progress_artifact(progress=0.0, key="ppo-progress", description=f"PPO of {recipe.name}")
+    progress: UUID = create_progress_artifact(  # type: ignore[assignment]
+        progress=0.0, key="ppo-progress", description=f"PPO of {recipe.name}"
+    )
     updated = time.monotonic()
     with tqdm(total=steps, initial=trainer.step, desc="ppo", unit="step", dynamic_ncols=True) as bar:
         for stats in trainer.train():

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow.entities import Run
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
 import rlhf_lib
+from rlhf_lib.errors import RLHFError
+from rlhf_lib.recipe import Recipe, flatten
 
+EXPERIMENT = "rlhf"
 RECORD = "record.json"
 _LIBRARIES = ("torch", "transformers", "trl", "datasets", "peft", "tokenizers")
 
@@ -71,6 +76,83 @@ class PipelineRun(BaseModel):
     run_dir: str
     parent_run_id: str
     fresh: bool = False
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """The run's record and headline figures to the parent, under names that are the same in every recipe."""
+        mlflow.log_dict(record, "summary.json", run_id=self.parent_run_id)
+        mlflow.log_metrics(headline(record), run_id=self.parent_run_id)
+        if record["model"]:
+            for key, value in record["model"].items():
+                mlflow.MlflowClient().set_tag(self.parent_run_id, f"model.{key}", value)
+
+
+@contextmanager
+def pipeline_run(
+    recipe: Recipe, run_dir: str, *, fresh: bool = False, tags: Mapping[str, Any] | None = None
+) -> Iterator[PipelineRun]:
+    """Open the parent run: the flattened recipe as params; recipe, git commit and the given tags as tags."""
+    _quiet_logs()
+    use_experiment(run_dir)
+    known = {"recipe": recipe.name, "git_commit": git_commit()} | dict(tags or {})
+    with mlflow.start_run(run_name=recipe.name, tags={k: str(v) for k, v in known.items() if v is not None}) as parent:
+        mlflow.log_params({k: _shorten(v) for k, v in flatten(recipe).items()})
+        mlflow.log_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), "recipe.yaml")
+        try:
+            yield PipelineRun(run_dir=run_dir, parent_run_id=parent.info.run_id, fresh=fresh)
+        except Exception as error:
+            mlflow.set_tag("failure", str(error)[:5000])
+            raise
+
+
+def use_experiment(run_dir: str) -> None:
+    """The experiment that all runs go to; on an embedded store its artifacts lie in the run folder."""
+    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        local = not mlflow.get_tracking_uri().startswith("http")
+        where = (Path(run_dir).absolute() / "artifacts").as_uri() if local else None
+        mlflow.create_experiment(EXPERIMENT, artifact_location=where)
+    mlflow.set_experiment(EXPERIMENT)
+
+
+def headline(record: Mapping[str, Any]) -> dict[str, float]:
+    """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
+    figures: dict[str, Any] = {}
+    for section in ("reward_model", "ppo", "reward", "perplexity", "diversity"):
+        for key, value in (record[section] or {}).items():
+            if key == "ci95":
+                figures |= {f"{section}/ci95_low": value[0], f"{section}/ci95_high": value[1]}
+            else:
+                figures[f"{section}/{key}"] = value
+    return {key: float(value) for key, value in figures.items() if value is not None}
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout, with -dirty where files differ; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def _shorten(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+class _NoTraceback(logging.Filter):
+    """An error that the user can mend is its message; the traceback of our own code would only bury it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], RLHFError):
+            record.exc_info, record.exc_text = None, None
+        return True
+
+
+def _quiet_logs() -> None:
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _NoTraceback) for f in logger.filters):
+            logger.addFilter(_NoTraceback())
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -44,14 +44,14 @@ class Policy(nn.Module):
         if lora is not None:
             config = LoraConfig(
                 r=lora.r,
-                lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                lora_alpha=lora.alpha,
                 lora_dropout=0.0,  # the ratio's passes must not differ by chance
                 target_modules=lora.target_modules,
                 use_dora=lora.dora,
                 task_type="CAUSAL_LM",
             )
             try:
-                self.adapted = get_peft_model(model, config)  # type: ignore[assignment]
+                self.adapted = get_peft_model(model, config)
             except ValueError as error:
                 raise ModelError(f"LoRA can't be put on this model: {error} (policy.lora.target_modules)") from None
         self.model = model
@@ -86,9 +86,14 @@ class Policy(nn.Module):
         """An ordinary model folder, adapters merged; the value head stays with the checkpoints."""
         merged = self.model
         if self.adapted is not None:
-            merged = copy.deepcopy(self.adapted).merge_and_unload()  # type: ignore[operator]
+            merged = copy.deepcopy(self.adapted).merge_and_unload()
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def trunk_and_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+    """The part that makes hidden states, and the language-model head on them."""
+    return model.get_decoder(), model.get_output_embeddings()
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,7 +1,7 @@
 """From scores to advantages: rewards per token, generalised advantage estimation, whitening. Pure functions.
 
-Shapes: B responses, T the longest response's tokens. `mask_BT` is true on real response tokens; entries off the mask are
-ignored on the way in and zero on the way out.
+Shapes: B responses, T the longest response's tokens. `mask_BT` is 1 on real response tokens; entries off the mask
+are ignored on the way in and zero on the way out.
 """
 
 import torch
@@ -20,7 +20,7 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scale to variance 1 over real tokens; `shift_mean=False` keeps the mean (rewards keep theirs, advantages don't)."""
+    """Scale to variance 1 over real tokens; `shift_mean=False` keeps the mean: rewards keep theirs."""
     mean = masked_mean(x_BT, mask_BT)
     white = (x_BT - mean) * torch.rsqrt(masked_var(x_BT, mask_BT) + 1e-8)
     return (white if shift_mean else white + mean) * mask_BT

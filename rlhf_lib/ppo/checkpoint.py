@@ -1,8 +1,8 @@
 """Checkpoints from which a run goes on bit for bit: whole or not there at all, and recognised when they are neither.
 
-A checkpoint is a folder `step-000050` written under a temporary name, synced and renamed. Its manifest holds the hash of
-every file and the run's key; one that is truncated or belongs to another run is passed over with a warning, and the one
-before it is used.
+A checkpoint is a folder `step-000050` written under a temporary name, synced and renamed. Its manifest holds the hash
+of every file and the run's key; one that is truncated or belongs to another run is passed over with a warning, and the
+one before it is used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: lis
         "kl_coef": trainer.kl_controller.value,
         "moments": vars(trainer.moments),
         "reuse_sampled": trainer.reuse_sampled,
-        "numpy_rng": _jsonable(np.random.get_state(legacy=False)),
+        "numpy_rng": _jsonable(np.random.get_state(legacy=False)),  # noqa: NPY002 - a user's reward may draw from it
         "python_rng": random.getstate(),
         "history": history,
     }
@@ -69,7 +69,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def resume(trainer: PPOTrainer, folder: Path, *, key: str) -> list[Stats] | None:
-    """Put the trainer where the newest good checkpoint left it: the history of its stats, or None where there is none."""
+    """Put the trainer where the newest good checkpoint left it; its stats so far, or None where there is none."""
     for path in checkpoints(folder):
         fault = _fault(path, key)
         if fault is None:
@@ -92,7 +92,7 @@ def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
     trainer.kl_controller.value = state["kl_coef"]
     vars(trainer.moments).update(state["moments"])
     trainer.reuse_sampled = state["reuse_sampled"]
-    np.random.set_state(_from_jsonable(state["numpy_rng"]))
+    np.random.set_state(_from_jsonable(state["numpy_rng"]))  # noqa: NPY002
     version, internal, gauss = state["python_rng"]
     random.setstate((version, tuple(internal), gauss))
     return state["history"]

@@ -1,7 +1,7 @@
 """PPO's two clipped losses (Schulman et al. 2017, eq. 7 and 9), as sums over the tokens given. Pure functions.
 
-Inputs are flat: one entry per real response token, shape (N,). Sums, not means, so that the caller divides by the number
-of real tokens of the whole mini-batch: micro-batches, accumulation and processes then change nothing.
+Inputs are flat: one entry per real response token, shape (N,). Sums, not means, so that the caller divides by the
+number of real tokens of the whole mini-batch: micro-batches, accumulation and processes then change nothing.
 """
 
 from __future__ import annotations

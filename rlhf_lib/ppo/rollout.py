@@ -13,8 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from rlhf_lib.models.policy import trunk_and_head
 from rlhf_lib.recipe import Generation
 
 COMPACT_BELOW = 0.8  # share of live rows under which copying the cache costs less than carrying dead rows
@@ -32,7 +40,7 @@ class Responses:
     values: list[Tensor]  # (T_i,) fp32 each; empty where no value head was given
 
 
-def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Token ids that end a response: the tokenizer's EOS and those of the model's generation config."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
@@ -41,7 +49,7 @@ def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 @torch.no_grad()
 def sample_responses(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     generation: Generation,
@@ -66,13 +74,13 @@ def sample_responses(
         _sample_batch(model, tokenizer, rows, out, generation, (seed, step, first_row), greedy, value_head)
     model.train(was_training)
     for i, ids in enumerate(out.response_ids):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
         out.texts[i] = text.split(generation.stop)[0] if generation.stop else text
     return out
 
 
 def _sample_batch(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[int],
     out: Responses,
@@ -82,7 +90,7 @@ def _sample_batch(
     value_head: nn.Module | None,
 ) -> None:
     device = next(model.parameters()).device
-    trunk, head = model.get_decoder(), model.get_output_embeddings()  # type: ignore[operator]
+    trunk, head = trunk_and_head(model)
     ends = set() if generation.ignore_eos else end_ids(model, tokenizer)
     limits, uniforms = draws(generation, stream, rows)
     steps = max(limits)
@@ -117,7 +125,7 @@ def _sample_batch(
             use_cache=True,
         ).last_hidden_state[:, -1]
         logits = head(states).float() / generation.temperature
-        ids = _draw(filters(None, logits) if len(filters) else logits, draws_BT[:, t], greedy)
+        ids = _draw(filters(ids, logits)  # type: ignore[arg-type], draws_BT[:, t], greedy)
         drawn_logprobs = (logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True))[:, 0].cpu()
         drawn_values = None if value_head is None else value_head(states).float().cpu()
         for b, token in enumerate(ids[:, 0].tolist()):

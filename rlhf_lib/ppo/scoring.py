@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from rlhf_lib.models.policy import trunk_and_head
 
 ROW_TOKENS = 64  # rows shorter than this waste matrix-multiply width; longer ones waste attention
 LOGIT_CHUNK = 2048  # tokens whose full-vocabulary logits are alive at a time
@@ -103,9 +106,9 @@ def token_logprobs(states_ND: Tensor, targets_N: Tensor, head: nn.Module, temper
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def response_states(model: nn.Module, packed: Packed) -> Tensor:
+def response_states(model: PreTrainedModel, packed: Packed) -> Tensor:
     """Last hidden states that predict the response tokens: (N, D)."""
-    trunk = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model  # type: ignore[operator]
+    trunk, _ = trunk_and_head(model)
     hidden = trunk(
         input_ids=packed.input_ids_RL,
         position_ids=packed.position_ids_RL,
@@ -117,16 +120,16 @@ def response_states(model: nn.Module, packed: Packed) -> Tensor:
 
 @torch.no_grad()
 def score_responses(
-    model: nn.Module,
+    model: PreTrainedModel,
     prompt_ids: Sequence[Sequence[int]],
     response_ids: Sequence[Sequence[int]],
     *,
     temperature: float = 1.0,
     micro_batch_tokens: int = 16384,
 ) -> list[Tensor]:
-    """Log-probability of every response token under a causal language model: a tensor (T_i,) per response, on the CPU."""
+    """Log-probability of every response token under a causal language model: (T_i,) per response, on the CPU."""
     device = next(model.parameters()).device
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    _, head = trunk_and_head(model)
     lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
     flat = []
     for rows in micro_batches(lengths, micro_batch_tokens):

@@ -3,8 +3,8 @@
     for stats in PPOTrainer(...).train():
         ...
 
-One step: sample a response to each query of a batch; score the texts; charge every token for the KL to the reference and
-pay the score at the last one; estimate advantages; then `ppo_epochs` passes over the batch with the clipped losses.
+One step: sample a response to each query of a batch; score the texts; charge every token for the KL to the reference
+and pay the score at the last one; estimate advantages; then `ppo_epochs` passes over the batch with the clipped losses.
 Statistics carry the names that users of TRL know. The loop is a generator: progress bars, trackers and stopping rules
 of the caller's live with the caller. What differs from TRL 0.11 on purpose is listed in docs/ppo.md.
 """
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from rlhf_lib.errors import ModelError, RLHFError
-from rlhf_lib.models.policy import Policy, autocast
+from rlhf_lib.models.policy import Policy, autocast, trunk_and_head
 from rlhf_lib.ppo.advantages import gae, masked_mean, masked_var, token_rewards, whiten
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_lib.ppo.losses import policy_loss, value_loss
@@ -109,7 +109,7 @@ class PPOTrainer:
     # ------------------------------------------------------------ the algorithm
 
     def train(self) -> Iterator[Stats]:
-        """Run from the present step to `config.steps`, or to the threshold `stop_at_reward`; yields each step's stats."""
+        """Run from the present step to `config.steps` or the threshold `stop_at_reward`; yields each step's stats."""
         while self.step < self.config.steps:
             stats = self.train_step()
             yield stats
@@ -293,7 +293,7 @@ class PPOTrainer:
         batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
         return batch
 
-    def _pass(self, batch: Batch, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
+    def _pass(self, batch: Batch, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
         """Log-probs and values of all responses, flat, in micro-batches."""
         lengths = [len(q) + len(r) for q, r in zip(batch.queries, batch.responses, strict=True)]
         rows = np.arange(len(lengths))
@@ -305,13 +305,13 @@ class PPOTrainer:
         return torch.cat(logprobs), torch.cat(values)
 
     def _forward(
-        self, batch: Batch, rows: np.ndarray, model: torch.nn.Module | None = None
+        self, batch: Batch, rows: np.ndarray, model: PreTrainedModel | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
         model = self.policy.model if model is None else model
         packed = pack([batch.queries[i] for i in rows], [batch.responses[i] for i in rows]).to(self.policy.device)
         states = response_states(model, packed)
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        _, head = trunk_and_head(model)
         logprobs, entropy = token_logprobs(states, packed.targets_N, head, self.generation.temperature)
         return logprobs, self.policy.v_head(states), entropy
 
@@ -325,9 +325,12 @@ class PPOTrainer:
         """The head on the trunk's states must be the model's own logits; some architectures scale or cap them after."""
         ids = torch.tensor([self.prompts[0]["input_ids"]], device=self.policy.device)
         model = self.policy.model
-        ours = model.get_output_embeddings()(model.get_decoder()(input_ids=ids).last_hidden_state)  # type: ignore[operator]
+        trunk, head = trunk_and_head(model)
+        ours = head(trunk(input_ids=ids).last_hidden_state)
         if not torch.allclose(ours, model(input_ids=ids).logits, atol=1e-3):
-            raise ModelError(f"{type(model).__name__} changes its logits after the head, which PPO here doesn't reproduce")
+            raise ModelError(
+                f"{type(model).__name__} changes its logits after the head, which PPO here doesn't reproduce"
+            )
 
     def _statistics(
         self,

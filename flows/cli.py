@@ -1,0 +1,148 @@
+"""The `rlhf` command: parses, calls a flow, prints. Everything heavy is imported by the sub-command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from rlhf_lib.errors import RLHFError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 0 when all went well, 2 for an error the user can mend, 1 for a failed gate."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf", description="PPO-RLHF as a pipeline: run it, schedule it, watch it, compare it."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a recipe end to end")
+    run.add_argument("recipe", help="a shipped recipe's name, or a YAML file of yours")
+    _override_option(run)
+    run.add_argument("--summary", type=Path, metavar="FILE", help="write the run's record as JSON")
+    run.add_argument("--fresh", action="store_true", help="do everything anew instead of reusing unchanged stages")
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)")
+
+    commands.add_parser("recipes", help="list the shipped recipes")
+    show = commands.add_parser("show", help="print a recipe, validated, with all its defaults")
+    show.add_argument("recipe")
+    _override_option(show)
+
+    ui = commands.add_parser("ui", help="start the Prefect server and MLflow's UI on 127.0.0.1")
+    ui.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)")
+    ui.add_argument("--prefect-port", type=int, default=4200)
+    ui.add_argument("--mlflow-port", type=int, default=5000)
+
+    args = parser.parse_args(argv)
+    try:
+        return {"run": _run, "recipes": _recipes, "show": _show, "ui": _ui}[args.command](args)
+    except RLHFError as error:
+        from rlhf_lib.errors import GateFailed
+
+        print(f"rlhf: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, GateFailed) else 2
+    except KeyboardInterrupt:
+        print("rlhf: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _override_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override a setting (repeatable)"
+    )
+
+
+def _use_run_dir(folder: Path | None) -> None:
+    """Point everything at another run folder, before anything reads the settings."""
+    if folder is None:
+        return
+    from flows import environment
+
+    embedded = f"sqlite:///{environment.run_dir()}/mlflow.db"
+    home = str(environment.run_dir() / "prefect")
+    os.environ["RLHF_RUN_DIR"] = str(folder.absolute())
+    for name, default in (("MLFLOW_TRACKING_URI", embedded), ("PREFECT_HOME", home)):
+        if os.environ.get(name) == default:
+            del os.environ[name]
+    environment.configure()
+
+
+def _run(args: argparse.Namespace) -> int:
+    _use_run_dir(args.run_dir)
+    from flows import environment
+    from rlhf_lib.recipe import load_recipe
+
+    load_recipe(args.recipe, args.overrides)
+    environment.check()
+    if args.summary is not None and not args.summary.absolute().parent.is_dir():
+        from rlhf_lib.errors import EnvironmentFault
+
+        raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist, make it first")
+
+    from flows.rlhf import rlhf
+    from flows.summary import table
+
+    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
+    if args.summary is not None:
+        args.summary.write_text(json.dumps(record, indent=2) + "\n")
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    print(f"\n{table(record)}\n")
+    print("make ui".ljust(14) + "Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000")
+    print(f"{opener} {record['report']}")
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from rlhf_lib.recipe import load_recipe, shipped
+
+    names = shipped()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:<{width}}  {load_recipe(name).description}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    import yaml
+
+    from rlhf_lib.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _ui(args: argparse.Namespace) -> int:
+    import subprocess
+
+    _use_run_dir(args.run_dir)
+    from flows import environment
+
+    environment.check()
+    python, local = sys.executable, "127.0.0.1"
+    servers = [
+        [python, "-m", "prefect", "server", "start", "--host", local, "--port", str(args.prefect_port)],
+        [python, "-m", "mlflow", "server", "--host", local, "--port", str(args.mlflow_port), "--workers", "1"],
+    ]
+    print(
+        f"Prefect on http://{local}:{args.prefect_port}, MLflow on http://{local}:{args.mlflow_port}; Ctrl-C stops both"
+    )
+    servers[1] += ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]]
+    running = [subprocess.Popen(command) for command in servers]
+    try:
+        for process in running:
+            process.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

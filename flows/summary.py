@@ -1,0 +1,62 @@
+"""The machine-readable record that every run ends with, and the table that a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def build_record(
+    recipe: str, run_id: str, checks: Record, ppo: Record, evaluation: Record, model: Record | None
+) -> Record:
+    """One record from the stages' records; a figure that doesn't apply is None, never 0."""
+    diversity = evaluation["diversity"]
+    return {
+        "recipe": recipe,
+        "mlflow_run_id": run_id,
+        "model": {key: model[key] for key in ("name", "version", "promoted")} if model else None,
+        "reward_model": {"accuracy": checks["accuracy"], "checks_passed": checks["passed"]},
+        "ppo": {"steps": ppo["steps"], "seconds": ppo["seconds"], "kl": evaluation["kl"]},
+        "reward": evaluation["reward"],
+        "perplexity": evaluation["perplexity"],
+        "diversity": {key: diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
+        "report": evaluation["report"],
+    }
+
+
+def table(record: Record) -> str:
+    """The record's headline figures as aligned lines of text."""
+
+    def figure(value: float | None, form: str = ".3f") -> str:
+        return "-" if value is None else format(value, form)
+
+    reward, perplexity, model = record["reward"], record["perplexity"] or {}, record["model"] or {}
+    low, high = reward["ci95"]
+    promoted = "champion" if model.get("promoted") else "challenger"
+    rows = [
+        ("", "before", "after", ""),
+        (
+            "reward",
+            figure(reward["reference"]),
+            figure(reward["policy"]),
+            f"delta {figure(reward['delta'], '+.3f')}, 95% [{figure(low, '+.3f')}, {figure(high, '+.3f')}], "
+            f"wins {figure(reward['win_rate'], '.0%')}",
+        ),
+        ("perplexity", figure(perplexity.get("reference"), ".2f"), figure(perplexity.get("policy"), ".2f"), ""),
+        (
+            "distinct-2",
+            figure(record["diversity"]["distinct_2_reference"]),
+            figure(record["diversity"]["distinct_2_policy"]),
+            "",
+        ),
+        ("KL", "", figure(record["ppo"]["kl"], ".2f"), "nats per response"),
+        (
+            "reward model",
+            "",
+            figure(record["reward_model"]["accuracy"]),
+            "held-out accuracy" if record["reward_model"]["accuracy"] is not None else "no held-out pairs",
+        ),
+        ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
+    ]
+    return "\n".join(f"{name:<14}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)

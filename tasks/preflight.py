@@ -1,0 +1,38 @@
+"""What can be known to be wrong before anything is paid for: absent models, data sets, labels, tokenizers, devices."""
+
+from __future__ import annotations
+
+from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import Recipe
+from tasks.registry import resolve_model
+
+
+def preflight(recipe: Recipe) -> Recipe:
+    """Check what later stages will ask for, and return the recipe with registry URIs resolved to folders.
+
+    Raises RLHFError naming the first thing that is missing.
+    """
+    from rlhf_lib.data.sources import load_split
+    from rlhf_lib.models.loading import load_config, load_tokenizer, pick_device
+    from rlhf_lib.rewards.build import build_reward
+
+    pick_device(recipe.compute)
+    recipe = recipe.model_copy(deep=True)
+    for section in (recipe.policy, recipe.reward):
+        if section.model is not None:
+            section.model = resolve_model(section.model)
+    if recipe.policy.model is not None:
+        load_config(recipe.policy.model, recipe.policy.trust_remote_code)
+        load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
+    if recipe.reward.kind != "preference":
+        build_reward(recipe.reward)
+    elif recipe.reward.model is not None:
+        load_config(recipe.reward.model, recipe.reward.trust_remote_code)
+    if (wanted := recipe.evaluation.perplexity) is not None:
+        columns = load_split(wanted, recipe.data.prompts.dataset).column_names
+        if wanted.column not in columns:
+            raise DataError(
+                f"evaluation.perplexity: {wanted.dataset or recipe.data.prompts.dataset} has no column "
+                f"'{wanted.column}', only {', '.join(columns)}: set evaluation.perplexity.column"
+            )
+    return recipe
