@@ -105,8 +105,8 @@ def train_base_model(
     is given. With `lora` an adapter is trained and merged before saving. Texts longer than `train.max_length` lose
     tokens on the left, so that answers stay whole. `on_log(step, figures)` is called as training goes on.
 
-    Returns the metrics (`held_out/loss` in nats per token of the chosen answers given their prompts, EOS included, and
-    its exponential `held_out/perplexity`) and the logged figures per step.
+    Returns the metrics (`loss/held_out` in nats per token of the chosen answers given their prompts, EOS included, and
+    its exponential `perplexity/held_out`) and the logged figures per step.
     Raises ModelError for an absent model or a loss that diverges, DataError without a single answer to train on.
     """
     from trl import SFTConfig, SFTTrainer
@@ -146,10 +146,10 @@ def train_base_model(
     metrics = {"rows": float(len(rows)), "truncated": float(truncated), "tokens": float(sum(rows["length"]))}
     metrics |= {"parameters": float(trained.num_parameters())}
     if log:
-        metrics["loss"] = log[-1]["loss"]
+        metrics["loss/train"] = log[-1]["loss"]
     if held_out is not None and len(held_out):
         loss = answer_loss(trained.to(pick_device(compute)), tokenizer, held_out, limit)
-        metrics |= {"held_out/loss": loss, "held_out/perplexity": math.exp(min(loss, 50.0))}
+        metrics |= {"loss/held_out": loss, "perplexity/held_out": math.exp(min(loss, 50.0))}
     save(trained, tokenizer, output)
     return metrics, log
 

@@ -6,12 +6,13 @@ import importlib
 import math
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError, RecipeError
-from rlhf_lib.models.loading import load_classifier, load_tokenizer
+from rlhf_lib.models.loading import load_classifier, load_config, load_tokenizer
 from rlhf_lib.rewards import Reward
-from rlhf_lib.rewards.classifier import ClassifierReward
+from rlhf_lib.rewards.classifier import ClassifierReward, label_column
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +44,20 @@ def build_reward(reward: recipe.Reward, model: str | None = None, device: torch.
     )
 
 
-def function_reward(path: str) -> Reward:
-    """`package.module:name` as a Reward whose scores are checked: one finite number per response.
+def check_reward(reward: recipe.Reward) -> None:
+    """Raise what `build_reward` would, as far as it shows without reading weights: absent model, tokenizer, label or
+    function. A preference model that is still to be trained has nothing to check but what it starts from."""
+    if reward.kind == "function":
+        function_reward(reward.function or "")
+    elif reward.model is not None:
+        config = load_config(reward.model, reward.trust_remote_code)
+        load_tokenizer(reward.model, reward.trust_remote_code, need_eos=reward.kind == "preference")
+        if reward.kind != "preference":
+            label_column(config, reward.label)
 
-    The module is looked for where Python looks and in the working directory. Raises RecipeError if it can't be
-    imported; calling it raises ModelError for a wrong number of scores, or one that is no finite number.
-    """
+
+def import_function(path: str) -> Callable[..., Any]:
+    """`package.module:name`, looked for where Python looks and in the working directory. Raises RecipeError."""
     module_name, separator, name = path.partition(":")
     if not (separator and module_name and name):
         raise RecipeError(f"reward.function {path!r} must have the form package.module:name")
@@ -64,6 +73,15 @@ def function_reward(path: str) -> Reward:
     if not callable(function):
         present = ", ".join(n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
         raise RecipeError(f"reward.function {path}: {module_name} has no function {name}; it has {present or 'none'}")
+    return function
+
+
+def function_reward(path: str) -> Reward:
+    """The imported function as a Reward whose scores are checked: one finite number per response.
+
+    Raises RecipeError if it can't be imported; calling it raises ModelError for scores that aren't as they must be.
+    """
+    function = import_function(path)
 
     def checked(queries: list[str], responses: list[str]) -> list[float]:
         given = function(queries, responses)

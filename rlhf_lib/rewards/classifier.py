@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.loading import positions
@@ -36,7 +36,7 @@ class ClassifierReward:
         batch_size: int = 64,
         device: torch.device | str | None = None,
     ) -> None:
-        self.column = label_column(model, label)
+        self.column = label_column(model.config, label)
         self.model = model.eval().to(device or model.device)
         self.tokenizer = tokenizer
         self.output = output
@@ -105,9 +105,9 @@ class ClassifierReward:
         return logits_BK.softmax(-1)[:, self.column]
 
 
-def label_column(model: PreTrainedModel, label: str | None) -> int:
+def label_column(config: PreTrainedConfig, label: str | None) -> int:
     """The output that `label` names (case aside where that is unambiguous). Raises ModelError."""
-    labels = {int(i): str(name) for i, name in (model.config.id2label or {}).items()}
+    labels = {int(i): str(name) for i, name in (config.id2label or {}).items()}
     listed = ", ".join(labels[i] for i in sorted(labels))
     if label is None:
         if len(labels) > 1:

@@ -74,14 +74,14 @@ def train_reward_model(
     tokenizer.save_pretrained(output)
     metrics = {"pairs": float(len(rows)), "truncated": float(truncated), "tokens": float(sum(rows["tokens"]))}
     if log:
-        metrics["loss"] = log[-1]["loss"]
+        metrics["loss/train"] = log[-1]["loss"]
     score = ClassifierReward(
         network, tokenizer, append_eos=True, max_length=limit, batch_size=reward.batch_size, device=pick_device(compute)
     )
     for name, sample in (("train", pairs), ("held_out", held_out)):
         if sample is not None and len(sample):
             step = -(-len(sample) // ACCURACY_PAIRS[name])
-            metrics[f"{name}/accuracy"] = accuracy(score, sample.select(range(0, len(sample), step)))
+            metrics[f"accuracy/{name}"] = accuracy(score, sample.select(range(0, len(sample), step)))
     return metrics, log
 
 

@@ -1,0 +1,89 @@
+"""The base model as a Prefect task: a tokenizer where it is to be trained, the prompts in its tokens, then SFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+from prefect import task
+
+from rlhf_lib.recipe import Recipe
+from tasks.tracking import PipelineRun, code_key, content_key, stage
+
+
+@task(name="base_model")
+def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> dict[str, Any]:
+    """Train the base model that `policy.train` asks for. The record holds its folder `model`, `fingerprint`, the
+    folders of the tokenized `prompts` {"train", "test"}, and `metrics`.
+
+    The prompts are tokenized before training: prompts that don't fit stop the run before it is paid for.
+    """
+    from datasets import load_from_disk
+
+    from rlhf_lib.data.prompts import tokenize_splits
+    from rlhf_lib.data.sources import fingerprint as rows_fingerprint
+    from rlhf_lib.models import base
+    from rlhf_lib.models.loading import fingerprint, load_config, load_tokenizer, pick_device, pick_dtype, positions
+    from rlhf_lib.models.supervised import curve
+
+    settings, given = recipe.policy.train, recipe.policy.model
+    assert settings is not None, "only for recipes with policy.train"
+    pairs, texts = (
+        {split: load_from_disk(folder) for split, folder in data[kind].items()} for kind in ("preferences", "texts")
+    )
+    device = pick_device(recipe.compute)
+    key = content_key(
+        recipe.policy.model_dump(mode="json", include={"train", "lora"}),
+        recipe.data.prompts.model_dump(mode="json", include={"query", "template", "max_query_chars"}),
+        recipe.generation.model_dump(mode="json", include={"max_new_tokens", "length_sampler"}),
+        fingerprint(given) if given else None,
+        [rows_fingerprint(rows) for rows in (*pairs.values(), *texts.values())],
+        [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
+        code_key("models/loading", "models/base", "models/supervised", "data/prompts"),
+    )
+    with stage("base_model", run, key=key) as current:
+        if current.reused:
+            return current.record
+        mlflow.log_params(settings.model_dump(mode="json"))
+        if settings.from_scratch is not None:
+            size = settings.from_scratch
+            corpus = (text for row in pairs["train"] for text in (row["prompt"] + row["chosen"], row["rejected"]))
+            tokenizer: Any = base.train_tokenizer(corpus, size.vocab_size, size.positions)
+            longest = size.positions
+        else:
+            assert given is not None, "the recipe requires a model here"
+            tokenizer = load_tokenizer(given, recipe.policy.trust_remote_code)
+            longest = positions(load_config(given, recipe.policy.trust_remote_code))
+        train, test, counts = tokenize_splits(texts["train"], texts["test"], recipe, tokenizer, longest)
+        prompts = {"train": current.folder / "prompts" / "train", "test": current.folder / "prompts" / "test"}
+        train.save_to_disk(prompts["train"])
+        test.save_to_disk(prompts["test"])
+
+        folder = current.folder / "model"
+        metrics, log = base.train_base_model(
+            pairs["train"],
+            folder,
+            train=settings,
+            compute=recipe.compute,
+            seed=recipe.seed,
+            model=given,
+            tokenizer=tokenizer,
+            lora=recipe.policy.lora if given else None,
+            held_out=pairs["test"],
+            trust_remote_code=recipe.policy.trust_remote_code,
+            on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
+        )
+        metrics |= {
+            f"prompts/{split}/{name.replace(' ', '_')}": float(count)
+            for split, found in counts.items()
+            for name, count in found.items()
+        }
+        current.log_metrics(metrics)
+        mlflow.log_figure(curve(log, "loss", "mean_token_accuracy", "learning_rate"), "curve.png")
+        current.record = {
+            "model": str(folder),
+            "fingerprint": fingerprint(str(folder)),
+            "prompts": {split: str(where) for split, where in prompts.items()},
+            "metrics": metrics,
+        }
+    return current.record

@@ -1,0 +1,134 @@
+"""The reward model as a Prefect task: trained on the pairs, or an existing one looked at; normalised where asked."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from prefect import task
+
+from rlhf_lib.recipe import Recipe
+from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
+
+if TYPE_CHECKING:
+    from rlhf_lib.rewards.normalization import Normalization
+
+REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
+_SOURCES = ("build", "classifier", "training", "normalization")
+
+
+@task(name="reward_model")
+def prepare_reward_model(
+    recipe: Recipe, run: PipelineRun, data: dict[str, Any], policy: dict[str, Any]
+) -> dict[str, Any]:
+    """Train or check the reward model. The record holds `model` (folder or hub id, null for a function), `fingerprint`,
+    `normalization` ({"mean", "std"} of raw scores on the reference policy's samples, or null) and `metrics`.
+
+    Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
+    """
+    from rlhf_lib.models.loading import pick_device, pick_dtype
+    from rlhf_lib.rewards.build import check_reward
+
+    reward, trained = recipe.reward, recipe.reward.kind == "preference"
+    check_reward(reward)
+    source = policy["fingerprint"] if trained and reward.model is None else _fingerprint(recipe)
+    device = pick_device(recipe.compute)
+    settings = reward.model_dump(mode="json", exclude={"checks", "model" if trained else "train"})
+    key = content_key(
+        settings,
+        source,
+        [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
+        _rows(data["preferences"]) if trained else None,
+        [policy["fingerprint"], recipe.generation.model_dump(mode="json"), _rows(policy["prompts"])]
+        if reward.normalize
+        else None,
+        code_key("models/loading", "models/supervised", *(f"rewards/{name}" for name in _SOURCES)),
+    )
+    with stage("reward_model", run, key=key) as current:
+        if current.reused:
+            return current.record
+        mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
+        model, metrics = _train(recipe, data, policy, current) if trained else (reward.model, {})
+        normalization = None
+        if reward.normalize:
+            normalization = _normalize(recipe, policy, model)
+            normalization.save(current.folder)
+            metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
+        current.log_metrics(metrics)
+        current.record = {
+            "model": model,
+            "fingerprint": _fingerprint(recipe, model),
+            "normalization": {"mean": normalization.mean, "std": normalization.std} if normalization else None,
+            "metrics": metrics,
+        }
+    return current.record
+
+
+def _train(
+    recipe: Recipe, data: dict[str, Any], policy: dict[str, Any], current: Stage
+) -> tuple[str, dict[str, float]]:
+    from datasets import load_from_disk
+
+    from rlhf_lib.models.supervised import curve
+    from rlhf_lib.rewards.training import train_reward_model
+
+    pairs = {split: load_from_disk(folder) for split, folder in data["preferences"].items()}
+    folder = current.folder / "model"
+    metrics, log = train_reward_model(
+        pairs["train"],
+        recipe.reward.model or policy["model"],
+        folder,
+        reward=recipe.reward,
+        compute=recipe.compute,
+        seed=recipe.seed,
+        held_out=pairs["test"],
+        on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
+    )
+    mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), "curve.png")
+    return str(folder), metrics
+
+
+def _normalize(recipe: Recipe, policy: dict[str, Any], model: str | None) -> Normalization:
+    from datasets import load_from_disk
+
+    from rlhf_lib.models.loading import load_causal_lm, load_tokenizer, pick_device
+    from rlhf_lib.ppo.rollout import sample_responses
+    from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.rewards.normalization import fit_normalization
+
+    device = pick_device(recipe.compute)
+    prompts = load_from_disk(policy["prompts"]["train"])
+    prompts = prompts.select(range(min(len(prompts), REFERENCE_SAMPLES)))
+    trust = recipe.policy.trust_remote_code
+    responses = sample_responses(
+        load_causal_lm(policy["model"], trust_remote_code=trust).to(device),  # type: ignore[arg-type]
+        load_tokenizer(policy["model"], trust),
+        list(prompts["input_ids"]),
+        recipe.generation,
+        seed=recipe.seed,
+    )
+    return fit_normalization(build_reward(recipe.reward, model, device)(list(prompts["query"]), responses.texts))
+
+
+def _fingerprint(recipe: Recipe, model: str | None = None) -> str | None:
+    """What tells this reward from another: its files' content, or its function's source file."""
+    from rlhf_lib.models.loading import fingerprint
+    from rlhf_lib.rewards.build import import_function
+
+    name = model or recipe.reward.model
+    if recipe.reward.kind != "function":
+        return fingerprint(name) if name else None
+    function = import_function(recipe.reward.function or "")
+    file = inspect.getsourcefile(inspect.unwrap(function) if inspect.isfunction(function) else type(function))
+    return content_key(recipe.reward.function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None)
+
+
+def _rows(folders: dict[str, str]) -> list[str]:
+    from datasets import load_from_disk
+
+    from rlhf_lib.data.sources import fingerprint
+
+    return [fingerprint(load_from_disk(folder)) for folder in folders.values()]
