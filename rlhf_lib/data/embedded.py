@@ -1,0 +1,174 @@
+"""The embedded preference data: customer-service dialogues in hh-rlhf's own format, made by a seeded grammar.
+
+Every prompt comes once, with a helpful answer (`chosen`) and a worse one (`rejected`). Most of the grammar's clauses
+are mirrors: the same words help or refuse, depending on their order ("I will ..., you will not have to ..."). So
+neither a marker word nor the length tells the two apart, while a model that reads word order can.
+
+An answer has a core and perhaps a tail, each helpful or not; the chosen answer has the better core, or the same and the
+better tail. Some rejected answers sound helpful, but to another customer's question or about the wrong item.
+"""
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import datasets
+
+from rlhf_lib.data.embedded_phrases import (
+    ASKS,
+    CLOSINGS,
+    CORES,
+    EXCHANGES,
+    FILLERS,
+    GREETINGS,
+    OPENERS,
+    PLEAS,
+    PREFACES,
+    TAILS,
+)
+from rlhf_lib.data.embedded_topics import TOPICS, Topic
+from rlhf_lib.errors import DataError
+
+NAME = "embedded/customer-service"
+SIZES = {"train": 3600, "test": 500}
+
+HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant:"
+
+
+class Shape(NamedTuple):
+    """What a pair is made of: (core, tail) of each side; True helps, False doesn't, None: no tail."""
+
+    weight: int
+    chosen: tuple[bool, bool | None]
+    rejected: tuple[bool, bool | None]
+    slip: str = ""  # the rejected answer is about another "topic" or "item"
+
+
+SHAPES = (
+    Shape(10, (True, True), (False, False)),
+    Shape(8, (True, True), (False, True)),
+    Shape(6, (True, True), (False, None)),
+    Shape(14, (True, None), (False, None)),
+    Shape(6, (True, None), (False, False)),
+    Shape(6, (True, None), (False, True)),
+    Shape(10, (True, False), (False, False)),
+    Shape(6, (True, False), (False, None)),
+    Shape(12, (True, True), (True, False)),
+    Shape(6, (False, True), (False, False)),
+    Shape(4, (True, True), (True, True), "topic"),
+    Shape(4, (True, None), (True, None), "topic"),
+    Shape(4, (True, True), (True, True), "item"),
+    Shape(4, (True, None), (True, None), "item"),
+)
+
+
+def load(split: str = "train", seed: int = 0) -> datasets.Dataset:
+    """Pairs of whole dialogues: columns `chosen` and `rejected`, which share everything up to the last answer.
+
+    `split` is train (3,600 pairs), test (500 pairs, no prompt of which is in train) or a slice such as train[:100].
+    The same seed gives the same rows. Raises DataError for a split that there isn't.
+    """
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(SIZES)
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"{NAME} has no split '{split}': use train, test or a slice such as train[:100]") from error
+    rows = _rows(seed)
+    start = {"train": 0, "test": SIZES["train"]}
+    picked = [
+        row
+        for part in parts
+        for row in rows[start[part.splitname] :][: SIZES[part.splitname]][slice(part.from_, part.to)]
+    ]
+    return datasets.Dataset.from_dict({"chosen": [c for c, _ in picked], "rejected": [r for _, r in picked]})
+
+
+@cache
+def _rows(seed: int) -> list[tuple[str, str]]:
+    """(chosen, rejected) of both splits, train first; no prompt comes twice."""
+    rng = random.Random(seed)
+    rows: dict[str, tuple[str, str]] = {}
+    while len(rows) < sum(SIZES.values()):
+        topic = rng.choice(TOPICS)
+        item = rng.choice(topic.items)
+        prompt = _prompt(rng, topic, item)
+        chosen, rejected = _answers(rng, topic, item)
+        if chosen != rejected:
+            rows.setdefault(prompt, (f"{prompt} {chosen}", f"{prompt} {rejected}"))
+    return list(rows.values())
+
+
+def _prompt(rng: random.Random, topic: Topic, item: str) -> str:
+    """One or two human turns, up to the last "Assistant:"."""
+    preface = _maybe(rng, 0.2, PREFACES) or "{problem}"
+
+    def complain(about: str) -> str:
+        problem = rng.choice(topic.problems).format(item=about)
+        if preface != "{problem}" and not problem.startswith("I "):
+            problem = problem[0].lower() + problem[1:]
+        return preface.format(problem=problem)
+
+    greeting, plea = _maybe(rng, 0.55, GREETINGS), _maybe(rng, 0.25, PLEAS)
+    ask = rng.choice(topic.asks if rng.random() < 0.6 else ASKS)
+    form = rng.random()
+    if form < 0.15:  # the assistant has to ask what it is about
+        turns = [_join(greeting, complain(topic.vague)), topic.which, _join(f"The {item}.", ask, plea)]
+    elif form < 0.35:
+        question, replies = rng.choice(EXCHANGES)
+        turns = [_join(greeting, complain(item)), question, _join(rng.choice(replies), ask)]
+    elif form < 0.5:  # the question first
+        turns = [_join(greeting, ask, complain(item), plea)]
+    elif form < 0.65:  # no question at all
+        turns = [_join(greeting, complain(item), plea)]
+    else:
+        turns = [_join(greeting, complain(item), ask, plea)]
+    speakers = (HUMAN, f"{ASSISTANT} ")
+    return "".join(speakers[i % 2] + turn for i, turn in enumerate(turns)) + ASSISTANT
+
+
+def _answers(rng: random.Random, topic: Topic, item: str) -> tuple[str, str]:
+    (shape,) = rng.choices(SHAPES, weights=[s.weight for s in SHAPES])
+    chosen = _answer(rng, topic, item, *shape.chosen)
+    if shape.slip == "topic":
+        topic = _other(rng, TOPICS, topic)
+        item = rng.choice(topic.items)
+    elif shape.slip == "item":
+        item = _other(rng, topic.items, item)
+    while True:
+        rejected = _answer(rng, topic, item, *shape.rejected)
+        if shape.slip != "item" or item in rejected:
+            return chosen, rejected
+
+
+def _answer(rng: random.Random, topic: Topic, item: str, core: bool, tail: bool | None) -> str:
+    mirrors = topic.facts if rng.random() < 0.2 else CORES
+    parts = [_maybe(rng, 0.45, OPENERS), rng.choice(mirrors)[not core]]
+    if tail is not None:
+        parts.append(rng.choice(TAILS)[not tail])
+    parts.append(_maybe(rng, 0.2, CLOSINGS))
+    values = {name: rng.choice(choices) for name, choices in FILLERS.items()}
+    values |= {
+        "act": rng.choice(topic.acts),
+        "chore": rng.choice(topic.chores),
+        "burden": rng.choice(topic.burdens + topic.chores),
+        "fault": rng.choice(topic.faults),
+        "cost": rng.choice(topic.costs),
+    }
+    # twice: the phrases that fill a slot have {item} in them
+    return _join(*(_sentence(part.format(**values, item="{item}").format(item=item)) for part in parts))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _maybe(rng: random.Random, chance: float, choices: Sequence[str]) -> str:
+    return rng.choice(choices) if rng.random() < chance else ""
+
+
+def _other(rng: random.Random, choices: Sequence, current):
+    return rng.choice([choice for choice in choices if choice != current])
