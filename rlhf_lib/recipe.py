@@ -38,6 +38,10 @@ class Source(Section):
     split: str = Field("train", description="split, slices such as train[:1000] included")
 
 
+class EvaluationSource(Source):
+    split: str = Field("test", description="split, slices such as test[:1000] included")
+
+
 class Query(Section):
     """How a row becomes the query that the policy continues."""
 
@@ -64,7 +68,7 @@ class Prompts(Source):
     max_query_chars: int | None = Field(None, description="queries with this many characters or more are left out")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
     held_out: Fraction = Field(0.1, description="fraction of the prompts kept for evaluation, where `test` is null")
-    test: Source | None = Field(None, description="evaluation prompts from another split or set")
+    test: EvaluationSource | None = Field(None, description="evaluation prompts from another split or set")
     template: str | None = Field(
         None, description="text around the query for the policy, with {query}; the reward sees the bare query"
     )
@@ -79,7 +83,7 @@ class Prompts(Source):
 
 class Preferences(Section):
     train: Source = Source()
-    test: Source = Source(split="test")
+    test: EvaluationSource = EvaluationSource()
     limit: Positive | None = Field(None, description="most training pairs to keep, drawn with the recipe's seed")
     chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
     rejected: str = Field("rejected", description="column of the other one")

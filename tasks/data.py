@@ -26,17 +26,17 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     """Save what the later stages read; reused where the content of rows, settings and tokenizer is the same.
 
     The record holds the folders `prompts` (null where the tokenizer is still to be trained), `texts` (the prompts
-    without their ids) and `preferences` (null where the recipe has none), each {"train", "test"}; the sets' `fingerprints` by
-    role; the filters' `report`; and `metrics`. Raises DataError, and ModelError for a missing tokenizer.
+    without their ids) and `preferences` (null where the recipe has none), each {"train", "test"}; the sets'
+    `fingerprints` by role; the filters' `report`; and `metrics`. Raises DataError, and ModelError for a missing model.
     """
     from rlhf_lib.data.preferences import load_preferences
-    from rlhf_lib.data.prompts import load_prompts, response_limit
+    from rlhf_lib.data.prompts import load_prompts, response_limit, shared_with_pairs
     from rlhf_lib.data.sources import fingerprint, load_sources
     from rlhf_lib.models.loading import fingerprint as model_fingerprint
 
     loaded = load_sources(recipe)
-    by_set = {id(rows): fingerprint(rows) for rows in {id(rows): rows for rows in loaded.values()}.values()}
-    fingerprints = {role: by_set[id(rows)] for role, rows in loaded.items()}
+    digests = {key: fingerprint(rows) for key, rows in {id(rows): rows for rows in loaded.values()}.items()}
+    fingerprints = {role: digests[id(rows)] for role, rows in loaded.items()}
     from_scratch = recipe.policy.train is not None and recipe.policy.train.from_scratch is not None
     model = None if from_scratch else recipe.policy.model
     # where the rows lie is no part of the key: their content is
@@ -58,10 +58,8 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
         if recipe.data.preferences is not None:
             found = load_preferences(recipe, loaded)
             pairs, report["preferences"] = {"train": found.train, "test": found.test}, found.report
-            asked = set(found.train["prompt"])
-            report["evaluation prompts among training pairs"] = sum(
-                prompt in asked for prompt in texts["test"]["prompt"]
-            )
+            shared = shared_with_pairs(prompts, found.train["prompt"], recipe.data.prompts.query)
+            report |= {"evaluation prompts in training pairs": shared} if shared is not None else {}
 
         metrics = _flat(report)
         metrics |= _show(tokenized or texts, pairs)

@@ -53,7 +53,7 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
     preferences = recipe.data.preferences
     if preferences is None:
         raise DataError("data.preferences is null: this recipe has no pairs")
-    loaded = loaded or load_sources(recipe)
+    loaded = loaded or load_sources(recipe, "preferences")
     described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
     train_where, test_where = described["preferences/train"], described["preferences/test"]
 

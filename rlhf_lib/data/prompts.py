@@ -7,14 +7,14 @@ tokenizer, which may itself still have to be trained on the text.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_lib.data.dialogue import first_turn, split_dialogue
+from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
 from rlhf_lib.data.filters import Funnel, first_seen
 from rlhf_lib.data.sources import describe_source, load_sources, sources, text_column
 from rlhf_lib.errors import DataError
@@ -57,7 +57,7 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
         DataError: missing set, split or column, a row that is no dialogue, or a filter that leaves nothing.
     """
     settings = recipe.data.prompts
-    loaded = loaded or load_sources(recipe)
+    loaded = loaded or load_sources(recipe, "prompts")
     described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
 
     train, train_funnel = _queries(loaded["prompts/train"], settings, described["prompts/train"])
@@ -170,6 +170,17 @@ def tokenize_splits(
         )
     test_counts |= {"in train": len(test) - len(unseen), "kept": len(unseen)}
     return train, test.select(unseen), {"train": train_counts, "test": test_counts}
+
+
+def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: Query) -> int | None:
+    """How many evaluation queries a pair asks too, so that a reward model trained on the pairs knows them; None for
+    openings, which say nothing of it."""
+    if query.kind in _OPENINGS:
+        return None
+    asked = set(pair_prompts)
+    if query.kind == "first_turn":
+        asked = {first_turn(prompt) for prompt in asked if prompt.startswith(HUMAN)}
+    return sum(text in asked for text in prompts.test["query"])
 
 
 def response_limit(generation: Generation) -> int:

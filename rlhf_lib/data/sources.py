@@ -68,13 +68,16 @@ def load_split(source: Source, default: str | None = None, key: str = "data.prom
         raise DataError(_explain(error, where, key)) from error
 
 
-def load_sources(recipe: Recipe) -> dict[str, Dataset]:
+def load_sources(recipe: Recipe, section: str = "") -> dict[str, Dataset]:
     """Every split that the recipe's data section names, by role: `prompts/train`, `prompts/test`,
-    `preferences/train`, `preferences/test`; roles that the recipe leaves null are absent. Raises DataError."""
+    `preferences/train`, `preferences/test`; roles that the recipe leaves null are absent, and with a `section` those
+    of the other one. Raises DataError."""
     opened: dict[str, Dataset] = {}
     found: dict[str, Dataset] = {}
     for role, (source, default, key) in sources(recipe).items():
         where = describe_source(source, default)
+        if not role.startswith(section):
+            continue
         if where not in opened:
             opened[where] = load_split(source, default, key)
         found[role] = opened[where]

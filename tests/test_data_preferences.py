@@ -1,0 +1,125 @@
+"""Preference pairs: what is kept, what is dropped and counted, what is refused."""
+
+import json
+
+import pytest
+
+from rlhf_lib.data.preferences import Pairs, load_preferences
+from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import Recipe
+
+
+def dialogue(question: str, answer: str) -> str:
+    return f"\n\nHuman: {question}\n\nAssistant:{answer}"
+
+
+def pair(question: str, chosen: str = " good", rejected: str = " bad") -> dict:
+    return {"chosen": dialogue(question, chosen), "rejected": dialogue(question, rejected)}
+
+
+def load(tmp_path, train: list[dict], test: list[dict], seed: int = 0, **settings) -> Pairs:
+    files = {}
+    for name, rows in (("train", train), ("test", test)):
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preferences = {name: {"dataset": str(file)} for name, file in files.items()} | settings
+    recipe = {
+        "name": "x",
+        "data": {"prompts": {"dataset": str(files["train"])}, "preferences": preferences},
+        "policy": {"model": "gpt2"},
+        "seed": seed,
+    }
+    return load_preferences(Recipe.model_validate(recipe))
+
+
+def test_a_pair_is_prompt_and_last_answers(tmp_path) -> None:
+    earlier = dialogue("Tea?", " Yes.")
+    rows = [{"chosen": earlier + dialogue("Hot?", " Sure. \n"), "rejected": earlier + dialogue("Hot?", "No")}]
+    pairs = load(tmp_path, rows, [pair("other")])
+    assert pairs.train.to_list() == [
+        {"prompt": earlier + "\n\nHuman: Hot?\n\nAssistant:", "chosen": " Sure.", "rejected": " No"}
+    ]
+
+
+def test_what_is_dropped_is_counted(tmp_path) -> None:
+    train = [
+        pair("kept"),
+        pair("kept", " better", " bad"),  # the same prompt, another pair
+        pair("kept"),  # the first one again
+        pair("same", " x", " x \n"),
+        pair("empty", " x", " \n"),
+        {"chosen": dialogue("a", " x"), "rejected": dialogue("b", " y")},
+        pair("leaked", " 1", " 2"),
+        pair("leaked", " 3", " 4"),
+    ]
+    pairs = load(tmp_path, train, [pair("leaked"), pair("held out")])
+    assert pairs.report["train"] == {
+        "rows": 8,
+        "dropped": {
+            "prompts differ": 1,
+            "empty answer": 1,
+            "identical answers": 1,
+            "repeated pair": 1,
+            "prompt in test": 2,
+        },
+        "kept": 2,
+    }
+    assert sorted(pairs.train["chosen"]) == [" better", " good"]
+    assert (pairs.report["test"]["rows"], pairs.report["test"]["kept"]) == (2, 2)
+    assert not set(pairs.train["prompt"]) & set(pairs.test["prompt"])
+
+
+def test_limit_draws_with_the_seed(tmp_path) -> None:
+    train = [pair(str(i)) for i in range(40)]
+    drawn = [set(load(tmp_path, train, [pair("t")], seed, limit=5).train["prompt"]) for seed in (0, 0, 1)]
+    assert len(drawn[0]) == 5
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert load(tmp_path, train, [pair("t")], limit=5).report["train"]["dropped"]["limit"] == 35
+    assert load(tmp_path, train, [pair("t")], limit=50).report["train"]["kept"] == 40
+
+
+def test_answers_beside_a_prompt_column(tmp_path) -> None:
+    rows = [
+        {"prompt": "Q: tea?\nA:", "chosen": "yes\n", "rejected": " no"},
+        {"prompt": "Q: 2?\n", "chosen": "Q: 2?\nyes", "rejected": "no"},
+    ]
+    pairs = load(tmp_path, rows, [{"prompt": "other", "chosen": "a", "rejected": "b"}])
+    assert sorted(pairs.train.to_list(), key=lambda row: row["prompt"]) == [
+        {"prompt": "Q: 2?\n", "chosen": "yes", "rejected": "no"},
+        {"prompt": "Q: tea?\nA:", "chosen": " yes", "rejected": " no"},
+    ]
+
+
+def test_margins_stay_with_their_pairs(tmp_path) -> None:
+    train = [pair(str(i)) | {"gap": i / 2} for i in range(20)]
+    pairs = load(tmp_path, train, [pair("t") | {"gap": 1}], margin="gap")
+    assert {row["prompt"]: row["margin"] for row in pairs.train} == {
+        f"\n\nHuman: {i}\n\nAssistant:": i / 2 for i in range(20)
+    }
+    with pytest.raises(DataError, match="row 1: margin column 'gap' holds None, not a number"):
+        load(tmp_path, [pair("a") | {"gap": 1.0}, pair("b") | {"gap": None}], [pair("t") | {"gap": 1}], margin="gap")
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "message"),
+    [
+        (
+            [pair("a"), {"chosen": "Great film.", "rejected": "Bad."}],
+            {},
+            r"row 1, column 'chosen' is no dialogue.*Great f",
+        ),
+        (
+            [pair("a")],
+            {"chosen": "better"},
+            r"no column 'better', but chosen, rejected\. Set data\.preferences\.chosen",
+        ),
+        ([pair("a")], {"margin": "gap"}, r"no column 'gap'"),
+        ([pair("a")], {"rejected": "chosen"}, r"filter 'identical answers' left none of 1 rows"),
+        ([pair("a", "", "")], {}, r"filter 'empty answer' left none of 1 rows"),
+        ([pair("t")], {}, r"train\.jsonl.*filter 'prompt in test' left none of 1 rows.*data\.preferences\.test"),
+        ([{"chosen": 1, "rejected": 2}], {}, r"column 'chosen' holds .*, not text"),
+    ],
+)
+def test_bad_pairs_are_refused(tmp_path, train: list[dict], settings: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, train, [pair("t")], **settings)
