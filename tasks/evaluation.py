@@ -1,0 +1,128 @@
+"""Reference against policy on held-out prompts: scores, KL, diversity, perplexity, and a report that shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
+
+from rlhf_lib.recipe import Recipe
+from tasks.tracking import PipelineRun, stage
+
+
+@task(name="evaluation")
+def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict, ppo: dict) -> dict[str, Any]:
+    """Evaluate and log: figures, the before/after table, histograms, an HTML and a Markdown report.
+
+    Record: `reward`, `perplexity` (None without a set), `perplexity_counts`, `diversity`, `kl` (nats per response),
+    `report` (path of the page), `metrics`.
+    """
+    import mlflow
+    from datasets import load_from_disk
+
+    from rlhf_lib.evaluation import plots
+    from rlhf_lib.evaluation.comparison import compare
+    from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
+    from rlhf_lib.evaluation.report import build_report
+    from rlhf_lib.models.loading import load_causal_lm, load_tokenizer, pick_device, pick_dtype
+    from rlhf_lib.rewards.build import build_reward
+
+    logger = get_run_logger()
+    with stage("evaluation", run) as s:
+        wanted = recipe.evaluation.perplexity
+        texts = load_texts(wanted, default=recipe.data.prompts.dataset, seed=recipe.seed) if wanted else []
+        prompts = load_from_disk(policy["prompts"]["test"])
+        if len(prompts) > recipe.evaluation.prompts:  # sets may be sorted: draw
+            prompts = prompts.shuffle(seed=recipe.seed).select(range(recipe.evaluation.prompts))
+
+        device = pick_device(recipe.compute)
+        dtype = pick_dtype(recipe.compute, device)
+        remote = recipe.policy.trust_remote_code
+        tokenizer = load_tokenizer(ppo["policy"], remote)
+        models: dict[str, Any] = {}
+        for name in ("reference", "policy"):
+            models[name] = load_causal_lm(ppo[name], dtype, remote).to(device)  # type: ignore[arg-type]
+        logger.info("evaluation: %d prompts, %d texts for perplexity", len(prompts), len(texts))
+        comparison = compare(
+            models["reference"],
+            models["policy"],
+            tokenizer,
+            build_reward(recipe.reward, reward["model"], device),
+            list(prompts["query"]),
+            list(prompts["input_ids"]),
+            recipe.generation,
+            seed=recipe.seed,
+            micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+        )
+        metrics = comparison.metrics()
+
+        perplexity = counts = None
+        notes = [_how_sampled(recipe)]
+        if wanted:
+            measured = {
+                name: Perplexity(keep_in_memory=True).compute(
+                    predictions=texts,
+                    model=model,
+                    tokenizer=tokenizer,
+                    batch_size=wanted.batch_size,
+                    add_start_token=wanted.add_start_token,
+                )
+                for name, model in models.items()
+            }
+            perplexity = {name: result["perplexity"] for name, result in measured.items()} | {
+                f"mean_per_text_{name}": result["mean_perplexity"] for name, result in measured.items()
+            }
+            counted = measured["policy"]  # the same for both: one tokenizer, one architecture
+            counts = {"texts": len(texts)} | {key: counted[key] for key in ("tokens", "truncated", "skipped", "rule")}
+            metrics |= {f"perplexity/{name}": figure for name, figure in perplexity.items()}
+            metrics |= {f"perplexity/{name}": counts[name] for name in ("texts", "tokens", "truncated", "skipped")}
+            notes.append(
+                f"Perplexity of {len(texts):,} texts (column {wanted.column}, split {wanted.split}), "
+                f"{counts['tokens']:,} tokens scored, {'with' if wanted.add_start_token else 'without'} a start token: "
+                f"{counts['rule']} ({counts['truncated']:,} texts did); {counts['skipped']:,} had no token to score."
+            )
+
+        before, after = comparison.reference, comparison.policy
+        drawings = {
+            "scores": plots.score_histogram(before.scores, after.scores),
+            "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95),
+            "lengths": plots.length_histogram(before.lengths, after.lengths),
+        }
+        report = build_report(f"Evaluation of {recipe.name}", comparison, perplexity, notes, seed=recipe.seed)
+        page, markdown = s.folder / "report.html", report.markdown()
+        page.write_text(report.html(drawings), encoding="utf-8")
+
+        s.log_metrics(metrics)
+        mlflow.log_table(comparison.table(), "before_after.json")
+        for name, figure in drawings.items():
+            mlflow.log_figure(figure, f"plots/{name}.png")
+        mlflow.log_artifact(str(page))
+        mlflow.log_text(markdown, "report.md")
+        create_markdown_artifact(markdown, key="evaluation", description=f"{recipe.name}: before and after")
+        s.record = {
+            "reward": {
+                "reference": comparison.reward.reference,
+                "policy": comparison.reward.policy,
+                "delta": comparison.reward.delta,
+                "ci95": list(comparison.reward.ci95),
+                "win_rate": comparison.reward.win_rate,
+            },
+            "perplexity": perplexity,
+            "perplexity_counts": counts,
+            "diversity": comparison.diversity,
+            "kl": comparison.kl,
+            "report": str(page),
+            "metrics": {name: figure for name, figure in metrics.items() if figure is not None},
+        }
+    return s.record
+
+
+def _how_sampled(recipe: Recipe) -> str:
+    g = recipe.generation
+    length = f"at most {g.max_new_tokens}"
+    if g.length_sampler:
+        length = f"{g.length_sampler.min} to {g.length_sampler.max - 1}"
+    truncated = f", top-k {g.top_k}" * bool(g.top_k) + f", top-p {g.top_p}" * (g.top_p < 1)
+    return f"Sampled at temperature {g.temperature:g}{truncated}, {length} tokens, seed {recipe.seed}."
