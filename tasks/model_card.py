@@ -22,8 +22,10 @@ def model_card(
     fingerprints: Mapping[str, Any],
     accuracy: float | None,
     samples: str,
+    pipeline: str,
 ) -> str:
-    """Markdown, from the recipe and the stages' records. Figures that don't apply are left out."""
+    """Markdown, from the recipe and the stages' records; `samples` and `pipeline` are links to the evaluation's run and
+    to the parent's. Figures that don't apply are left out."""
     learned, checked, texts = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
     low, high = learned["ci95"]
     generation, settings = recipe.generation, recipe.ppo
@@ -74,6 +76,7 @@ proof of quality, and nothing here vouches for facts, safety or other domains. R
 Reward delta {figure(learned["delta"])}, 95% interval [{figure(low)}, {figure(high)}], win rate \
 {figure(learned["win_rate"])}; KL to the reference {figure(evaluation["kl"])} nats per response.
 Samples and report: {samples}
+Every setting, and the other stages: {pipeline}
 
 ## Gates
 

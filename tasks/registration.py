@@ -74,6 +74,7 @@ def register_policy(
             fingerprints=(data or {}).get("fingerprints", {}),
             accuracy=accuracy,
             samples=mlflow_link(evaluation.get("mlflow_run_id", run.parent_run_id)),
+            pipeline=mlflow_link(run.parent_run_id),
         )
         written = s.folder / "model_card.md"
         written.write_text(card)
@@ -133,7 +134,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
         folder,
         prompt=prompts[0]["prompt"],
         settings=settings,
-        params={"recipe": recipe.name, "base_model": recipe.policy.model, "seed": recipe.seed},
+        params={"recipe": recipe.name, "base_model": recipe.policy.model or "from scratch", "seed": recipe.seed},
     )
     served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
     texts = prompts[:CHECKED_PROMPTS]["prompt"]

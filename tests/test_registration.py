@@ -118,6 +118,15 @@ def figures(**changes):
     } | changes
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory):
     """MLflow takes seconds to build its tables: once, then copied."""
@@ -146,6 +155,7 @@ def folders(tmp_path_factory):
     return {
         "plain": make_policy(root / "plain", seed=1),
         "lettered": make_policy(root / "lettered", seed=2, vocab_size=290, favour=["abcdefghijklm", "nopqrstuvwxyz"]),
+        "brief": make_policy(root / "brief", seed=3, favour=[EOS]),
         "prompts": str(root / "prompts"),
     }
 
@@ -275,6 +285,7 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
         "feed01",
         "reward456",
         "base123",
+        store.parent_run_id,
         "0.93",
         "7 steps",
         "Promoted to champion",
@@ -434,6 +445,20 @@ def test_served_words_are_greedy_decodings_words(store, folders):
         served.predict([LONG])
 
 
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_served_responses_end_where_local_ones_do(store, folders, ignore_eos):
+    recipe = make_recipe(generation={"max_new_tokens": 16, "ignore_eos": ignore_eos})
+    register(store, folders, folders["brief"], recipe)
+    answers = mlflow.pyfunc.load_model("models:/letters@champion").predict(PROMPTS)
+    model, tokenizer = load(folders["brief"])
+    ids = [tokenizer(p).input_ids for p in PROMPTS]
+    local = sample_responses(model, tokenizer, ids, recipe.generation, seed=0, greedy=True)
+    assert answers == local.texts
+    assert any(local.ended) is not ignore_eos
+    if not ignore_eos:
+        assert answers == greedy_texts(folders["brief"], PROMPTS)
+
+
 def test_mlflow_models_serve_answers_word_for_word(store, folders, tmp_path):
     register(store, folders, folders["lettered"])
     register(store, folders, folders["plain"], evaluation=figures(kl=1.0))  # a challenger must not be what is served
@@ -445,7 +470,7 @@ def test_mlflow_models_serve_answers_word_for_word(store, folders, tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": "",  # nothing of ours on the server
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/letters@champion", "-h", "127.0.0.1"]
     log = (tmp_path / "server.log").open("w+")
