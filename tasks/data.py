@@ -71,7 +71,13 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
                 name: _save(splits, current.folder / name)
                 for name, splits in (("prompts", tokenized), ("texts", texts), ("preferences", pairs))
             }
-        current.record = {**folders, "fingerprints": fingerprints, "report": report, "metrics": metrics}
+        current.record = {
+            **folders,
+            "fingerprints": fingerprints,
+            "policy_fingerprint": policy[0] if policy else None,
+            "report": report,
+            "metrics": metrics,
+        }
     return current.record
 
 

@@ -24,7 +24,7 @@ def write(path, rows=ROWS):
     return str(path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     """The hub's layout: two sub-sets, one of them with two splits."""
     write(tmp_path / "set/a/train.jsonl.gz")
@@ -86,6 +86,7 @@ def test_the_embedded_set_and_its_slices() -> None:
         ({"dataset": "{folder}", "data_dir": "a", "name": "x"}, r"'x' not found.* Set KEY\.name"),
         ({"dataset": "{folder}/empty"}, r"empty.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/broken.jsonl"}, r"broken\.jsonl.* can't be read: .* Check KEY\.dataset"),
+        ({"dataset": "{folder}/cut.jsonl.gz"}, r"cut\.jsonl\.gz.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/notes.txt"}, r"notes\.txt is of no known kind; known are \.jsonl"),
         ({}, r"KEY\.dataset is missing"),
     ],
@@ -93,6 +94,7 @@ def test_the_embedded_set_and_its_slices() -> None:
 def test_what_is_missing_or_broken_is_named_with_its_mend(folder, settings: dict, message: str) -> None:
     (folder / "empty").mkdir()
     (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
+    (folder / "cut.jsonl.gz").write_bytes((folder / "a/train.jsonl.gz").read_bytes()[:40])
     (folder / "notes.txt").write_text("notes")
     settings = {name: value.format(folder=folder) for name, value in settings.items()}
     with pytest.raises(DataError, match=message.replace("KEY", r"data\.prompts\.test")) as refused:

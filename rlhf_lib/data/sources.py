@@ -32,7 +32,6 @@ def load_split(source: Source, default: str | None = None, key: str = "data.prom
         DataError: set, folder, file, configuration or split missing or unreadable, or the hub out of reach.
     """
     from datasets import load_dataset, load_from_disk
-    from datasets.exceptions import DatasetsError
 
     name = source.dataset or default
     if name is None:
@@ -64,7 +63,9 @@ def load_split(source: Source, default: str | None = None, key: str = "data.prom
         return load_dataset(
             str(path) if path.is_dir() else name, source.name, data_dir=source.data_dir, split=source.split
         )
-    except (OSError, ValueError, DatasetsError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # the readers of the formats raise whatever they like
         raise DataError(_explain(error, where, key)) from error
 
 
@@ -158,7 +159,9 @@ def _explain(error: Exception, where: str, key: str) -> str:
 
     # "An error occurred while generating the dataset" keeps what matters in its cause
     told = error.__cause__ if isinstance(error, DatasetBuildError) and error.__cause__ else error
-    message = str(told).strip().split("\n")[0].rstrip(".!")
+    message = str(told).strip().split("\n")[0].rstrip(".!") or type(told).__name__
+    if isinstance(told, StopIteration):
+        message = "it holds no rows"
     if message.startswith("Unknown split") or "nstruction" in message:
         return f"{where}: {message}. Set {key}.split"
     if "BuilderConfig" in message or "Config name is missing" in message:
