@@ -1,7 +1,6 @@
 """Registration against a real MLflow store: gates, the duel with the champion, the way back, and answers over HTTP."""
 
 import json
-import math
 import os
 import shutil
 import socket
@@ -16,13 +15,13 @@ import mlflow
 import pytest
 import torch
 from datasets import Dataset
+from test_promotion import figures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_lib.errors import EnvironmentFault, ModelError, RecipeError
-from rlhf_lib.evaluation.promotion import judge
 from rlhf_lib.ppo.rollout import sample_responses
-from rlhf_lib.recipe import Gates, Recipe
+from rlhf_lib.recipe import Recipe
 from tasks import registration, registry
 from tasks.tracking import PipelineRun
 
@@ -103,21 +102,6 @@ def make_recipe(**sections):
     )
 
 
-def figures(**changes):
-    return {
-        "reward": {"reference": 0.1, "policy": 0.6, "delta": 0.5, "ci95": [0.3, 0.7], "win_rate": 0.9},
-        "perplexity": {
-            "reference": 20.0,
-            "policy": 30.0,
-            "mean_per_text_reference": 25.0,
-            "mean_per_text_policy": 40.0,
-        },
-        "diversity": {"distinct_2_reference": 0.8, "distinct_2_policy": 0.6},
-        "kl": 4.0,
-        "report": "report.html",
-    } | changes
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """The models are too small for more."""
@@ -192,73 +176,6 @@ def greedy_texts(folder, prompts, steps=16):
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         texts.append(tokenizer.decode(ids[start:], skip_special_tokens=True))
     return texts
-
-
-# ---------------------------------------------------------------- gates
-
-
-def test_all_gates_pass_and_say_their_figures():
-    passed, gates, reason = judge(Gates(max_kl=5.0), figures(), None)
-    assert passed
-    assert gates == [
-        {"name": "min_reward_delta", "figure": 0.3, "threshold": 0.0, "passed": True},
-        {"name": "max_perplexity_ratio", "figure": 1.5, "threshold": 2.0, "passed": True},
-        {"name": "max_kl", "figure": 4.0, "threshold": 5.0, "passed": True},
-        {"name": "min_distinct_2_ratio", "figure": pytest.approx(0.75), "threshold": 0.5, "passed": True},
-    ]
-    assert "no champion" in reason
-
-
-@pytest.mark.parametrize(
-    ("change", "gate", "says"),
-    [
-        ({"reward": figures()["reward"] | {"ci95": [0.0, 0.4]}}, "min_reward_delta", "0 is not above 0"),
-        ({"reward": figures()["reward"] | {"ci95": [math.nan, 1.0]}}, "min_reward_delta", "nan is not above 0"),
-        ({"perplexity": {"reference": 10.0, "policy": 21.0}}, "max_perplexity_ratio", "2.1 is not at most 2"),
-        ({"kl": 5.5}, "max_kl", "5.5 is not at most 5"),
-        (
-            {"diversity": {"distinct_2_reference": 0.8, "distinct_2_policy": 0.2}},
-            "min_distinct_2_ratio",
-            "0.25 is not at least 0.5",
-        ),
-    ],
-)
-def test_each_gate_bites_alone(change, gate, says):
-    passed, gates, reason = judge(Gates(max_kl=5.0), figures(**change), None)
-    assert not passed
-    assert [g["name"] for g in gates if not g["passed"]] == [gate]
-    assert reason == f"{gate}: {says}"
-
-
-def test_thresholds_themselves_pass_where_they_are_limits():
-    at_limit = figures(
-        perplexity={"reference": 10.0, "policy": 20.0},
-        diversity={"distinct_2_reference": 0.8, "distinct_2_policy": 0.4},
-        kl=5.0,
-    )
-    assert judge(Gates(max_kl=5.0), at_limit, None)[0]
-
-
-def test_gates_switched_off_or_without_figure_are_left_out():
-    off = Gates(min_reward_delta=None, max_perplexity_ratio=None, min_distinct_2_ratio=None)
-    assert judge(off, figures(), None)[:2] == (True, [])
-    gates = judge(Gates(), figures(perplexity=None), None)[1]
-    assert [g["name"] for g in gates] == ["min_reward_delta", "min_distinct_2_ratio"]
-
-
-def test_the_champion_must_be_beaten_beyond_doubt():
-    duel = {"delta": 0.2, "ci95": [0.1, 0.3], "version": "1"}
-    passed, gates, reason = judge(Gates(), figures(), duel)
-    assert passed
-    assert gates[-1] == {"name": "beats_champion", "figure": 0.1, "threshold": 0.0, "passed": True}
-    assert "+0.2 [0.1, 0.3]" in reason
-    passed, gates, reason = judge(Gates(), figures(), duel | {"ci95": [-0.1, 0.3]})
-    assert not passed
-    assert reason == "beats_champion: -0.1 is not above 0"
-    passed, gates, reason = judge(Gates(), figures(), {"error": "it is gone", "version": "1"})
-    assert not passed
-    assert gates[-1]["figure"] is None
-    assert "it is gone" in reason
 
 
 # ---------------------------------------------------------------- versions
