@@ -66,9 +66,9 @@ def test_length_bias_forgives_the_data_and_not_the_model():
     long, short = base + extra, base  # every chosen answer is the longer one
     assert length_bias(long, long, short, short) == pytest.approx(1)
     assert length_bias(-long, long, -short, short) == pytest.approx(-1)
-    assert length_bias(np.log(long), long, np.log(short), short) > 0.85
+    assert length_bias(np.log(long), long, np.log(short), short) == pytest.approx(1, abs=0.15)
     prompt, noise = rng.normal(scale=9, size=500), rng.normal(size=(2, 500))
-    assert abs(length_bias(prompt + 2 + noise[0], long, prompt + noise[1], short)) < 0.1
+    assert length_bias(prompt + 2 + noise[0], long, prompt + noise[1], short) == pytest.approx(0, abs=0.1)
     assert length_bias(np.ones(3), np.arange(3.0)) is None
     assert length_bias(np.array([1.0, 3, 2]), np.array([1.0, 2, 3])) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
 
@@ -169,12 +169,12 @@ def trained(tmp_path_factory) -> Path:
         truncation_side="left",
     )
     set_seed(0)
-    model = GPT2ForSequenceClassification(
-        GPT2Config(
-            vocab_size=len(vocabulary), n_positions=48, n_embd=32, n_layer=2, n_head=2, num_labels=1, pad_token_id=0,
-            bos_token_id=1, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )
+    config = GPT2Config(
+        vocab_size=len(vocabulary), n_positions=48, n_embd=32, n_layer=2, n_head=2, pad_token_id=0,
+        bos_token_id=1, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
+    config.num_labels = 1
+    model = GPT2ForSequenceClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     pairs = _pairs(6400, seed=1)
     for start in range(0, len(pairs), 64):
@@ -232,8 +232,8 @@ def test_a_good_reward_model_passes(good):
         "finite_scores", "accuracy", "calibration", "length_bias",
         "probes", "score_spread", "degenerate", "batch_agreement",
     ]  # fmt: skip
-    assert good.accuracy > 0.9
-    assert good.metrics["accuracy_low"] < good.accuracy < good.metrics["accuracy_high"]
+    assert good.metrics["accuracy"] > 0.9
+    assert good.metrics["accuracy_low"] < good.metrics["accuracy"] < good.metrics["accuracy_high"]
     assert good.metrics["chosen_longer"] > 0.6  # the data's own leaning, which isn't the model's fault
 
 
@@ -245,7 +245,7 @@ def test_a_random_reward_is_stopped_by_accuracy(pairs):
         return [memory.setdefault(q + r, rng.normal()) for q, r in zip(queries, responses, strict=True)]
 
     assert "accuracy" in _failed(random, pairs)
-    assert 0.4 < run_checks(random, CHECKS, pairs, None, calibrated=True).accuracy < 0.6
+    assert 0.4 < run_checks(random, CHECKS, pairs, None, calibrated=True).metrics["accuracy"] < 0.6
 
 
 def test_an_untrained_model_is_stopped_by_accuracy(trained, pairs, tmp_path):
@@ -265,7 +265,7 @@ def test_a_sign_flipped_model_is_stopped_by_accuracy_and_probes(reward, pairs, g
     failed = _failed(lambda q, r: [-score for score in reward(q, r)], pairs)
     assert {"accuracy", "probes", "calibration", "degenerate"} <= set(failed)
     flipped = run_checks(lambda q, r: [-score for score in reward(q, r)], CHECKS, pairs, None, calibrated=True)
-    assert flipped.accuracy == pytest.approx(1 - good.accuracy)
+    assert flipped.metrics["accuracy"] == pytest.approx(1 - good.metrics["accuracy"])
     assert flipped.metrics["probe_accuracy"] == 0
 
 
@@ -347,7 +347,7 @@ def test_what_does_not_apply_is_left_out_and_what_is_not_gated_passes(reward, pa
     off = Checks.model_validate({name: None for name in Checks.model_fields if name.startswith(("min_", "max_"))})
     flipped = run_checks(lambda q, r: [-score for score in reward(q, r)], off, pairs, None, calibrated=True)
     flipped.raise_if_failed()
-    assert flipped.accuracy < 0.2
+    assert flipped.metrics["accuracy"] < 0.2
 
 
 def test_a_reward_that_miscounts_is_refused(pairs):
@@ -420,3 +420,95 @@ def test_an_honest_sentiment_classifier_passes_and_its_flip_is_stopped_by_probes
     run_checks(classifier, SENTIMENT, None, texts, calibrated=False).raise_if_failed()
     flipped = run_checks(lambda q, r: [-score for score in classifier(q, r)], SENTIMENT, None, texts, calibrated=False)
     assert [check.name for check in flipped.failed] == ["probes"]
+
+
+# ---------------------------------------------------------------- the stage
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A Prefect server of its own and an MLflow store in a temporary folder: (run, runs of the store by name)."""
+    import mlflow
+    from prefect.testing.utilities import prefect_test_harness
+
+    from tasks.tracking import PipelineRun
+
+    folder = tmp_path_factory.mktemp("tracked")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_experiment(experiment_id=mlflow.create_experiment("checks", artifact_location=(folder / "art").as_uri()))
+    with prefect_test_harness(server_startup_timeout=120), mlflow.start_run() as parent:
+        yield PipelineRun(run_dir=str(folder), parent_run_id=parent.info.run_id)
+    mlflow.set_tracking_uri(before)
+
+
+def _stage(run, trained, pairs, folder: Path, **checks):
+    """Run the task in a flow, on the pairs saved as the data stage saves them."""
+    from datasets import Dataset
+    from prefect import flow
+
+    from tasks.reward_checks import check_reward_model
+
+    columns = zip(*pairs, strict=True)
+    rows = dict(zip(("prompt", "chosen", "rejected"), map(list, columns), strict=True))
+    Dataset.from_dict(rows).save_to_disk(str(folder))
+    recipe = Recipe.model_validate(
+        {
+            "name": "kitchen",
+            "data": {"prompts": {"dataset": "x"}, "preferences": {}},
+            "policy": {"model": "x"},
+            "reward": {"kind": "preference", "checks": {"pairs": 100, **checks}},
+        }
+    )
+    data = {"preferences": {"test": str(folder)}, "fingerprints": {"preferences/test": "f"}}
+    reward = {"model": str(trained), "fingerprint": "r"}
+
+    @flow(name="checks")
+    def checks_only() -> dict:
+        return check_reward_model(recipe, run, data, reward)
+
+    return checks_only()
+
+
+def _children(run) -> list:
+    import mlflow
+
+    return mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.mlflow.parentRunId = '{run.parent_run_id}'",
+        order_by=["start_time DESC"],
+        output_format="list",
+    )
+
+
+def _artifacts(run_id: str) -> set[str]:
+    import mlflow
+
+    return {Path(f.path).name for f in mlflow.MlflowClient().list_artifacts(run_id, "reward_checks")}
+
+
+def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs, tmp_path):
+    record = _stage(tracked, trained, pairs, tmp_path)
+    child = _children(tracked)[0]
+    assert record["passed"] is True
+    assert record["accuracy"] == child.data.metrics["accuracy"] > 0.9
+    assert {c["name"] for c in record["checks"]} >= {"accuracy", "calibration", "length_bias", "batch_agreement"}
+    assert _artifacts(child.info.run_id) == {
+        "calibration.png", "scores.png", "length.png", "report.md", "checks.json", "examples.json",
+    }  # fmt: skip
+    again = _stage(tracked, trained, pairs, tmp_path / "again")
+    reused = _children(tracked)[0]
+    assert again == record
+    assert reused.data.tags["reused_from"] == child.info.run_id
+
+
+def test_a_failed_gate_stops_the_flow_with_its_report_logged_and_fails_again(tracked, trained, pairs, tmp_path):
+    flipped = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
+    for attempt in range(2):
+        with pytest.raises(GateFailed, match=r"accuracy is 0\.\d+, must be at least 0\.9 "):
+            _stage(tracked, trained, flipped, tmp_path / str(attempt), min_accuracy=0.9)
+        child = _children(tracked)[0]
+        assert child.info.status == "FAILED"
+        assert child.data.tags["reused"] == "false"
+        assert child.data.metrics["accuracy"] < 0.1
+        assert {"report.md", "calibration.png"} <= _artifacts(child.info.run_id)

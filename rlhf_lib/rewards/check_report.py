@@ -47,7 +47,7 @@ def _calibration(bins: Reliability) -> Figure:
         label="bin, area by its number of pairs",
     )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
@@ -100,7 +100,7 @@ def markdown(report: CheckReport, images: list[str] | None = None) -> str:
     for image in images or []:
         lines += ["", f"![{image.removesuffix('.png')}]({image})"]
     if report.examples:
-        heading = "Pairs most in the wrong order" if "prompt" in report.examples[0] else "Highest and lowest scores"
+        heading = "Pairs with the lowest margin" if "prompt" in report.examples[0] else "Highest and lowest scores"
         columns = list(report.examples[0])
         lines += ["", f"## {heading}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in report.examples]
