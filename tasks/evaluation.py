@@ -35,7 +35,7 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
         texts = load_texts(wanted, default=recipe.data.prompts.dataset, seed=recipe.seed) if wanted else []
         prompts = load_from_disk(policy["prompts"]["test"])
         if len(prompts) > recipe.evaluation.prompts:  # sets may be sorted: draw
-            prompts = prompts.shuffle(seed=recipe.seed).select(range(recipe.evaluation.prompts))
+            prompts = prompts.shuffle(seed=recipe.seed, keep_in_memory=True).select(range(recipe.evaluation.prompts))
 
         device = pick_device(recipe.compute)
         dtype = pick_dtype(recipe.compute, device)
@@ -81,7 +81,7 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
             notes.append(
                 f"Perplexity of {len(texts):,} texts (column {wanted.column}, split {wanted.split}), "
                 f"{counts['tokens']:,} tokens scored, {'with' if wanted.add_start_token else 'without'} a start token: "
-                f"{counts['rule']} ({counts['truncated']:,} texts did); {counts['skipped']:,} had no token to score."
+                f"{counts['rule']} (cut: {counts['truncated']:,}; without a token to score: {counts['skipped']:,})."
             )
 
         before, after = comparison.reference, comparison.policy
