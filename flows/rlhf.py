@@ -42,7 +42,7 @@ def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
     from tasks.reward_model import prepare_reward_model
     from tasks.tracking import pipeline_run
 
-    context = {"prefect_flow_run_id": flow_run.get_id(), "prefect_flow_run_url": flow_run.get_ui_url()}
+    context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
     with pipeline_run(recipe, str(run_dir()), fresh=fresh, tags=context) as run:
         recipe = preflight(recipe)
         data = prepare_data(recipe, run)

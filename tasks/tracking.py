@@ -166,6 +166,8 @@ def stage(name: str, run: PipelineRun, *, key: str | None = None) -> Iterator[St
     """
     logger = run_logger()
     root = Path(run.run_dir)
+    if key:
+        key = content_key(key, Path(__file__).with_name(f"{name}.py").read_text())
     with mlflow.start_run(run_name=name, nested=True, parent_run_id=run.parent_run_id, tags={"stage": name}) as child:
         final = root / "stages" / f"{name}-{key}" if key else root / "work" / run.parent_run_id / name
         if key and not run.fresh and (final / RECORD).is_file():

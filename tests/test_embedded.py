@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 
 from rlhf_lib.data import embedded
 from rlhf_lib.data.embedded_phrases import CORES, TAILS
-from rlhf_lib.data.embedded_topics import TOPICS
 from rlhf_lib.errors import DataError
 
 DIALOGUE = re.compile(r"(\n\nHuman: \S[^\n]*\n\nAssistant: \S[^\n]*)+")
@@ -89,8 +88,8 @@ def test_varied(train):
     said = [answer for side in answers(train) for answer in side]
     assert len(set(said)) > 0.9 * len(said)
     assert max(Counter(" ".join(words(answer)[:4]) for answer in said).values()) < 0.05 * len(said)
-    assert len(CORES) + len(TAILS) + sum(len(topic.facts) for topic in TOPICS) > 100
-    for topic in TOPICS:
+    assert len(CORES) + len(TAILS) + sum(len(topic.facts) for topic in embedded.TOPICS) > 100
+    for topic in embedded.TOPICS:
         assert sum(any(item in prompt for item in topic.items) for prompt in prompts(train)) > 100
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import datasets
 
+from rlhf_lib.data.embedded_goods import GOODS
 from rlhf_lib.data.embedded_phrases import (
     ASKS,
     CLOSINGS,
@@ -26,12 +27,14 @@ from rlhf_lib.data.embedded_phrases import (
     PLEAS,
     PREFACES,
     TAILS,
+    Topic,
 )
-from rlhf_lib.data.embedded_topics import TOPICS, Topic
+from rlhf_lib.data.embedded_services import SERVICES
 from rlhf_lib.errors import DataError
 
 NAME = "embedded/customer-service"
 SIZES = {"train": 3600, "test": 500}
+TOPICS = GOODS + SERVICES
 
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant:"
 
@@ -142,10 +145,10 @@ def _answers(rng: random.Random, topic: Topic, item: str) -> tuple[str, str]:
 
 def _answer(rng: random.Random, topic: Topic, item: str, core: bool, tail: bool | None) -> str:
     mirrors = topic.facts if rng.random() < 0.2 else CORES
-    parts = [_maybe(rng, 0.45, OPENERS), rng.choice(mirrors)[not core]]
+    parts = [_maybe(rng, 0.4, OPENERS), rng.choice(mirrors)[not core]]
     if tail is not None:
         parts.append(rng.choice(TAILS)[not tail])
-    parts.append(_maybe(rng, 0.2, CLOSINGS))
+    parts.append(_maybe(rng, 0.15, CLOSINGS))
     values = {name: rng.choice(choices) for name, choices in FILLERS.items()}
     values |= {
         "act": rng.choice(topic.acts),

@@ -5,7 +5,30 @@ can't tell its two sides apart. Where a swap changes a word (my/mine), a second 
 Slots: {item} {act} {burden} {chore} {fault} {cost} come from the topic, the others from FILLERS.
 """
 
+from dataclasses import dataclass
+
 Mirror = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What a customer writes about. Phrases are bare ("send a new kettle"), so that they fit behind will, can and to.
+
+    {item} is the thing in question, known as `vague` as long as the assistant hasn't asked `which`.
+    """
+
+    vague: str
+    which: str
+    items: tuple[str, ...]
+    problems: tuple[str, ...]
+    asks: tuple[str, ...]
+    acts: tuple[str, ...]  # what we do for the customer
+    chores: tuple[str, ...]  # what either of us could do
+    burdens: tuple[str, ...]  # what the customer would rather not do; chores come on top
+    faults: tuple[str, ...]  # what the customer may be blamed for
+    costs: tuple[str, ...]
+    facts: tuple[Mirror, ...]  # answers that fit this topic alone
+
 
 # The answer proper. An unhelpful side refuses, loads the work on the customer, deflects, evades or blames.
 CORES: tuple[Mirror, ...] = (

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Trainer,
     set_seed,
 )
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rlhf_lib.recipe import Compute, FromScratch, Lora, Train
 
 EOS = "<|endoftext|>"
+SMALL_LOGITS = 1 << 25  # of a batch: 128 MB in fp32
 HELD_OUT = 512  # answers that the held-out loss is taken over, at most
 
 
@@ -120,13 +122,17 @@ def train_base_model(
             raise ValueError("needs a model, or train.from_scratch")
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code)
         network = load_causal_lm(model, trust_remote_code=trust_remote_code)
+    network.loss_type = network.loss_type or "ForCausalLM"  # GPT-2's class name doesn't say so
     limit = min(train.max_length or positions(network.config), positions(network.config))
     rows, truncated = tokenize_answers(pairs, tokenizer, limit, train.answers, train.completion_only)
     if not len(rows):
         raise DataError("no answer to train the base model on: are data.preferences empty?")
 
     class LengthGroupedSFTTrainer(LengthGroups, SFTTrainer):
-        pass
+        def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
+            """TRL computes the logits in chunks, twice, with figures of its own; small ones are far cheaper whole."""
+            small = inputs["input_ids"].numel() * model.config.vocab_size <= SMALL_LOGITS
+            return (Trainer if small else SFTTrainer).compute_loss(self, model, inputs, *args, **kwargs)
 
     set_seed(seed)
     with TemporaryDirectory() as scratch:
@@ -216,7 +222,7 @@ def _peft(lora: Lora) -> PeftConfig:
 
     return LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         use_dora=lora.dora,

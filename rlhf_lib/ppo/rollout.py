@@ -125,7 +125,7 @@ def _sample_batch(
             use_cache=True,
         ).last_hidden_state[:, -1]
         logits = head(states).float() / generation.temperature
-        ids = _draw(filters(ids, logits)  # type: ignore[arg-type], draws_BT[:, t], greedy)
+        ids = _draw(filters(ids, logits), draws_BT[:, t], greedy)  # type: ignore[arg-type]
         drawn_logprobs = (logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True))[:, 0].cpu()
         drawn_values = None if value_head is None else value_head(states).float().cpu()
         for b, token in enumerate(ids[:, 0].tolist()):

@@ -1,129 +1,8 @@
-"""What customers of the embedded dialogues write about, and what can be done about it: word material of `embedded.py`.
+"""What customers of the embedded dialogues write about services: word material of `embedded.py`."""
 
-Phrases are bare ("send a new kettle"), so that they fit behind will, can and to. {item} is the thing in question, known
-to the dialogue as `vague` as long as the assistant hasn't asked `which`.
-"""
+from rlhf_lib.data.embedded_phrases import Topic
 
-from dataclasses import dataclass
-
-from rlhf_lib.data.embedded_phrases import Mirror
-
-
-@dataclass(frozen=True)
-class Topic:
-    vague: str
-    which: str
-    items: tuple[str, ...]
-    problems: tuple[str, ...]
-    asks: tuple[str, ...]
-    acts: tuple[str, ...]  # what we do for the customer
-    chores: tuple[str, ...]  # what either of us could do
-    burdens: tuple[str, ...]  # what the customer would rather not do; chores come on top
-    faults: tuple[str, ...]  # what the customer may be blamed for
-    costs: tuple[str, ...]
-    facts: tuple[Mirror, ...]  # answers that fit this topic alone
-
-
-TOPICS: tuple[Topic, ...] = (
-    Topic(
-        "order",
-        "What did you order?",
-        ("kettle", "lamp", "bookcase", "tent", "mirror", "rug", "radio", "clock"),
-        (
-            "My {item} has not arrived.",
-            "I have been waiting for my {item} for two weeks.",
-            "The driver left my {item} at the wrong house.",
-            "Your page says my {item} was delivered, but I have nothing.",
-            "I paid for fast delivery and the {item} is still not here.",
-        ),
-        ("Where is it?", "When will it come?", "Can you send it again?", "Can you find it?"),
-        (
-            "send a new {item}",
-            "find your {item}",
-            "bring the {item} to your door",
-            "trace the parcel",
-            "send the {item} by express",
-        ),
-        ("call the driver", "look for the parcel", "phone the depot about the {item}"),
-        ("wait at home all week", "drive to the depot", "order another {item}"),
-        ("write down the wrong address", "miss the driver", "send the {item} away"),
-        ("the express delivery", "the postage"),
-        (
-            ("Your {item} is on its way to you, not back to us.", "Your {item} is on its way back to us, not to you."),
-            (
-                "The {item} comes this week and the bill next month.",
-                "The bill comes this week and the {item} next month.",
-            ),
-            ("The parcel was found, it is not lost.", "The parcel was not found, it is lost."),
-        ),
-    ),
-    Topic(
-        "purchase",
-        "What did you buy?",
-        ("coat", "dress", "shirt", "sweater", "hat", "skirt", "scarf", "jacket"),
-        (
-            "The {item} I bought is too small.",
-            "I got the {item} in the wrong colour.",
-            "I would like to bring back a {item} that I never wore.",
-            "The {item} was a present and it does not fit.",
-            "The {item} lost a button on the first day.",
-        ),
-        ("Can I return it?", "Can I swap it?", "Do you take it back?", "How do I get another size?"),
-        (
-            "take the {item} back",
-            "swap the {item}",
-            "send you a bigger {item}",
-            "order the right colour",
-            "mend the {item}",
-        ),
-        ("pack the {item}", "print the label", "carry it to the post office"),
-        ("keep a {item} that does not fit", "queue at the counter", "buy a second {item}"),
-        ("wear the {item}", "cut off the label", "choose that size"),
-        ("the return", "the new label"),
-        (
-            (
-                "You can return the {item} and you can not lose money.",
-                "You can lose money and you can not return the {item}.",
-            ),
-            ("The shop takes the {item} and you take the money.", "The shop takes the money and you take the {item}."),
-            ("A swap is welcome and a receipt is not needed.", "A receipt is needed and a swap is not welcome."),
-        ),
-    ),
-    Topic(
-        "refund",
-        "Which product is it?",
-        ("camera", "watch", "printer", "speaker", "tablet", "keyboard", "monitor", "drone"),
-        (
-            "I sent the {item} back in May and I have no refund.",
-            "You refunded only half of my {item}.",
-            "The {item} was cancelled but you kept my money.",
-            "I was promised a refund for the {item}.",
-            "The refund for my {item} went to a stranger.",
-        ),
-        ("Where is my money?", "When do I get the refund?", "Can you pay me back?", "Why does it take so long?"),
-        (
-            "refund the {item}",
-            "pay you back for the {item}",
-            "transfer the money",
-            "return the full price of the {item}",
-            "speed up the refund",
-        ),
-        ("contact the bank", "prove that the {item} came back", "fill in the refund form"),
-        ("wait for your money", "accept a voucher", "send us the {item} again"),
-        ("damage the {item}", "return the {item} too late", "agree to a voucher"),
-        ("the transfer", "the bank fee"),
-        (
-            (
-                "You will get the money for the {item} and not a voucher.",
-                "You will get a voucher for the {item} and not the money.",
-            ),
-            ("The refund has gone out, it has not been refused.", "The refund has been refused, it has not gone out."),
-            (
-                "All of the price comes back to you and none stays with us.",
-                "All of the price stays with us and none comes back to you.",
-            ),
-        ),
-    ),
+SERVICES: tuple[Topic, ...] = (
     Topic(
         "account",
         "Which account is it?",
@@ -190,10 +69,10 @@ TOPICS: tuple[Topic, ...] = (
         "What did you book?",
         ("room", "table", "cabin", "boat", "hall", "tour", "villa"),
         (
-            "I need to move my booking for the {item}.",
-            "The {item} we booked is smaller than in the picture.",
+            "I need to move the {item} to another day.",
+            "The {item} is smaller than in the picture.",
             "You gave our {item} to other guests.",
-            "I booked the {item} for the wrong weekend.",
+            "I took the {item} for the wrong weekend.",
             "I never got a confirmation for the {item}.",
         ),
         ("Can I change the date?", "Can I cancel it?", "Can we have another one?", "Is it still ours?"),
@@ -227,7 +106,7 @@ TOPICS: tuple[Topic, ...] = (
         (
             "My {item} was cancelled last night.",
             "I missed the {item} because of you.",
-            "My bag did not come with the {item}.",
+            "My bag did not arrive with the {item}.",
             "There is a wrong name on my ticket for the {item}.",
             "I can not sit next to my child on the {item}.",
         ),
@@ -257,44 +136,6 @@ TOPICS: tuple[Topic, ...] = (
             (
                 "We will hold the {item} for you, you will not be late.",
                 "We will not hold the {item} for you, you will be late.",
-            ),
-        ),
-    ),
-    Topic(
-        "machine",
-        "Which machine is it?",
-        ("fridge", "oven", "washer", "dryer", "freezer", "heater", "vacuum", "toaster"),
-        (
-            "My {item} makes a strange noise.",
-            "The {item} stopped after one month.",
-            "There is water under my {item}.",
-            "The {item} does not switch on any more.",
-            "Your mechanic never came for my {item}.",
-        ),
-        ("Can you repair it?", "Is it under warranty?", "Can I get a new one?", "When does the mechanic come?"),
-        (
-            "repair your {item}",
-            "replace the {item}",
-            "send a mechanic",
-            "order the part for the {item}",
-            "lend you a {item}",
-        ),
-        ("clean the filter", "find the fault in the {item}", "take the {item} apart"),
-        ("live without a {item}", "read the manual again", "carry the {item} to us"),
-        ("drop the {item}", "open the back of the {item}", "use the wrong plug"),
-        ("the mechanic", "the spare part"),
-        (
-            (
-                "The warranty is still good, only the {item} is not.",
-                "The {item} is still good, only the warranty is not.",
-            ),
-            (
-                "The fault is in the {item}, not in how you use it.",
-                "The fault is in how you use it, not in the {item}.",
-            ),
-            (
-                "The mechanic will come to you, not you to the mechanic.",
-                "You will come to the mechanic, not the mechanic to you.",
             ),
         ),
     ),
@@ -363,38 +204,6 @@ TOPICS: tuple[Topic, ...] = (
         ),
     ),
     Topic(
-        "box",
-        "Which box is it?",
-        ("router", "modem", "antenna", "decoder", "repeater", "receiver"),
-        (
-            "My {item} drops out every evening.",
-            "The light on the {item} is red.",
-            "Since the storm the {item} is dead.",
-            "The new {item} is slower than the old one.",
-            "Your man put the {item} in and left.",
-        ),
-        ("Can you fix it?", "Why is it so slow?", "Do I need a new one?", "Is there a fault in my street?"),
-        (
-            "test your {item}",
-            "restart the {item} from here",
-            "send a technician",
-            "swap the {item}",
-            "boost the signal",
-        ),
-        ("restart the {item}", "check the cables", "climb on the roof"),
-        ("sit offline all month", "buy your own {item}", "move house"),
-        ("pull out the cable", "hide the {item} in a drawer", "break the seal"),
-        ("the technician", "the new cable"),
-        (
-            ("The line will be up and the price down.", "The line will be down and the price up."),
-            (
-                "The fault is in our street box, not in your {item}.",
-                "The fault is in your {item}, not in our street box.",
-            ),
-            ("Your {item} gets faster and nothing gets dearer.", "Your {item} gets dearer and nothing gets faster."),
-        ),
-    ),
-    Topic(
         "claim",
         "What is the claim about?",
         ("car claim", "roof claim", "bike claim", "window claim", "flood claim", "garden claim"),
@@ -453,80 +262,6 @@ TOPICS: tuple[Topic, ...] = (
                 "The fee of the {item} will change, the teacher will not.",
             ),
             ("You may try two lessons and pay for none.", "You may try none and pay for two lessons."),
-        ),
-    ),
-    Topic(
-        "furniture",
-        "What are you building?",
-        ("shelf", "wardrobe", "bed", "cabinet", "bench", "desk", "crib"),
-        (
-            "There is a leg missing from my {item}.",
-            "The screws for the {item} do not fit.",
-            "My {item} came with a broken door.",
-            "I do not understand the plan for the {item}.",
-            "I built the {item} and now it leans to the left.",
-        ),
-        (
-            "Can you send the missing part?",
-            "How do I put it together?",
-            "Can somebody build it for me?",
-            "Do I have to take it down?",
-        ),
-        (
-            "send the part for your {item}",
-            "build the {item} for you",
-            "explain the plan step by step",
-            "exchange the {item}",
-            "collect the {item}",
-        ),
-        ("count the screws", "build the {item}", "drill new holes"),
-        ("take the {item} down again", "sleep on the floor", "glue the {item}"),
-        ("lose the screws", "build the {item} upside down", "throw away the plan"),
-        ("the missing part", "the collection"),
-        (
-            (
-                "The plan is wrong, your work on the {item} is not.",
-                "Your work on the {item} is wrong, the plan is not.",
-            ),
-            ("The part is in the post, not in your box.", "The part is in your box, not in the post."),
-            ("We will build and you will watch.", "You will build and we will watch."),
-        ),
-    ),
-    Topic(
-        "groceries",
-        "Which one was it?",
-        ("cheese", "bread", "fish", "salad", "soup", "cake", "chicken"),
-        (
-            "The {item} in my basket was off.",
-            "You forgot the {item} again.",
-            "I found a hair in the {item}.",
-            "The {item} was cold and wet.",
-            "I got the {item} of my neighbour.",
-        ),
-        (
-            "Can you bring me a fresh one?",
-            "Do I get my money back?",
-            "Is it safe to eat?",
-            "Can you check the kitchen?",
-        ),
-        (
-            "bring fresh {item}",
-            "take the {item} off your bill",
-            "warn the kitchen",
-            "add free {item} to your next basket",
-            "test the {item}",
-        ),
-        ("throw the {item} away", "tell the cook", "go back to the market"),
-        ("eat the {item}", "go to bed hungry", "cook it yourself"),
-        ("leave the {item} in the sun", "forget to order the {item}", "eat half of it"),
-        ("the next basket", "the fresh food"),
-        (
-            (
-                "The {item} goes back to the shop and the money to you.",
-                "The money goes back to the shop and the {item} to you.",
-            ),
-            ("Fresh {item} will come and old food will go.", "Old food will come and fresh {item} will go."),
-            ("The cook pays for the {item}, not the customer.", "The customer pays for the {item}, not the cook."),
         ),
     ),
 )
