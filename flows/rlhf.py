@@ -54,7 +54,7 @@ def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
         checks = check_reward_model(recipe, run, data, reward)
         ppo = run_ppo(recipe, run, data, policy, reward)
         evaluation = evaluate_policy(recipe, run, policy, reward, ppo)
-        model = register_policy(recipe, run, policy, reward, ppo, evaluation)
+        model = register_policy(recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         record = build_record(recipe.name, run.parent_run_id, checks, ppo, evaluation, model)
         run.finish(record)
     return record
