@@ -37,7 +37,8 @@ class Normalization:
 
 def fit_normalization(scores: Sequence[float]) -> Normalization:
     """The constants from raw scores of reference samples. Raises ModelError if they don't differ or aren't finite."""
-    mean, std = float(np.mean(scores)), float(np.std(scores))
+    with np.errstate(invalid="ignore"):
+        mean, std = float(np.mean(scores)), float(np.std(scores))
     if not math.isfinite(mean) or not std > 1e-8 * max(1.0, abs(mean)):
         raise ModelError(
             f"the reward can't be normalised: on {len(scores)} reference samples the mean is {mean:.4g} and the "

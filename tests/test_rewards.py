@@ -1,0 +1,505 @@
+"""Rewards: scores by hand, the same in any batch, cut from the left; functions; training on pairs easily told apart."""
+
+import json
+import math
+import random
+import sys
+
+import pytest
+import torch
+from datasets import Dataset, load_from_disk
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    set_seed,
+)
+
+from rlhf_lib.errors import DataError, ModelError, RecipeError
+from rlhf_lib.models.base import train_tokenizer
+from rlhf_lib.recipe import Compute, RewardTraining
+from rlhf_lib.recipe import Recipe as RecipeSection
+from rlhf_lib.recipe import Reward as RewardSection
+from rlhf_lib.rewards.build import build_reward, check_reward, function_reward
+from rlhf_lib.rewards.classifier import ClassifierReward, encode, label_column
+from rlhf_lib.rewards.normalization import Normalization, fit_normalization, normalized
+from rlhf_lib.rewards.training import accuracy, tokenize_pairs, train_reward_model
+
+COMPUTE = Compute(device="cpu", precision="fp32")
+WORDS = [*"abcdefghijklmnopqrstuvwxyz"]
+CLS, PAD, SEP, EOS = 0, 1, 2, 3  # ids of the word tokenizers
+LETTER = {letter: i + 4 for i, letter in enumerate(WORDS)}
+
+
+def word_tokenizer(*, around=False, **special):
+    """One token a letter; with `around` a text becomes <cls> text <sep>, a pair <cls> a <sep> b <sep>, as BERT's."""
+    vocabulary = {"<cls>": CLS, "<pad>": PAD, "<sep>": SEP, "<eos>": EOS, **LETTER}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    if around:
+        words.post_processor = processors.TemplateProcessing(
+            "<cls> $A <sep>", "<cls>:0 $A:0 <sep>:0 $B:1 <sep>:1", [("<cls>", CLS), ("<sep>", SEP)]
+        )
+        special |= {"cls_token": "<cls>", "sep_token": "<sep>", "pad_token": "<pad>"}
+    names = ["input_ids", "token_type_ids", "attention_mask"] if around else ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_input_names=names, **special)
+
+
+SMALL = {"vocab_size": 30, "num_labels": 2, "pad_token_id": PAD}
+ENCODER = SMALL | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def classifier(kind, **changes):
+    """(model, tokenizer) of a family, two layers with random weights large enough that scores differ."""
+    set_seed(0)
+    match kind:
+        case "gpt2":  # as published ones are: no pad token, padded with EOS
+            config = GPT2Config(n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5,
+                                **SMALL | {"pad_token_id": None} | changes)  # fmt: skip
+            return GPT2ForSequenceClassification(config).eval(), word_tokenizer(eos_token="<eos>", pad_token="<eos>")
+        case "distilbert":
+            config = DistilBertConfig(dim=16, hidden_dim=16, n_layers=2, n_heads=2, max_position_embeddings=32,
+                                      initializer_range=0.5, **SMALL | changes)  # fmt: skip
+            model = DistilBertForSequenceClassification(config)
+        case "bert":
+            model = BertForSequenceClassification(
+                BertConfig(max_position_embeddings=32, initializer_range=0.5, **ENCODER | changes)
+            )
+        case "roberta":
+            model = RobertaForSequenceClassification(
+                RobertaConfig(max_position_embeddings=34, initializer_range=0.5, **ENCODER | changes)
+            )
+        case "deberta":
+            model = DebertaV2ForSequenceClassification(
+                DebertaV2Config(max_position_embeddings=32, relative_attention=True, pos_att_type=["p2c", "c2p"],
+                                type_vocab_size=2, initializer_range=0.5, **ENCODER | changes)
+            )  # fmt: skip
+    tokenizer = word_tokenizer(around=True)
+    if kind in ("distilbert", "roberta"):
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return model.eval(), tokenizer
+
+
+FAMILIES = ["gpt2", "distilbert", "bert", "roberta", "deberta"]
+
+
+def texts(count, longest=20, seed=0):
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(count)]
+
+
+# ---------------------------------------------------------------- labels and outputs
+
+
+def test_labels_are_found_by_name():
+    config = DistilBertConfig(id2label={0: "NEGATIVE", 1: "POSITIVE"})
+    assert label_column(config, "POSITIVE") == 1
+    assert label_column(config, "negative") == 0
+    with pytest.raises(ModelError, match=r"no label 'JOY': set reward\.label to one of NEGATIVE, POSITIVE"):
+        label_column(config, "JOY")
+    with pytest.raises(ModelError, match=r"has 2 outputs: set reward\.label to one of NEGATIVE, POSITIVE"):
+        label_column(config, None)
+    assert label_column(DistilBertConfig(id2label={0: "score"}), None) == 0
+    assert label_column(DistilBertConfig(id2label={0: "Joy", 1: "joy"}), "joy") == 1
+    with pytest.raises(ModelError, match="no label 'JOY'"):
+        label_column(DistilBertConfig(id2label={0: "Joy", 1: "joy"}), "JOY")
+
+
+@pytest.mark.parametrize(
+    ("changes", "label", "expected"),
+    [
+        ({}, "LABEL_1", 1 / (1 + math.exp(-2))),  # softmax of (1, 3): 0.881
+        ({"problem_type": "multi_label_classification"}, "LABEL_1", 1 / (1 + math.exp(-3))),  # 0.953
+        ({"num_labels": 1}, None, 1 / (1 + math.exp(-1))),  # 0.731
+    ],
+)
+def test_logit_and_probability(changes, label, expected):
+    model, tokenizer = classifier("distilbert", **changes)
+    torch.nn.init.zeros_(model.classifier.weight)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([1.0, 3.0][: model.config.num_labels]))
+    logit = ClassifierReward(model, tokenizer, label=label)(["a b"], [" c"])
+    assert logit == [3.0 if label else 1.0]
+    probability = ClassifierReward(model, tokenizer, label=label, output="probability")(["a b", "c"], ["", " d"])
+    assert probability == pytest.approx([expected] * 2)
+
+
+# ---------------------------------------------------------------- batches, truncation, pairs
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_score_is_the_model_s_own_whatever_the_batch(kind):
+    model, tokenizer = classifier(kind)
+    queries, responses = texts(13), [f" {text}" for text in texts(13, longest=8, seed=1)]
+    with torch.no_grad():  # one text at a time, without any padding
+        alone = [
+            model(**tokenizer(q + r, return_tensors="pt")).logits[0, 1].item()
+            for q, r in zip(queries, responses, strict=True)
+        ]
+    assert max(alone) - min(alone) > 0.1
+    for size in (1, 4, 64):
+        reward = ClassifierReward(model, tokenizer, label="LABEL_1", batch_size=size)
+        assert reward(queries, responses) == pytest.approx(alone, abs=1e-5)
+
+
+def test_decoders_are_read_at_the_last_token_even_if_it_is_the_pad_token():
+    model, tokenizer = classifier("gpt2")
+    rows = ["a b c", "d e", "f g h i j"]
+    with torch.no_grad():
+        by_hand = [
+            model.score(model.transformer(torch.tensor([[*tokenizer(row).input_ids, EOS]])).last_hidden_state)[0, -1, 0]
+            for row in rows
+        ]
+    reward = ClassifierReward(model, tokenizer, label="LABEL_0", append_eos=True)
+    assert reward(rows, [""] * 3) == pytest.approx([score.item() for score in by_hand], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_empty_texts_have_a_score(kind):
+    model, tokenizer = classifier(kind)
+    for append_eos in (False, True) if kind == "gpt2" else (False,):
+        reward = ClassifierReward(model, tokenizer, label="LABEL_0", append_eos=append_eos)
+        scores = reward(["", "a b", ""], ["", " c", ""])
+        assert all(math.isfinite(score) for score in scores)
+        assert scores[0] == pytest.approx(scores[2], abs=1e-6)
+        assert reward([], []) == []
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_long_texts_lose_their_beginning(kind):
+    model, tokenizer = classifier(kind)
+    letters = texts(1, longest=1)[0] + " " + " ".join(WORDS * 4)
+    around = 0 if kind == "gpt2" else 2
+    assert ClassifierReward(model, tokenizer, label="LABEL_1").max_length == 32
+    for given, kept in ((None, 32), (10, 10), (999, 32)):
+        reward = ClassifierReward(model, tokenizer, label="LABEL_1", max_length=given)
+        tail = " ".join(letters.split()[-(kept - around) :])
+        assert reward([letters], [""]) == pytest.approx(reward([tail], [""]), abs=1e-6)
+        assert reward([letters], [""]) != pytest.approx(reward([tail[2:]], [""]), abs=1e-6)
+
+
+def test_encoding_keeps_special_tokens_and_ends_once():
+    ids = lambda *args, **kwargs: encode(*args, **kwargs)["input_ids"]  # noqa: E731
+    plain, around = word_tokenizer(eos_token="<eos>"), word_tokenizer(around=True, eos_token="<sep>")
+    a, b, c = (LETTER[letter] for letter in "abc")
+    assert ids(plain, ["a b c", "a"], 3) == [[a, b, c], [a]]
+    assert ids(plain, ["a b c", "a", ""], 3, append_eos=True) == [[b, c, EOS], [a, EOS], [EOS]]
+    assert ids(plain, [""], 3) == [[EOS]]
+    assert ids(around, ["a b c"], 4, append_eos=True) == [[CLS, b, c, SEP]]
+    pair = encode(around, ["a b c"], 7, pairs=["b c"])
+    assert pair["input_ids"] == [[CLS, b, c, SEP, b, c, SEP]]
+    assert pair["token_type_ids"] == [[0, 0, 0, 0, 1, 1, 1]]
+    assert (plain.truncation_side, around.truncation_side) == ("right", "right")
+    with pytest.raises(ModelError, match="no EOS token"):
+        ids(word_tokenizer(), ["a"], 3, append_eos=True)
+
+
+def test_a_pair_classifier_sees_two_segments():
+    model, tokenizer = classifier("bert")
+    queries, responses = texts(6, longest=9), texts(6, longest=15, seed=1)
+    with torch.no_grad():
+        alone = [
+            model(**tokenizer(q, r, return_tensors="pt")).logits[0, 0].item()
+            for q, r in zip(queries, responses, strict=True)
+        ]
+    reward = ClassifierReward(model, tokenizer, label="LABEL_0", pair=True)
+    assert reward(queries, responses) == pytest.approx(alone, abs=1e-5)
+    joined = ClassifierReward(model, tokenizer, label="LABEL_0")
+    assert joined(queries, [f" {r}" for r in responses]) != pytest.approx(alone, abs=1e-3)
+
+
+def test_rewards_are_built_and_checked_from_the_recipe(tmp_path):
+    model, tokenizer = classifier("bert", id2label={0: "BAD", 1: "GOOD"}, label2id={"BAD": 0, "GOOD": 1})
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for kind, pair in (("classifier", False), ("pair", True)):
+        section = RewardSection(kind=kind, model=str(tmp_path), label="GOOD")
+        check_reward(section)
+        expected = ClassifierReward(model, tokenizer, label="GOOD", pair=pair)(["a b"], [" c"])
+        assert build_reward(section)(["a b"], [" c"]) == pytest.approx(expected, abs=1e-6)
+    for build in (check_reward, build_reward):
+        with pytest.raises(ModelError, match="one of BAD, GOOD"):
+            build(RewardSection(kind="classifier", model=str(tmp_path), label="great"))
+        with pytest.raises(ModelError, match="no such folder"):
+            build(RewardSection(kind="classifier", model="/no/such/model", label="GOOD"))
+    check_reward(RewardSection())
+    with pytest.raises(ModelError, match="isn't trained yet"):
+        build_reward(RewardSection())
+
+
+# ---------------------------------------------------------------- functions
+
+
+@pytest.fixture
+def function_module(tmp_path, monkeypatch):
+    (tmp_path / "my_reward.py").write_text(
+        "import math\n"
+        "def length(queries, responses): return [len(r) for r in responses]\n"
+        "def short(queries, responses): return [1.0]\n"
+        "def broken(queries, responses): return [math.nan for _ in responses]\n"
+        "def words(queries, responses): return 'no numbers'\n"
+        "threshold = 3\n"
+    )
+    (tmp_path / "needs_more.py").write_text("import no_such_library\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    yield
+    sys.modules.pop("my_reward", None)
+
+
+@pytest.mark.usefixtures("function_module")
+def test_function_rewards():
+    reward = build_reward(RewardSection(kind="function", function="my_reward:length"))
+    assert reward(["q", "q"], ["abc", ""]) == [3.0, 0.0]
+    for path, complaint in {
+        "my_reward.length": "must have the form package.module:name",
+        "no_module:f": "module no_module can't be imported",
+        "needs_more:f": "no_such_library",
+        "my_reward:lenght": "my_reward has no function lenght; it has length, short, broken, words",
+        "my_reward:threshold": "has no function threshold",
+    }.items():
+        with pytest.raises(RecipeError, match=complaint):
+            check_reward(RewardSection(kind="function", function=path))
+    for name, complaint in {
+        "short": "gave 1 scores for 2 responses",
+        "broken": "gave nan for response 'abc'",
+        "words": "must give a list of numbers",
+    }.items():
+        with pytest.raises(ModelError, match=complaint):
+            function_reward(f"my_reward:{name}")(["q", "q"], ["abc", ""])
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+def test_normalisation(tmp_path):
+    constants = fit_normalization([1.0, 5.0, 3.0, 7.0])  # mean 4, deviations -3, 1, -1, 3: variance 5
+    assert constants == Normalization(4.0, pytest.approx(math.sqrt(5)))
+    assert constants([4.0, 4.0 + math.sqrt(5)]) == pytest.approx([0.0, 1.0])
+    constants.save(tmp_path)
+    assert json.loads((tmp_path / "normalization.json").read_text()) == {"mean": 4.0, "std": math.sqrt(5)}
+
+    reward = normalized(lambda queries, responses: [float(len(r)) for r in responses], Normalization(2.0, 0.5))
+    assert reward(["", ""], ["abc", "a"]) == [2.0, -2.0]
+    assert normalized(reward, None) is reward
+    for scores in ([2.0, 2.0, 2.0], [1.0, math.inf]):
+        with pytest.raises(ModelError, match=r"can't be normalised: on [23] reference samples"):
+            fit_normalization(scores)
+
+
+# ---------------------------------------------------------------- training
+
+
+def polite_pairs(rows, seed):
+    """The better answer says "thanks" somewhere, the worse one "never"."""
+    draw = random.Random(seed)
+
+    def answer(word):
+        words = draw.choices(["we", "will", "look", "at", "it", "now", "and", "then"], k=draw.randint(2, 9))
+        words.insert(draw.randint(0, len(words)), word)
+        return " " + " ".join(words)
+
+    prompts = [f"\n\nHuman: where is it, {draw.choice('abcdef')}?\n\nAssistant:" for _ in range(rows)]
+    return Dataset.from_dict(
+        {
+            "prompt": prompts,
+            "chosen": [answer("thanks") for _ in prompts],
+            "rejected": [answer("never") for _ in prompts],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A language model with random weights; its tokenizer, as GPT-2's own, pads with EOS."""
+    folder = tmp_path_factory.mktemp("start")
+    rows = polite_pairs(50, seed=9)
+    tokenizer = train_tokenizer(rows["prompt"][:] + rows["chosen"][:] + rows["rejected"][:], 320, 64)
+    set_seed(0)
+    config = GPT2Config(vocab_size=320, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+SETTINGS = RewardSection(
+    train=RewardTraining(epochs=3, batch_size=32, learning_rate=3e-3, max_length=40, center_coefficient=0.01)
+)
+
+
+@pytest.fixture(scope="module")
+def trained(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward")
+    logged = []
+    metrics, log = train_reward_model(
+        polite_pairs(320, seed=0), str(start), folder, reward=SETTINGS, compute=COMPUTE, seed=0,
+        held_out=polite_pairs(100, seed=1), on_log=lambda step, figures: logged.append((step, figures["loss"])),
+    )  # fmt: skip
+    assert logged == [(row["step"], row["loss"]) for row in log]
+    return folder, metrics, log
+
+
+def test_training_tells_the_answers_apart(trained):
+    folder, metrics, log = trained
+    assert metrics["accuracy/held_out"] > 0.95
+    assert metrics["accuracy/train"] > 0.95
+    assert metrics["loss/train"] < 0.3 < log[0]["loss"]
+    assert [row["step"] for row in log] == list(range(1, 31))
+    reward = build_reward(SETTINGS, str(folder))
+    assert accuracy(reward, polite_pairs(100, seed=2)) > 0.95
+    # centred: the coefficient keeps the sum of a pair's scores near 0
+    scores = reward([""] * 2, [" thanks we will look", " never we will look"])
+    assert scores[0] > 0 > scores[1]
+
+
+def test_saved_scores_are_those_of_training(trained):
+    folder, *_ = trained
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.id2label == {0: "score"}
+    assert model.config.pad_token_id not in (None, model.config.eos_token_id)
+    reward = build_reward(SETTINGS, str(folder))
+    rows = polite_pairs(8, seed=3)
+    tokens, _ = tokenize_pairs(rows, reward.tokenizer, 40)
+    with torch.no_grad():
+        alone = [model(torch.tensor([ids])).logits.item() for ids in tokens["chosen_ids"]]
+    assert reward(list(rows["prompt"]), list(rows["chosen"])) == pytest.approx(alone, abs=1e-5)
+
+
+def test_pairs_are_tokenized_as_trl_does_but_cut_rather_than_dropped(trained):
+    from trl import RewardConfig, RewardTrainer
+
+    folder, *_ = trained
+    reward = build_reward(SETTINGS, str(folder))
+    rows = polite_pairs(16, seed=4)
+    tokens, truncated = tokenize_pairs(rows, reward.tokenizer, 64)
+    assert truncated == 0
+    assert list(tokens["length"]) == [
+        max(len(c), len(r)) for c, r in zip(tokens["chosen_ids"], tokens["rejected_ids"], strict=True)
+    ]
+    config = RewardConfig(output_dir=str(folder / "trl"), use_cpu=True, bf16=False, report_to="none", max_length=64)
+    trl = RewardTrainer(model=reward.model, args=config, train_dataset=rows, processing_class=reward.tokenizer)
+    for side in ("chosen_ids", "rejected_ids"):
+        assert trl.train_dataset[side][:] == tokens[side][:]
+
+    cut, truncated = tokenize_pairs(rows, reward.tokenizer, 20)
+    assert len(cut) == 16
+    assert truncated == sum(len(ids) > 20 for side in ("chosen_ids", "rejected_ids") for ids in tokens[side])
+    assert 0 < truncated < 32
+    assert cut["chosen_ids"][:] == [ids[-20:] for ids in tokens["chosen_ids"]]
+
+
+def test_a_margin_enters_the_loss(start, tmp_path):
+    """Before the first step both scores are near 0, so the loss is about -log sigmoid(-margin): 0.69 and 2.13."""
+    first = {}
+    settings = SETTINGS.model_copy(update={"train": RewardTraining(max_steps=1)})
+    for margin in (0.0, 2.0):
+        rows = polite_pairs(64, seed=0).add_column("margin", [margin] * 64)
+        _, log = train_reward_model(rows, str(start), tmp_path, reward=settings, compute=COMPUTE, seed=0)
+        first[margin] = log[0]["loss"]
+    assert first[0.0] == pytest.approx(math.log(2), abs=0.05)
+    assert first[2.0] == pytest.approx(math.log(1 + math.exp(2)), abs=0.1)
+
+
+def test_no_pairs_are_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(DataError, match="no pair to train"):
+        train_reward_model(
+            polite_pairs(0, seed=0), "/no/such/model", tmp_path, reward=SETTINGS, compute=COMPUTE, seed=0
+        )
+
+
+def test_ties_count_half():
+    rows = Dataset.from_dict({"prompt": ["q"] * 4, "chosen": ["a", "b", "c", "d"], "rejected": ["b", "a", "c", "a"]})
+    by_letter = lambda queries, responses: [float(ord(r)) for r in responses]  # noqa: E731
+    assert accuracy(by_letter, rows) == (0 + 1 + 0.5 + 1) / 4
+
+
+# ---------------------------------------------------------------- the stages
+
+
+def test_both_stages_train_record_and_are_reused(tmp_path, monkeypatch):
+    import mlflow
+
+    from tasks.base_model import train_base_model
+    from tasks.reward_model import prepare_reward_model
+    from tasks.tracking import PipelineRun
+
+    recipe = RecipeSection.model_validate(
+        {
+            "name": "tiny",
+            "data": {"prompts": {"dataset": "unused"}, "preferences": {}},
+            "policy": {
+                "train": {
+                    "from_scratch": {"layers": 1, "width": 16, "heads": 2, "positions": 64, "vocab_size": 300},
+                    "max_steps": 3,
+                }
+            },
+            "reward": {"normalize": True, "train": {"max_steps": 3}},
+            "generation": {"max_new_tokens": 6},
+            "compute": {"device": "cpu", "precision": "fp32"},
+        }
+    )
+    data = {"fingerprints": {}}
+    for kind, splits in {
+        "preferences": {"train": polite_pairs(60, 0), "test": polite_pairs(20, 1)},
+        "texts": {
+            "train": Dataset.from_dict({"query": ["one", "two"], "prompt": ["one", "two"]}),
+            "test": Dataset.from_dict({"query": ["three"], "prompt": ["three"]}),
+        },
+    }.items():
+        data[kind] = {split: str(tmp_path / kind / split) for split in splits}
+        for split, rows in splits.items():
+            rows.save_to_disk(data[kind][split])
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", artifact_location=(tmp_path / "a").as_uri()))
+    try:
+        with mlflow.start_run() as parent:
+            run = PipelineRun(run_dir=str(tmp_path / "run"), parent_run_id=parent.info.run_id)
+            base = train_base_model.fn(recipe, run, data)
+            policy = {key: base[key] for key in ("model", "fingerprint", "prompts")}
+            reward = prepare_reward_model.fn(recipe, run, data, policy)
+            assert load_from_disk(base["prompts"]["train"])[:]["query"] == ["one", "two"]
+            assert set(reward["normalization"]) == {"mean", "std"}
+            stored = json.loads(
+                (tmp_path / "run" / "stages").glob("reward_model-*/normalization.json").__next__().read_text()
+            )
+            assert stored == reward["normalization"]
+            assert build_reward(recipe.reward, reward["model"])(["one"], [" two"])
+
+            for record in (base, reward):
+                child = mlflow.get_run(record["mlflow_run_id"])
+                assert {k: child.data.metrics[k] for k in record["metrics"]} == pytest.approx(record["metrics"])
+                history = mlflow.MlflowClient().get_metric_history(record["mlflow_run_id"], "train/loss")
+                assert [point.step for point in history] == [1, 2, 3]
+                assert "curve.png" in [a.path for a in mlflow.MlflowClient().list_artifacts(record["mlflow_run_id"])]
+            assert base["metrics"]["perplexity/held_out"] > 1
+            assert 0 <= reward["metrics"]["accuracy/held_out"] <= 1
+
+            # nothing changed: both are reused, though nothing could be trained any more
+            monkeypatch.setattr("rlhf_lib.models.supervised.fit", None)
+            monkeypatch.setattr("rlhf_lib.models.base.fit", None)
+            monkeypatch.setattr("rlhf_lib.rewards.training.fit", None)
+            assert train_base_model.fn(recipe, run, data) == base
+            assert prepare_reward_model.fn(recipe, run, data, policy) == reward
+            checks = recipe.model_copy(deep=True)
+            checks.reward.checks.min_accuracy = 0.99
+            assert prepare_reward_model.fn(checks, run, data, policy) == reward
+            other = recipe.model_copy(deep=True)
+            other.reward.train.learning_rate *= 2
+            with pytest.raises(TypeError):
+                prepare_reward_model.fn(other, run, data, policy)
+    finally:
+        mlflow.set_tracking_uri(before)
