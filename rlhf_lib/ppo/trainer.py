@@ -122,12 +122,11 @@ class PPOTrainer:
         timer = Timer()
         with timer("time/ppo/total"):
             rows = self._next_rows()
-            queries = [row["input_ids"] for row in rows]
             with timer("time/ppo/generate"), autocast(self.policy.device, self.dtype):
                 sampled = sample_responses(
                     self.policy.model,
                     self.tokenizer,
-                    queries,
+                    [row["input_ids"] for row in rows],
                     self.generation,
                     seed=self.seed,
                     step=self.step,
@@ -136,39 +135,50 @@ class PPOTrainer:
                 )
             with timer("time/ppo/score"):
                 raw_scores_B = self._score([row["query"] for row in rows], sampled)
-            with timer("time/ppo/forward_pass"):
-                batch = self._evaluate(sampled)
-            with timer("time/ppo/compute_advantages"):
-                scores_B = self._shape_scores(raw_scores_B, sampled.ended)
-                reward_kl = batch.kl_BT if self.config.kl_in == "reward" else torch.zeros_like(batch.kl_BT)
-                penalty_BT = self.kl_controller.value * reward_kl
-                rewards_BT = token_rewards(scores_B, penalty_BT, batch.mask_BT)
-                if self.config.whiten_rewards:
-                    rewards_BT = whiten(rewards_BT, batch.mask_BT, shift_mean=False)
-                advantages_BT, batch.returns_BT = gae(
-                    batch.values_BT, rewards_BT, batch.mask_BT, gamma=self.config.gamma, lam=self.config.lam
-                )
-                batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
-            with timer("time/ppo/optimize_step"):
-                update_stats = self._update(batch)
-            stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled, update_stats)
-            self.kl_controller.update(stats["objective/kl"], len(rows))
-            self.scheduler.step()
-            self.step += 1
+            stats = self.learn(sampled, raw_scores_B)
         self.samples = [
             {"query": row["query"], "response": text, "score": score}
             for row, text, score in zip(rows, sampled.texts, raw_scores_B.tolist(), strict=True)
         ]
         return stats | timer.seconds
 
+    def learn(self, sampled: Responses, raw_scores_B: Tensor) -> Stats:
+        """Learn from responses and their raw scores: all of a step but sampling and scoring. Responses that come
+        without log-probs and values (empty lists) get them from a scoring pass."""
+        timer = Timer()
+        with timer("time/ppo/forward_pass"):
+            batch = self._evaluate(sampled)
+        with timer("time/ppo/compute_advantages"):
+            scores_B = self._shape_scores(raw_scores_B, sampled.ended)
+            reward_kl = batch.kl_BT if self.config.kl_in == "reward" else torch.zeros_like(batch.kl_BT)
+            penalty_BT = self.kl_controller.value * reward_kl
+            rewards_BT = token_rewards(scores_B, penalty_BT, batch.mask_BT)
+            if self.config.whiten_rewards:
+                rewards_BT = whiten(rewards_BT, batch.mask_BT, shift_mean=False)
+            advantages_BT, batch.returns_BT = gae(
+                batch.values_BT, rewards_BT, batch.mask_BT, gamma=self.config.gamma, lam=self.config.lam
+            )
+            batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
+        with timer("time/ppo/optimize_step"):
+            update_stats = self._update(batch)
+        stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled, update_stats)
+        self.kl_controller.update(stats["objective/kl"], len(scores_B))
+        self.scheduler.step()
+        self.step += 1
+        return stats | timer.seconds
+
+    def _permutation(self, epoch: int, rows: int) -> np.ndarray:
+        """The order in which a PPO epoch of this step goes through the batch."""
+        return np.random.default_rng([self.seed, 2, self.step, epoch]).permutation(rows)
+
     def _update(self, batch: Batch) -> Stats:
         """`ppo_epochs` passes over the batch, each in a fresh order; one optimizer step a mini-batch."""
-        generator = np.random.default_rng([self.seed, self.step])
-        size = self.config.mini_batch_size or len(batch.queries)
+        rows = len(batch.queries)
+        size = self.config.mini_batch_size or rows
         collected: dict[str, list[Tensor]] = defaultdict(list)
-        for _ in range(self.config.ppo_epochs):
-            order = generator.permutation(len(batch.queries)) if size < len(batch.queries) else np.arange(size)
-            for start in range(0, len(order), size):
+        for epoch in range(self.config.ppo_epochs):
+            order = self._permutation(epoch, rows) if size < rows else np.arange(rows)
+            for start in range(0, rows, size):
                 stats = self._mini_batch(batch, order[start : start + size])
                 for name, value in stats.items():
                     collected[name].append(value)
@@ -226,6 +236,7 @@ class PPOTrainer:
         stats["ppo/returns/mean"] = masked_mean(returns_BT, mask_BT)
         stats["ppo/returns/var"] = masked_var(returns_BT, mask_BT)
         stats["ppo/val/mean"] = masked_mean(batch.values_BT[rows], mask_BT)
+        stats["ppo/val/var"] = masked_var(batch.values_BT[rows], mask_BT)
         return stats
 
     # ------------------------------------------------------------ its parts
@@ -280,14 +291,14 @@ class PPOTrainer:
 
         with autocast(device, self.dtype), self.policy.reference() as reference:
             batch.ref_logprobs_BT = self._spread(self._pass(batch, reference)[0], mask_BT)
-        if self.reuse_sampled:
+        if self.reuse_sampled and sampled.logprobs:
             batch.logprobs_BT = pad_sequence(sampled.logprobs, batch_first=True).to(device)
             batch.values_BT = pad_sequence(sampled.values, batch_first=True).to(device)
         else:
             with autocast(device, self.dtype):
                 logprobs, values = self._pass(batch, self.policy.model)
             batch.logprobs_BT, batch.values_BT = self._spread(logprobs, mask_BT), self._spread(values, mask_BT)
-            if self.reuse_sampled is None:
+            if self.reuse_sampled is None and sampled.logprobs:
                 drift = torch.cat(sampled.logprobs) - logprobs.cpu()
                 self.reuse_sampled = sampling_agrees(drift, self.dtype)
         batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
@@ -342,17 +353,22 @@ class PPOTrainer:
         update: Stats,
     ) -> Stats:
         mask_BT = batch.mask_BT
+        query_lengths = torch.tensor([float(len(q)) for q in batch.queries])
+        response_lengths = torch.tensor([float(len(r)) for r in batch.responses])
         stats = {
             "objective/kl": float(batch.kl_BT.sum(1).mean()),
             "objective/kl_coef": self.kl_controller.value,
             "objective/entropy": float(-(batch.logprobs_BT * mask_BT).sum(1).mean()),
             "ppo/mean_scores": float(raw_scores_B.mean()),
-            "ppo/std_scores": float(raw_scores_B.std()) if len(raw_scores_B) > 1 else 0.0,
+            "ppo/std_scores": spread(raw_scores_B),
             "ppo/mean_shaped_scores": float(scores_B.mean()),
+            "ppo/std_shaped_scores": spread(scores_B),
             "ppo/mean_non_score_reward": float(masked_mean(-penalty_BT, mask_BT)),
             "ppo/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "tokens/queries_len_mean": float(np.mean([len(q) for q in batch.queries])),
-            "tokens/responses_len_mean": float(mask_BT.sum(1).mean()),
+            "tokens/queries_len_mean": float(query_lengths.mean()),
+            "tokens/queries_len_std": spread(query_lengths),
+            "tokens/responses_len_mean": float(response_lengths.mean()),
+            "tokens/responses_len_std": spread(response_lengths),
             "tokens/eos_rate": float(np.mean(sampled.ended)),
             "ppo/old_logprobs_reused": float(bool(self.reuse_sampled)),
         }
@@ -368,6 +384,11 @@ def sampling_agrees(drift_N: Tensor, dtype: torch.dtype) -> bool:
     same kind, the policy's scoring pass is needed anyway and gives the old log-probs for nothing.
     """
     return dtype == torch.float32 and bool(drift_N.abs().max() <= 1e-4)
+
+
+def spread(x: Tensor) -> float:
+    """Unbiased standard deviation; 0 for a single value."""
+    return float(x.std()) if x.numel() > 1 else 0.0
 
 
 class Timer:
