@@ -81,16 +81,18 @@ def _run(args: argparse.Namespace) -> int:
 
         raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist, make it first")
 
+    from flows import logs
     from flows.rlhf import rlhf
-    from flows.summary import table
+    from flows.summary import report_page, table
 
+    logs.leave_to_caller()
     record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
     if args.summary is not None:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     print(f"\n{table(record)}\n")
     print("make ui".ljust(14) + "Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000")
-    print(f"{opener} {record['report']}")
+    print(f"{opener} {report_page(record, environment.run_dir())}")
     return 0
 
 

@@ -11,9 +11,12 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows import logs
 from flows.environment import check, run_dir
 from flows.summary import build_record
 from rlhf_lib.recipe import Recipe, load_recipe
+
+logs.calm()
 
 
 @flow(name="rlhf", flow_run_name="rlhf-{recipe}", persist_result=False, validate_parameters=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
@@ -21,8 +22,12 @@ def build_record(
         "reward": evaluation["reward"],
         "perplexity": evaluation["perplexity"],
         "diversity": {key: diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
-        "report": evaluation["report"],
     }
+
+
+def report_page(record: Record, run_dir: Path) -> Path:
+    """The evaluation's report of the run."""
+    return run_dir / "work" / record["mlflow_run_id"] / "evaluation" / "report.html"
 
 
 def table(record: Record) -> str:

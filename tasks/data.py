@@ -45,6 +45,8 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     policy = (model_fingerprint(model), response_limit(recipe.generation)) if model else None
     key = content_key(settings, fingerprints, recipe.seed, policy, code_key("data", "recipe"))
 
+    for role, digest in fingerprints.items():
+        mlflow.MlflowClient().set_tag(run.parent_run_id, f"fingerprint.{role}", digest)
     with stage("data", run, key=key) as current:
         if current.reused:
             return current.record

@@ -119,7 +119,7 @@ def _train(
         progress=0.0, key="ppo-progress", description=f"PPO of {recipe.name}"
     )
     updated = time.monotonic()
-    with tqdm(total=steps, initial=trainer.step, desc="ppo", unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=steps, initial=trainer.step, desc="ppo", unit="step", dynamic_ncols=True, disable=None) as bar:
         for stats in trainer.train():
             history.append(stats)
             current.log_metrics(stats, step=trainer.step)

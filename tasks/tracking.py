@@ -28,7 +28,6 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
 import rlhf_lib
-from rlhf_lib.errors import RLHFError
 from rlhf_lib.recipe import Recipe, flatten
 
 EXPERIMENT = "rlhf"
@@ -137,22 +136,9 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 
-class _NoTraceback(logging.Filter):
-    """An error that the user can mend is its message; the traceback of our own code would only bury it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], RLHFError):
-            record.exc_info, record.exc_text = None, None
-        return True
-
-
 def _quiet_logs() -> None:
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(f, _NoTraceback) for f in logger.filters):
-            logger.addFilter(_NoTraceback())
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rlhf_lib.recipe import Compute, RewardTraining, Train
+
+# TRL's own default sets the deprecated name
+warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
 
 OnLog = Callable[[int, dict[str, float]], None]
 
@@ -119,7 +124,8 @@ def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
     log = _Log(on_log)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Bar())
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:  # in a log file a bar is a flood
+        trainer.add_callback(_Bar())
     trainer.add_callback(log)
     trainer.train()
     trainer.model.eval()  # type: ignore[union-attr]

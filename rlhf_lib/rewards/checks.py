@@ -292,7 +292,7 @@ def _check_probes(report: CheckReport, scorer: _Scorer, checks: Checks) -> None:
     worse_N = scorer("probes", [(probe.query, probe.worse) for probe in checks.probes])
     right_N = better_N > worse_N
     wrong = [
-        f"'{p.query}{p.better}' not above '{p.query}{p.worse}'"
+        f"{p.better[:60]!r} not above {p.worse[:60]!r}"
         for p, right in zip(checks.probes, right_N, strict=True)
         if not right
     ]
