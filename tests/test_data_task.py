@@ -18,13 +18,9 @@ QUESTIONS = [f"Is number {i} odd?" for i in range(60)]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A fresh MLflow store; one for the module, since its tables take seconds to make."""
-    folder, before = tmp_path_factory.mktemp("mlflow"), mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("x", artifact_location=str(folder / "artifacts")))
-    yield
-    mlflow.set_tracking_uri(before)
+def store(mlflow_store, tmp_path_factory):
+    with mlflow_store(tmp_path_factory.mktemp("data-task")):
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from datasets import Dataset
 from mlflow.artifacts import download_artifacts
 from prefect import flow
 from prefect.artifacts import Artifact
-from prefect.testing.utilities import prefect_test_harness
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -50,7 +49,7 @@ def count_a(queries, responses):
 
 
 @pytest.fixture(scope="module")
-def evaluated(folders):
+def evaluated(folders, prefect_server, mlflow_store):
     """Record and MLflow run of the task with, and without, a perplexity set."""
     settings = {
         "name": "counting",
@@ -61,10 +60,6 @@ def evaluated(folders):
         "evaluation": {"prompts": 32, "perplexity": {}},
         "compute": {"device": "cpu", "precision": "fp32"},
     }
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folders}/mlflow.db")
-    mlflow.create_experiment("evaluation", artifact_location=(folders / "artifacts").as_uri())
-    mlflow.set_experiment("evaluation")
 
     @flow
     def pipeline(with_perplexity: bool):
@@ -81,11 +76,9 @@ def evaluated(folders):
                 ppo={"reference": str(folders / "reference"), "policy": str(folders / "policy")},
             )
 
-    with prefect_test_harness():
+    with mlflow_store(folders):
         records = {wanted: pipeline(wanted) for wanted in (True, False)}
-        artifact = Artifact.get("evaluation")
-    yield records, artifact
-    mlflow.set_tracking_uri(before)
+        yield records, Artifact.get("evaluation")
 
 
 def test_record_is_the_contract(evaluated):

@@ -111,25 +111,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """MLflow takes seconds to build its tables: once, then copied."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def store(tmp_path, monkeypatch, empty_database):
+def store(tmp_path, monkeypatch, mlflow_store):
     """An MLflow SQLite store of this test's own, with a parent run; yields the PipelineRun."""
     monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = mlflow.create_experiment("registration", artifact_location=str(tmp_path / "artifacts"))
-    with mlflow.start_run(experiment_id=experiment) as parent:
+    with mlflow_store(tmp_path), mlflow.start_run() as parent:
         yield PipelineRun(run_dir=str(tmp_path / "runs"), parent_run_id=parent.info.run_id)
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")

@@ -426,20 +426,15 @@ def test_an_honest_sentiment_classifier_passes_and_its_flip_is_stopped_by_probes
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
-    """A Prefect server of its own and an MLflow store in a temporary folder: (run, runs of the store by name)."""
+def tracked(prefect_server, mlflow_store, tmp_path_factory):
+    """A parent run on an MLflow store of this module's own."""
     import mlflow
-    from prefect.testing.utilities import prefect_test_harness
 
     from tasks.tracking import PipelineRun
 
     folder = tmp_path_factory.mktemp("tracked")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("checks", artifact_location=(folder / "art").as_uri()))
-    with prefect_test_harness(server_startup_timeout=120), mlflow.start_run() as parent:
+    with mlflow_store(folder), mlflow.start_run() as parent:
         yield PipelineRun(run_dir=str(folder), parent_run_id=parent.info.run_id)
-    mlflow.set_tracking_uri(before)
 
 
 def _stage(run, trained, pairs, folder: Path, **checks):

@@ -1,0 +1,49 @@
+"""The command line: quick, and what it prints can be used."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from flows import cli
+from rlhf_lib.recipe import load_recipe, shipped
+
+
+def test_help_is_quick_and_names_every_command():
+    fastest = []
+    for _ in range(3):
+        start = time.perf_counter()
+        help_text = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True).stdout
+        fastest.append(time.perf_counter() - start)
+    assert min(fastest) < 1.5
+    assert all(command in help_text for command in ("run", "recipes", "show", "ui"))
+
+
+def test_recipes_lists_what_is_shipped(capsys):
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == shipped()
+    assert all(load_recipe(line.split()[0]).description in line for line in lines)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_show_prints_is_the_whole_recipe_again(name, capsys, tmp_path):
+    assert cli.main(["show", name, "--set", "ppo.steps=7", "--set", "generation.stop='\\n'"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["ppo"]["lam"] == 0.95  # a default
+    (tmp_path / "mine.yaml").write_text(printed)
+    again = load_recipe(str(tmp_path / "mine.yaml"))
+    assert again == load_recipe(name, ["ppo.steps=7", "generation.stop='\\n'"])
+    assert (again.ppo.steps, again.generation.stop) == (7, "\\n")
+
+
+@pytest.mark.parametrize(("arguments", "word"), [([], "COMMAND"), (["run"], "recipe"), (["fly"], "fly")])
+def test_a_wrong_command_line_shows_the_usage(arguments, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: rlhf")
+    assert word in error
