@@ -1,0 +1,55 @@
+# Everything a person does here:  make help.   Works with GNU make 3.81 (macOS) and later.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RECIPE := embedded
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format ui bench clean clean-runs
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## create .venv with the pinned dependencies and the project (the others do it when needed)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and $$(python3 --version 2>&1) is what there is:" \
+		"install one (https://www.python.org/downloads/), or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: $(READY)  ## run a recipe end to end: make run RECIPE=embedded ARGS='--set ppo.steps=20'
+	$(BIN)/rlhf run $(RECIPE) $(ARGS)
+
+test: $(READY)  ## run the tests: make test ARGS='-k kl'
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff, mypy, and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## format the code and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(READY)  ## open the results: Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000
+	$(BIN)/rlhf ui $(ARGS)
+
+bench: $(READY)  ## compute TRL 0.11.4's PPO statistics anew, in an environment of its own, and hold ours against them
+	test -x build/trl/bin/python || PYTHON=$(BIN)/python sh benchmarks/trl_environment.sh build/trl
+	build/trl/bin/python benchmarks/trl_parity.py
+	$(BIN)/python -m pytest tests/test_ppo_parity.py
+
+clean:  ## remove caches and build output; the runs and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find flows tasks rlhf_lib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+clean-runs:  ## remove ./runs: every run, its models and both databases
+	rm -rf runs
