@@ -49,6 +49,7 @@ def trainer_arguments(
         "per_device_train_batch_size": train.batch_size,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": schedule,
+        "adam_beta2": 0.98,  # runs of hundreds of steps are over before 0.999 has seen enough gradients
         "warmup_steps": 0.05,
         "logging_steps": max(1, steps // 50),
         "train_sampling_strategy": "group_by_length",
