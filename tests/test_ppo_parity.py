@@ -13,13 +13,13 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from tiny_models import one_thread, word_tokenizer  # noqa: F401
 from transformers import AutoModelForCausalLM
 
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import PPO, Generation, Lora
-from tiny_models import word_tokenizer
 
 FIXTURE = Path(__file__).parent / "fixtures/trl_parity"
 RECORD = json.loads((FIXTURE / "trl_parity.json").read_text())
@@ -77,7 +77,9 @@ def trained_tensors(policy: Policy) -> dict[str, torch.Tensor]:
     tensors = {f"v_head.{name}": tensor for name, tensor in policy.v_head.named_parameters()}
     tensors |= get_peft_model_state_dict(policy.adapted) if policy.adapted else dict(policy.model.named_parameters())
     for name in [name for name in tensors if name.endswith("c_attn.bias")]:
-        tensors |= zip((f"{name}[{part}]" for part in ("query", "key", "value")), tensors.pop(name).chunk(3), strict=True)
+        tensors |= zip(
+            (f"{name}[{part}]" for part in ("query", "key", "value")), tensors.pop(name).chunk(3), strict=True
+        )
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 

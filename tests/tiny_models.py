@@ -1,10 +1,11 @@
-"""Tiny models with random weights and their tokenizers, made in the process: nothing is downloaded or kept.
+"""Tiny models with random weights, their tokenizers and trainers, made in the process: nothing is downloaded or kept.
 
 Weights are drawn wide (std 0.2), since at the usual 0.02 the logits are nearly flat and every figure nearly rounding.
 """
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -18,6 +19,12 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from rlhf_lib.models.policy import Policy
+from rlhf_lib.ppo.rollout import Responses
+from rlhf_lib.ppo.trainer import PPOTrainer
+from rlhf_lib.recipe import PPO, Generation, Lora
+from rlhf_lib.rewards import Reward
 
 VOCABULARY, EOS = 61, 0
 
@@ -76,3 +83,78 @@ def _built(architecture: type, config, seed: int) -> PreTrainedModel:
                 if parameter.dim() == 1:  # biases start at 0 and norms at 1: move them, so that none is a special case
                     parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def tiny_prompts(count: int = 12) -> list[dict]:
+    """Prompts of 1 to 5 tokens; the EOS id, which is also the usual pad id, is inside some of them."""
+    rows = [[(7 * i + 3 * k) % VOCABULARY for k in range(1 + i % 5)] for i in range(1, count + 1)]
+    return [{"query": word_tokenizer().decode(ids, skip_special_tokens=True), "input_ids": ids} for ids in rows]
+
+
+def remainder_reward(queries: list[str], responses: list[str]) -> list[float]:
+    """A score that differs between responses: the mean of the words' numbers modulo 5, less 2."""
+    numbers = [[int(word[1:]) % 5 for word in response.split()] for response in responses]
+    return [sum(n) / max(len(n), 1) - 2.0 for n in numbers]
+
+
+def tiny_trainer(
+    model: PreTrainedModel | None = None,
+    *,
+    lora: Lora | None = None,
+    reward: Reward = remainder_reward,
+    generation: dict | None = None,
+    seed: int = 0,
+    score_constants: tuple[float, float] = (0.0, 1.0),
+    **ppo,
+) -> PPOTrainer:
+    """A trainer of a tiny model: 3 steps of 8 responses of up to 7 tokens, 2 PPO epochs, unless `ppo` says otherwise."""
+    torch.manual_seed(seed)  # LoRA draws its weights
+    return PPOTrainer(
+        Policy(tiny_gpt2() if model is None else model, lora),
+        word_tokenizer(),
+        reward,
+        tiny_prompts(),
+        PPO(**{"steps": 3, "batch_size": 8, "ppo_epochs": 2, "learning_rate": 1e-2} | ppo),
+        Generation(**{"max_new_tokens": 7} | (generation or {})),
+        seed=seed,
+        score_constants=score_constants,
+    )
+
+
+def count_steps(trainer: PPOTrainer) -> list[float]:
+    """A list that grows with each optimizer step by the norm of the gradient which it is given."""
+    norms: list[float] = []
+
+    def note(optimizer, args, kwargs) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))))
+
+    trainer.optimizer.register_step_pre_hook(note)
+    return norms
+
+
+def given_responses(
+    queries: list[list[int]], responses: list[list[int]], logprobs: list[torch.Tensor] | None = None
+) -> Responses:
+    """Responses from elsewhere, without what sampling keeps."""
+    values = [torch.zeros(len(r)) for r in responses] if logprobs else []
+    return Responses(queries, responses, [""] * len(queries), [True] * len(queries), logprobs or [], values)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters, by name."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Import it into a test file: on models this small a second thread costs far more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
