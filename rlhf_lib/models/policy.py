@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Policy(nn.Module):
                 lora_dropout=0.0,  # the ratio's passes must not differ by chance
                 target_modules=lora.target_modules,
                 use_dora=lora.dora,
-                task_type="CAUSAL_LM",
+                task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
             )
             try:
                 self.adapted = get_peft_model(model, config)
@@ -91,9 +91,12 @@ class Policy(nn.Module):
         tokenizer.save_pretrained(folder)
 
 
-def trunk_and_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-    """The part that makes hidden states, and the language-model head on them."""
-    return model.get_decoder(), model.get_output_embeddings()
+def trunk_and_head(model: PreTrainedModel) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The part that makes hidden states (a seq2seq model's decoder), and the language-model head on them."""
+    head = model.get_output_embeddings()
+    if getattr(model.config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+        return model.get_decoder(), lambda states: head(states * model.config.d_model**-0.5)
+    return model.get_decoder(), head
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:

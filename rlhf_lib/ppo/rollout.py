@@ -1,8 +1,7 @@
 """Sampling responses in batches, with the log-probability (and value) of every token kept as it is drawn.
 
 Row i of step s draws from its own stream, seeded by (seed, s, i): the same tokens whatever the batch it shares and
-however many processes there are. Queries are left-padded, positions come from the mask, and rows that have ended leave
-the batch together with their cache.
+however many processes there are. Rows that have ended leave the batch together with their cache.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,6 +21,7 @@ from transformers import (
 )
 
 from rlhf_lib.models.policy import trunk_and_head
+from rlhf_lib.ppo.decoding import decoding
 from rlhf_lib.recipe import Generation
 
 COMPACT_BELOW = 0.8  # share of live rows under which copying the cache costs less than carrying dead rows
@@ -61,7 +60,7 @@ def sample_responses(
     batch_size: int = 128,
     value_head: nn.Module | None = None,
 ) -> Responses:
-    """One response per prompt from a causal language model.
+    """One response per prompt from a language model, causal or seq2seq.
 
     `first_row` is the global number of the first prompt's row. Prompts of similar length share a batch.
     """
@@ -90,7 +89,7 @@ def _sample_batch(
     value_head: nn.Module | None,
 ) -> None:
     device = next(model.parameters()).device
-    trunk, head = trunk_and_head(model)
+    _, head = trunk_and_head(model)
     ends = set() if generation.ignore_eos else end_ids(model, tokenizer)
     limits, uniforms = draws(generation, stream, rows)
     steps = max(limits)
@@ -100,32 +99,17 @@ def _sample_batch(
     if generation.top_p < 1:
         filters.append(TopPLogitsWarper(generation.top_p))
 
-    width = max(len(out.prompt_ids[i]) for i in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width + steps, dtype=torch.long)
-    for b, i in enumerate(rows):
-        prompt = out.prompt_ids[i]
-        ids[b, width - len(prompt) :] = torch.tensor(prompt)
-        mask[b, width - len(prompt) :] = 1
-    ids, mask, draws_BT = ids.to(device), mask.to(device), torch.from_numpy(uniforms).to(device)
-    positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
-
+    draws_BT = torch.from_numpy(uniforms).to(device)
+    batch = decoding(model, [out.prompt_ids[i] for i in rows], steps)
     live = list(range(len(rows)))  # rows of the batch as it stands -> rows as given
     done = [False] * len(rows)
     tokens: list[list[int]] = [[] for _ in rows]
     logprobs: list[list[Tensor]] = [[] for _ in rows]
     values: list[list[Tensor]] = [[] for _ in rows]
-    cache = DynamicCache(config=model.config)
     for t in range(steps):
-        states = trunk(
-            input_ids=ids,
-            attention_mask=mask[:, : width + t],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        states = batch.states()
         logits = head(states).float() / generation.temperature
-        ids = _draw(filters(ids, logits), draws_BT[:, t], greedy)  # type: ignore[arg-type]
+        ids = _draw(filters(None, logits), draws_BT[:, t], greedy)  # type: ignore[arg-type]
         drawn_logprobs = (logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True))[:, 0].cpu()
         drawn_values = None if value_head is None else value_head(states).float().cpu()
         for b, token in enumerate(ids[:, 0].tolist()):
@@ -142,11 +126,11 @@ def _sample_batch(
         keep = [b for b, row in enumerate(live) if not done[row]]
         if not keep:
             break
-        positions = positions[:, -1:] + 1
+        batch.append(ids)
         if len(keep) < COMPACT_BELOW * len(live):
             kept = torch.tensor(keep, device=device)
-            cache.batch_select_indices(kept)
-            ids, positions, mask, draws_BT = ids[kept], positions[kept], mask[kept], draws_BT[kept]
+            batch.keep(kept)
+            draws_BT = draws_BT[kept]
             live = [live[b] for b in keep]
     for b, i in enumerate(rows):
         out.response_ids[i] = tokens[b]

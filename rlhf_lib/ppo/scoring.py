@@ -1,17 +1,19 @@
 """Log-probabilities, values and entropies of given responses, without paying for padding or for unused logits.
 
-Query and response are laid end to end in rows shared by several sequences (block-diagonal attention, positions that
-start at 0 in each), the last token is left out since its state predicts nothing, and the language-model head runs on
-the states that predict response tokens alone.
+For a causal model, query and response are laid end to end in rows shared by several sequences (block-diagonal
+attention, positions that start at 0 in each), the last token left out since its state predicts nothing. A seq2seq model
+reads the query in its encoder and the response, shifted by its start token, in its decoder. The language-model head
+runs on the states that predict response tokens alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -23,7 +25,7 @@ LOGIT_CHUNK = 2048  # tokens whose full-vocabulary logits are alive at a time
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences packed in R rows of L tokens; N response tokens in the order of the sequences given."""
+    """Sequences for a causal model, packed in R rows of L tokens; N response tokens in the sequences' order."""
 
     input_ids_RL: Tensor
     position_ids_RL: Tensor
@@ -31,9 +33,58 @@ class Packed:
     predicting_N: Tensor  # flat index (row * L + column) of the state that predicts each response token
     targets_N: Tensor
 
-    def to(self, device: torch.device) -> Packed:
-        moved = (None if t is None else t.to(device, non_blocking=True) for t in vars(self).values())
-        return Packed(*moved)  # type: ignore[arg-type]
+    def states(self, model: PreTrainedModel) -> Tensor:
+        """Last hidden states that predict the response tokens: (N, D)."""
+        trunk, _ = trunk_and_head(model)
+        hidden = trunk(
+            input_ids=self.input_ids_RL,
+            position_ids=self.position_ids_RL,
+            attention_mask=self.attention_R1LL,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden.flatten(0, 1)[self.predicting_N]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """B sequences for a seq2seq model, right-padded: queries to S tokens, responses to T; N response tokens."""
+
+    query_ids_BS: Tensor
+    query_mask_BS: Tensor
+    decoder_ids_BT: Tensor
+    predicting_N: Tensor  # flat index (row * T + column) of the state that predicts each response token
+    targets_N: Tensor
+
+    def states(self, model: PreTrainedModel) -> Tensor:
+        """The decoder's last hidden states that predict the response tokens: (N, D)."""
+        encoder, (decoder, _) = model.get_encoder(), trunk_and_head(model)
+        hidden = decoder(
+            input_ids=self.decoder_ids_BT,
+            encoder_hidden_states=encoder(self.query_ids_BS, attention_mask=self.query_mask_BS).last_hidden_state,
+            encoder_attention_mask=self.query_mask_BS,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden.flatten(0, 1)[self.predicting_N]
+
+
+def arrange(
+    model: PreTrainedModel, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> Packed | Padded:
+    """The batch in the form that the model's architecture reads, on its device."""
+    if model.config.is_encoder_decoder:
+        batch: Packed | Padded = pad(queries, responses, start_id=start_id(model))
+    else:
+        batch = pack(queries, responses)
+    device = next(model.parameters()).device
+    moved: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in vars(batch).items()}
+    return replace(batch, **moved)
+
+
+def start_id(model: PreTrainedModel) -> int:
+    """The token that a seq2seq model's decoder starts from."""
+    config = model.config
+    start = getattr(config, "decoder_start_token_id", None)
+    return config.pad_token_id if start is None else start
 
 
 def pack(queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Packed:
@@ -69,6 +120,21 @@ def pack(queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -
     return Packed(ids, positions, mask, torch.cat(predicting), torch.cat(targets))
 
 
+def pad(queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, start_id: int) -> Padded:
+    """Right-pad both; the decoder reads the response shifted by `start_id`, so its first token counts."""
+
+    def padded(rows: list[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    query_ids = padded([torch.tensor(list(q)) for q in queries])
+    lengths = torch.tensor([len(q) for q in queries])
+    query_mask = (torch.arange(query_ids.shape[1]) < lengths[:, None]).long()
+    decoder_ids = padded([torch.tensor([start_id, *r[:-1]]) for r in responses])
+    width = decoder_ids.shape[1]
+    predicting = torch.cat([torch.arange(i * width, i * width + len(r)) for i, r in enumerate(responses)])
+    return Padded(query_ids, query_mask, decoder_ids, predicting, torch.tensor([t for r in responses for t in r]))
+
+
 def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
     """Consecutive runs of sequences of at most `tokens` tokens together (one sequence at least)."""
     start, total = 0, 0
@@ -80,7 +146,9 @@ def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
     yield slice(start, len(lengths))
 
 
-def token_logprobs(states_ND: Tensor, targets_N: Tensor, head: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    states_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], temperature: float
+) -> tuple[Tensor, Tensor]:
     """log softmax(head(states) / temperature) at the targets, and the entropy (nats, no gradient): both (N,), fp32.
 
     Never N x V at once: chunks of LOGIT_CHUNK tokens, recomputed in the backward pass when there are several.
@@ -106,18 +174,6 @@ def token_logprobs(states_ND: Tensor, targets_N: Tensor, head: nn.Module, temper
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def response_states(model: PreTrainedModel, packed: Packed) -> Tensor:
-    """Last hidden states that predict the response tokens: (N, D)."""
-    trunk, _ = trunk_and_head(model)
-    hidden = trunk(
-        input_ids=packed.input_ids_RL,
-        position_ids=packed.position_ids_RL,
-        attention_mask=packed.attention_R1LL,
-        use_cache=False,
-    ).last_hidden_state
-    return hidden.flatten(0, 1)[packed.predicting_N]
-
-
 @torch.no_grad()
 def score_responses(
     model: PreTrainedModel,
@@ -127,12 +183,11 @@ def score_responses(
     temperature: float = 1.0,
     micro_batch_tokens: int = 16384,
 ) -> list[Tensor]:
-    """Log-probability of every response token under a causal language model: (T_i,) per response, on the CPU."""
-    device = next(model.parameters()).device
+    """Log-probability of every response token under a language model: (T_i,) per response, on the CPU."""
     _, head = trunk_and_head(model)
     lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
     flat = []
     for rows in micro_batches(lengths, micro_batch_tokens):
-        packed = pack(prompt_ids[rows], response_ids[rows]).to(device)
-        flat.append(token_logprobs(response_states(model, packed), packed.targets_N, head, temperature)[0].cpu())
+        batch = arrange(model, prompt_ids[rows], response_ids[rows])
+        flat.append(token_logprobs(batch.states(model), batch.targets_N, head, temperature)[0].cpu())
     return list(torch.cat(flat).split([len(r) for r in response_ids]))

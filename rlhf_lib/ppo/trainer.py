@@ -30,7 +30,7 @@ from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_lib.ppo.losses import policy_loss, value_loss
 from rlhf_lib.ppo.moments import RunningMoments
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.ppo.scoring import micro_batches, pack, response_states, token_logprobs
+from rlhf_lib.ppo.scoring import Padded, arrange, micro_batches, token_logprobs
 from rlhf_lib.recipe import PPO, Generation
 from rlhf_lib.rewards import Reward
 
@@ -320,10 +320,10 @@ class PPOTrainer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
         model = self.policy.model if model is None else model
-        packed = pack([batch.queries[i] for i in rows], [batch.responses[i] for i in rows]).to(self.policy.device)
-        states = response_states(model, packed)
+        arranged = arrange(model, [batch.queries[i] for i in rows], [batch.responses[i] for i in rows])
+        states = arranged.states(model)
         _, head = trunk_and_head(model)
-        logprobs, entropy = token_logprobs(states, packed.targets_N, head, self.generation.temperature)
+        logprobs, entropy = token_logprobs(states, arranged.targets_N, head, self.generation.temperature)
         return logprobs, self.policy.v_head(states), entropy
 
     @staticmethod
@@ -334,11 +334,14 @@ class PPOTrainer:
     @torch.no_grad()
     def _check_head(self) -> None:
         """The head on the trunk's states must be the model's own logits; some architectures scale or cap them after."""
-        ids = torch.tensor([self.prompts[0]["input_ids"]], device=self.policy.device)
-        model = self.policy.model
-        trunk, head = trunk_and_head(model)
-        ours = head(trunk(input_ids=ids).last_hidden_state)
-        if not torch.allclose(ours, model(input_ids=ids).logits, atol=1e-3):
+        model, ids = self.policy.model, list(self.prompts[0]["input_ids"])
+        batch = arrange(model, [ids], [ids])
+        _, head = trunk_and_head(model)
+        if isinstance(batch, Padded):
+            theirs = model(input_ids=batch.query_ids_BS, decoder_input_ids=batch.decoder_ids_BT).logits[0]
+        else:
+            theirs = model(input_ids=batch.input_ids_RL).logits[0, -len(ids) :]
+        if not torch.allclose(head(batch.states(model)), theirs, atol=1e-3):
             raise ModelError(
                 f"{type(model).__name__} changes its logits after the head, which PPO here doesn't reproduce"
             )
