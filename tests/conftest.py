@@ -24,7 +24,10 @@ os.environ |= {
 }
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-import flows  # noqa: E402, F401 - its settings (no telemetry, start-up limits) hold for the tests too
+from flows import environment  # noqa: E402
+
+environment.configure()  # its settings (no telemetry, start-up limits) hold for the tests too
+import prefect.main  # noqa: E402, F401 - its log handler keeps the stderr it first sees: not one that ends with a test
 
 
 def pytest_unconfigure() -> None:

@@ -1,0 +1,211 @@
+"""Bad input: one message that names the culprit and the mend, before anything costly, and no traceback."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, PreTrainedTokenizerFast
+
+from flows import cli
+
+DIALOGUE = "\n\nHuman: Is number {} odd?\n\nAssistant: {}"
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Data sets, models and recipes with something wrong, each in a place named after it."""
+    root = tmp_path_factory.mktemp("bad")
+    good = [{"chosen": DIALOGUE.format(i, "yes"), "rejected": DIALOGUE.format(i, "no")} for i in range(40)]
+    sets = {
+        "good": good,
+        "plain": [*good[:3], {"chosen": "No dialogue at all", "rejected": good[3]["rejected"]}],
+        "headless": [{"chosen": row["chosen"]} for row in good],
+    }
+    for name, rows in sets.items():
+        (root / name).mkdir()
+        for split in ("train", "test"):
+            some = rows if name != "good" else rows[::2] if split == "train" else rows[1::2]
+            (root / name / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "yes": 1, "<e>": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    endless = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    endless.save_pretrained(root / "endless")
+    GPT2Config(vocab_size=3, n_positions=64, n_embd=8, n_layer=1, n_head=1).save_pretrained(root / "endless")
+    size = {"vocab_size": 3, "dim": 8, "n_layers": 1, "n_heads": 1, "hidden_dim": 8, "max_position_embeddings": 64}
+    config = DistilBertConfig(**size, id2label={0: "SAD", 1: "GLAD"}, label2id={"SAD": 0, "GLAD": 1})
+    DistilBertForSequenceClassification(config).save_pretrained(root / "classifier")
+    endless.save_pretrained(root / "classifier")
+
+    (root / "key.yaml").write_text(
+        "name: x\ndata: {prompts: {dataset: x}}\npolicy: {model: x}\nppo: {learning_rat: 1}\n"
+    )
+    (root / "type.yaml").write_text("name: x\ndata: {prompts: {dataset: x}}\npolicy: {model: x}\nppo: {steps: many}\n")
+    (root / "list.yaml").write_text("- name: x\n")
+    (root / "broken.yaml").write_text("name: [x\n")
+    (root / "file").write_text("")
+    return root
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """A run folder of this test's own; the command line may change these, and they come back."""
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_HOME"):
+        monkeypatch.setenv(name, os.environ[name])
+    monkeypatch.setenv("RLHF_RUN_DIR", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Path) -> None:
+    message = [line for line in printed.splitlines() if line.startswith("rlhf: error: ")]
+    assert len(message) == 1, printed
+    for words in mentions:
+        assert words.format(files=files) in message[0]
+    assert code == 2
+    assert "Traceback" not in printed
+    assert not list(run_dir.rglob("*.safetensors"))
+
+
+# ---------------------------------------------------------------- before Prefect and MLflow are even started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (["embeded"], ["unknown recipe 'embeded'", "did you mean embedded?", "ends in .yaml"]),
+        (["{files}/none.yaml"], ["none.yaml", "doesn't exist"]),
+        (["{files}/key.yaml"], ["key.yaml", "unknown key 'ppo.learning_rat'", "did you mean 'learning_rate'"]),
+        (["{files}/type.yaml"], ["type.yaml", "ppo.steps", "valid integer", "'many'"]),
+        (["{files}/list.yaml"], ["list.yaml", "must be a mapping of sections"]),
+        (["{files}/broken.yaml"], ["broken.yaml", "no valid YAML"]),
+        (["embedded", "--set", "ppo.step=3"], ["unknown key 'ppo.step'", "did you mean 'steps'"]),
+        (["embedded", "--set", "ppo.steps=0"], ["ppo.steps", "greater than or equal to 1", "given: 0"]),
+        (["embedded", "--set", "generation.temperature=warm"], ["generation.temperature", "'warm'"]),
+        (["embedded", "--set", "ppo.steps"], ["'ppo.steps' must have the form section.key=value"]),
+        (["embedded", "--set", "seed.x=1"], ["seed: Input should be a valid integer"]),
+        (["embedded", "--run-dir", "{files}/file"], ["run folder {files}/file can't be written", "set --run-dir"]),
+        (["embedded", "--summary", "{files}/no/s.json"], ["{files}/no/s.json", "folder doesn't exist"]),
+    ],
+)
+def test_refused_at_once(arguments, mentions, files, environment, capsys):
+    code = cli.main(["run", *(word.format(files=files) for word in arguments)])
+    check(code, capsys.readouterr().err, mentions, files, environment)
+
+
+@pytest.mark.parametrize(
+    ("setting", "server"), [("MLFLOW_TRACKING_URI", "MLflow server"), ("PREFECT_API_URL", "Prefect server")]
+)
+def test_a_server_that_does_not_answer(setting, server, files, environment, monkeypatch, capsys):
+    monkeypatch.setenv(setting, f"{NOWHERE}/api")
+    code = cli.main(["run", "embedded"])
+    mentions = [f"{server} at {NOWHERE}/api doesn't answer", f"unset {setting}"]
+    check(code, capsys.readouterr().err, mentions, files, environment)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_run_folder_without_permission(files, environment, capsys):
+    environment.mkdir()
+    environment.chmod(0o500)
+    code = cli.main(["run", "embedded"])
+    check(code, capsys.readouterr().err, [f"run folder {environment}", "Permission denied"], files, environment)
+
+
+# ---------------------------------------------------------------- found by the run, before its first costly step
+
+SET, LOCAL = "data.prompts.dataset", "{files}/good"
+GIVEN = ["policy.train=null", "policy.model={files}/endless"]
+CLASSIFIER = ["reward.kind=classifier", "reward.model={files}/classifier"]
+FOUND = {
+    "no such folder": ([f"{SET}=/no/such/set"], ["/no/such/set doesn't exist", SET]),
+    "data set on the hub, offline": (
+        [f"{SET}=Anthropic/hh-rlhf"],
+        ["data set Anthropic/hh-rlhf", "HF_HUB_OFFLINE is set", f"set {SET} to the local folder"],
+    ),
+    "no such model folder": (
+        [f"{SET}={LOCAL}", "policy.train=null", "policy.model=/no/such/model"],
+        ["model /no/such/model", "no such folder", "local folder that holds config.json"],
+    ),
+    "model on the hub, offline": (
+        [f"{SET}={LOCAL}", "policy.train=null", "policy.model=lvwerra/gpt2-imdb"],
+        ["model lvwerra/gpt2-imdb", "HF_HUB_OFFLINE is set", "point to a local folder"],
+    ),
+    "model not in the registry": (
+        [f"{SET}={LOCAL}", "policy.train=null", "policy.model=models:/nothing@champion"],
+        ["models:/nothing@champion", "models:/NAME@ALIAS"],
+    ),
+    "missing prompt column": (
+        [f"{SET}={LOCAL}", "data.prompts.column=txt"],
+        ["{files}/good", "no column 'txt', but chosen, rejected", "Set data.prompts.column"],
+    ),
+    "missing pair column": (
+        [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/headless"],
+        ["{files}/headless", "no column 'rejected', but chosen", "data.preferences.rejected"],
+    ),
+    "missing perplexity column": (
+        [f"{SET}={LOCAL}", "evaluation.perplexity.column=txt"],
+        ["no column 'txt'", "evaluation.perplexity.column"],
+    ),
+    "a row that is no dialogue": (
+        [f"{SET}={{files}}/plain"],
+        ["{files}/plain", "row 3, column 'chosen' is no dialogue", "'No dialogue at all'"],
+    ),
+    "nothing left by the filters": (
+        [f"{SET}={LOCAL}", "data.prompts.max_query_chars=5"],
+        ["{files}/good", "max_query_chars", "Raise data.prompts.max_query_chars"],
+    ),
+    "prompts longer than the positions": (
+        [f"{SET}={LOCAL}", "policy.train.from_scratch.positions=50", "policy.train.from_scratch.vocab_size=258"],
+        ["none of the 20 prompts leaves room", "50 positions", "Shorten the prompts"],
+    ),
+    "a tokenizer without EOS": ([f"{SET}={LOCAL}", *GIVEN], ["{files}/endless", "no EOS token", "save_pretrained"]),
+    "a label that the classifier doesn't have": (
+        [f"{SET}={LOCAL}", *CLASSIFIER, "reward.label=POSITIVE"],
+        ["no label 'POSITIVE'", "reward.label to one of SAD, GLAD"],
+    ),
+    "a classifier without a label given": (
+        [f"{SET}={LOCAL}", *CLASSIFIER],
+        ["2 outputs", "reward.label to one of SAD, GLAD"],
+    ),
+    "a reward function that isn't there": (
+        [f"{SET}={LOCAL}", "reward.kind=function", "reward.function=nowhere:score"],
+        ["nowhere:score", "can't be imported"],
+    ),
+    "a device that isn't there": ([f"{SET}={LOCAL}", "compute.device=cuda:77"], ["compute.device cuda:77", "set auto"]),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_found_before_anything_is_trained(case, files, environment, prefect_server, mlflow_store, capsys):
+    settings, mentions = FOUND[case]
+    options = [word for setting in settings for word in ("--set", setting.format(files=files))]
+    with mlflow_store(environment):
+        code = cli.main(["run", "embedded", *options])
+    check(code, capsys.readouterr().err, mentions, files, environment)
+
+
+def test_the_terminal_tells_it_once_and_prefect_keeps_it(files, environment, prefect_server, mlflow_store):
+    """As a user sees it: the whole output of the process, Prefect's own lines included."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter
+    from prefect.settings import PREFECT_API_URL
+
+    with mlflow_store(environment):
+        variables = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
+        command = [sys.executable, "-m", "flows.rlhf", "embedded", "--set", f"{SET}={files}/plain"]
+        result = subprocess.run(command, env=variables, capture_output=True, text=True)
+    printed = result.stdout + result.stderr
+    check(result.returncode, printed, ["row 3, column 'chosen' is no dialogue"], files, environment)
+    assert printed.count("is no dialogue") == 1
+    flow_run = re.search(r"Flow run '(rlhf-embedded)'", printed)
+    assert flow_run
+    with get_client(sync_client=True) as client:
+        logs = client.read_logs(LogFilter(level={"ge_": 40}), limit=200)
+    kept = [log.message for log in logs if "row 3, column 'chosen' is no dialogue" in log.message]
+    assert kept
+    assert not [message for message in kept if "Traceback" in message]

@@ -1,0 +1,259 @@
+"""A reduced embedded recipe through the real Prefect engine and a real MLflow store: once, again, and stopped."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+
+from flows import cli
+from rlhf_lib.recipe import flatten, load_recipe
+
+# Everything small, and no gate in the way: nothing is learnt in ten steps, what counts is how it is passed on.
+UNGATED = dict.fromkeys(
+    (
+        "min_accuracy",
+        "min_probe_accuracy",
+        "max_calibration_error",
+        "min_score_std",
+        "max_length_correlation",
+        "max_degenerate_win_rate",
+    )
+)
+SETTINGS = {
+    "data.prompts.limit": 96,
+    "data.prompts.test.split": "test[:60]",
+    "data.preferences.limit": 256,
+    "data.preferences.test.split": "test[:100]",
+    "policy.train.from_scratch": {"layers": 1, "width": 32, "heads": 2, "positions": 160, "vocab_size": 400},
+    "policy.train.max_steps": 10,
+    "reward.train.max_steps": 8,
+    "reward.checks": UNGATED | {"pairs": 60},
+    "generation.max_new_tokens": 12,
+    "ppo.steps": 3,
+    "ppo.batch_size": 16,
+    "ppo.mini_batch_size": 8,
+    "ppo.checkpoint_every": 2,
+    "evaluation.prompts": 24,
+    "evaluation.perplexity.limit": 20,
+    "registration.gates": {"min_reward_delta": None, "max_perplexity_ratio": None, "min_distinct_2_ratio": None},
+}
+STAGES = ["data", "base_model", "reward_model", "reward_checks", "ppo", "evaluation", "registration"]
+RECORD = {
+    "recipe": None,
+    "mlflow_run_id": None,
+    "model": {"name", "version", "promoted"},
+    "reward_model": {"accuracy", "checks_passed"},
+    "ppo": {"steps", "seconds", "kl"},
+    "reward": {"reference", "policy", "delta", "ci95", "win_rate"},
+    "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
+    "diversity": {"distinct_2_reference", "distinct_2_policy"},
+}
+
+
+def overrides(**changes) -> list[str]:
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def started(parent_run_id: str) -> SimpleNamespace:
+    """A pipeline run as MLflow tells it: the parent, its children in order, and those by stage."""
+    children = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.mlflow.parentRunId = '{parent_run_id}'",
+        order_by=["attributes.start_time"],
+        output_format="list",
+    )
+    return SimpleNamespace(
+        id=parent_run_id,
+        parent=mlflow.get_run(parent_run_id),
+        children=children,
+        stage={child.data.tags["stage"]: child for child in children},
+    )
+
+
+def last_parent() -> str:
+    runs = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.recipe = 'embedded'", output_format="list", max_results=1
+    )
+    return runs[0].info.run_id
+
+
+def artifacts(run) -> set[str]:
+    client, found, folders = mlflow.MlflowClient(), set(), [None]
+    while folders:
+        for item in client.list_artifacts(run.info.run_id, folders.pop()):
+            (folders.append if item.is_dir else found.add)(item.path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run_dir(prefect_server, mlflow_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("end-to-end")
+    with mlflow_store(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_RUN_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def first(run_dir):
+    """The whole pipeline by its command, with what it printed and wrote."""
+    options = [word for setting in overrides() for word in ("--set", setting)]
+    assert cli.main(["run", "embedded", "--summary", str(run_dir / "summary.json"), *options]) == 0
+    record = json.loads((run_dir / "summary.json").read_text())
+    run = started(record["mlflow_run_id"])
+    run.record = record
+    return run
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    from flows.rlhf import rlhf
+
+    record = rlhf(recipe="embedded", overrides=overrides())
+    run = started(record["mlflow_run_id"])
+    run.record = record
+    return run
+
+
+def test_the_record_has_the_documented_keys_and_no_others(first):
+    assert set(first.record) == set(RECORD)
+    for section, keys in RECORD.items():
+        assert keys is None or set(first.record[section]) == keys
+    assert first.record["recipe"] == "embedded"
+    assert first.record["ppo"]["steps"] == 3
+    low, high = first.record["reward"]["ci95"]
+    assert low <= first.record["reward"]["delta"] <= high
+    assert first.record["reward"]["delta"] == pytest.approx(
+        first.record["reward"]["policy"] - first.record["reward"]["reference"], abs=1e-6
+    )
+    assert mlflow.artifacts.load_dict(f"{first.parent.info.artifact_uri}/summary.json") == first.record
+
+
+def test_one_parent_with_a_child_per_stage(first):
+    assert [child.data.tags["stage"] for child in first.children] == STAGES
+    assert {run.info.status for run in (first.parent, *first.children)} == {"FINISHED"}
+    assert {child.data.tags["reused"] for child in first.children} == {"false"}
+    assert all(child.data.metrics["seconds"] > 0 for child in first.children)
+
+
+def test_the_parent_carries_recipe_headlines_and_tags(first):
+    recipe = load_recipe("embedded", overrides())
+    assert set(first.parent.data.params) == set(flatten(recipe))
+    assert first.parent.data.params["ppo.batch_size"] == "16"
+    record, metrics = first.record, first.parent.data.metrics
+    assert set(metrics) == {
+        "reward_model/accuracy", "reward_model/checks_passed",
+        "ppo/steps", "ppo/seconds", "ppo/kl",
+        "reward/reference", "reward/policy", "reward/delta", "reward/ci95_low", "reward/ci95_high", "reward/win_rate",
+        "perplexity/reference", "perplexity/policy",
+        "perplexity/mean_per_text_reference", "perplexity/mean_per_text_policy",
+        "diversity/distinct_2_reference", "diversity/distinct_2_policy",
+    }  # fmt: skip
+    assert metrics["reward/ci95_high"] == record["reward"]["ci95"][1]
+    assert metrics["perplexity/policy"] == record["perplexity"]["policy"]
+    tags = first.parent.data.tags
+    assert tags["recipe"] == "embedded"
+    assert tags["model.version"] == "1"
+    assert tags["prefect_flow_run_url"].endswith(tags["prefect_flow_run_id"])
+    assert {name for name in tags if name.startswith("fingerprint.")} == {
+        f"fingerprint.{kind}/{split}" for kind in ("prompts", "preferences") for split in ("train", "test")
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "metrics", "files"),
+    [
+        ("data", {"prompts/train/kept", "preferences/test/kept"}, {"report.json", "lengths.png"}),
+        ("base_model", {"train/loss", "loss/held_out"}, {"curve.png"}),
+        ("reward_model", {"train/loss", "accuracy/held_out", "normalization/std"}, {"curve.png"}),
+        ("reward_checks", {"accuracy", "accuracy_low", "calibration_error"}, {"reward_checks/report.md"}),
+        ("ppo", {"objective/kl", "ppo/loss/policy", "ppo/mean_scores"}, {"samples.json", "training_curves.png"}),
+        ("evaluation", {"reward/delta", "kl", "perplexity/policy"}, {"before_after.json", "report.html", "report.md"}),
+        ("registration", {"reward/delta", "promoted"}, {"model_card.md"}),
+    ],
+)
+def test_each_child_has_its_metrics_and_artifacts(first, stage, metrics, files):
+    child = first.stage[stage]
+    assert metrics <= set(child.data.metrics)
+    assert all(map(math.isfinite, child.data.metrics.values()))
+    assert files <= artifacts(child)
+
+
+def test_ppo_logs_every_step_and_starts_at_the_reference(first):
+    history = mlflow.MlflowClient().get_metric_history(first.stage["ppo"].info.run_id, "objective/kl")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert history[0].value == pytest.approx(0, abs=1e-3)
+    assert history[-1].value != 0
+
+
+def test_prefect_ran_it(first):
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(first.parent.data.tags["prefect_flow_run_id"])
+    assert flow_run.state.is_completed()
+    assert flow_run.name == "rlhf-embedded"
+
+
+def test_the_version_is_registered_and_champion(first):
+    model = mlflow.MlflowClient().get_model_version_by_alias("embedded", "champion")
+    assert first.record["model"] == {"name": "embedded", "version": "1", "promoted": True}
+    assert str(model.version) == "1"
+    assert model.run_id == first.stage["registration"].info.run_id
+
+
+def test_a_second_run_reuses_the_first_four_stages_and_repeats_the_rest(first, second):
+    assert [child.data.tags["stage"] for child in second.children] == STAGES
+    for stage in STAGES[:4]:
+        tags = second.stage[stage].data.tags
+        assert (tags["reused"], tags["reused_from"]) == ("true", first.stage[stage].info.run_id)
+        assert tags["reused_from_url"].endswith(first.stage[stage].info.run_id)
+        shown = set(first.stage[stage].data.metrics) - {"seconds"}
+        assert {name for name in shown if not name.startswith("train/")} <= set(second.stage[stage].data.metrics)
+    assert {second.stage[stage].data.tags["reused"] for stage in STAGES[4:]} == {"false"}
+    milliseconds = sum(second.stage[stage].info.end_time - second.stage[stage].info.start_time for stage in STAGES[:4])
+    assert milliseconds < 5000
+    for section in ("reward_model", "reward", "perplexity", "diversity"):  # same recipe, same seed, same machine
+        assert second.record[section] == first.record[section]
+    # a policy that is no better than the champion doesn't take its place
+    assert second.record["model"] == {"name": "embedded", "version": "2", "promoted": False}
+    aliases = mlflow.MlflowClient().get_registered_model("embedded").aliases
+    assert {alias: str(version) for alias, version in aliases.items()} == {"champion": "1", "challenger": "2"}
+
+
+def test_a_model_at_hand_makes_six_stages_and_a_reward_model_of_its_own(first, run_dir):
+    """Without training of a base model; also without a perplexity set, whose figures are then left out."""
+    from flows.rlhf import rlhf
+
+    base = json.loads(next((run_dir / "stages").glob("base_model-*/record.json")).read_text())["model"]
+    kept = overrides(evaluation__perplexity=None)
+    settings = [s for s in kept if not s.startswith(("policy.", "evaluation.perplexity."))]
+    record = rlhf(recipe="embedded", overrides=[*settings, "policy.train=null", f"policy.model={base}"])
+    run = started(record["mlflow_run_id"])
+    assert [child.data.tags["stage"] for child in run.children] == [s for s in STAGES if s != "base_model"]
+    assert record["perplexity"] is None
+    assert not [name for name in run.parent.data.metrics if name.startswith("perplexity")]
+    # the same weights, and so the same figures, whether trained here or given
+    assert record["reward"] == first.record["reward"]
+
+
+def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(first, capsys):
+    settings = overrides(reward__checks=UNGATED | {"pairs": 60, "min_accuracy": 1.0})
+    options = [word for setting in settings for word in ("--set", setting)]
+    assert cli.main(["run", "embedded", "--fresh", *options]) == 1
+    printed = capsys.readouterr()
+    error = next(line for line in printed.err.splitlines() if line.startswith("rlhf: error: "))
+    assert "accuracy is 0." in error
+    assert "must be at least 1" in error
+    assert "Traceback" not in printed.out + printed.err
+
+    run = started(last_parent())
+    assert run.id != first.id
+    assert [child.data.tags["stage"] for child in run.children] == STAGES[:4]
+    assert {child.data.tags["reused"] for child in run.children} == {"false"}
+    assert [child.info.status for child in run.children] == ["FINISHED"] * 3 + ["FAILED"]
+    assert run.parent.info.status == "FAILED"
+    assert error.removeprefix("rlhf: error: ") == run.parent.data.tags["failure"]
+    assert {"reward_checks/report.md", "reward_checks/checks.json"} <= artifacts(run.stage["reward_checks"])
