@@ -199,7 +199,7 @@ def test_the_reward_sees_queries_and_responses_as_text_and_samples_keep_them():
         return remainder_reward(queries, responses)
 
     trainer = tiny_trainer(reward=reward, steps=1)
-    stats = list(trainer.train())[0]
+    stats = trainer.train_step()
     (queries, responses), *_ = calls
     assert [(s["query"], s["response"]) for s in trainer.samples] == list(zip(queries, responses, strict=True))
     assert [s["score"] for s in trainer.samples] == pytest.approx(remainder_reward(queries, responses))

@@ -53,7 +53,8 @@ def test_length_limits_are_drawn_from_min_to_below_max():
     limits, uniforms = draws(generation, (0, 0, 0), range(200))
     assert set(limits) == {4, 5, 6}
     assert uniforms.shape == (200, 6)
-    assert uniforms.min() >= 0 and uniforms.max() < 1
+    assert uniforms.min() >= 0
+    assert uniforms.max() < 1
     assert uniforms.mean() == pytest.approx(0.5, abs=0.03)
 
 

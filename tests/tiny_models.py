@@ -107,7 +107,7 @@ def tiny_trainer(
     score_constants: tuple[float, float] = (0.0, 1.0),
     **ppo,
 ) -> PPOTrainer:
-    """A trainer of a tiny model: 3 steps of 8 responses of up to 7 tokens, 2 PPO epochs, unless `ppo` says otherwise."""
+    """3 steps of 8 responses of up to 7 tokens, 2 PPO epochs, unless `ppo` and `generation` say otherwise."""
     torch.manual_seed(seed)  # LoRA draws its weights
     return PPOTrainer(
         Policy(tiny_gpt2() if model is None else model, lora),
