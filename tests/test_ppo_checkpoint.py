@@ -141,7 +141,7 @@ def test_where_none_is_good_the_run_starts_anew(two_checkpoints):
     folder, _ = two_checkpoints
     trainer = build()
     start = weights(trainer.policy)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="passed over") as warned:
         assert resume(trainer, folder, key="another") is None
     assert len(warned) == 2
     assert trainer.step == 0

@@ -7,7 +7,7 @@ import torch
 from tiny_models import EOS, one_thread, tiny_gpt2, tiny_llama, tiny_qwen2  # noqa: F401
 
 from rlhf_lib.ppo import scoring
-from rlhf_lib.ppo.scoring import micro_batches, pack, response_states, score_responses, token_logprobs
+from rlhf_lib.ppo.scoring import micro_batches, pack, score_responses, token_logprobs
 
 # Different lengths, one token among them; EOS (which fills the packed rows too) first, last and inside.
 QUERIES = [[5, 9, 2], [EOS], [3, EOS, 8, 1, 4, 7], [11, 12], [6], [EOS, EOS, 5]]
@@ -41,7 +41,7 @@ def test_logprobs_are_the_full_softmax_of_each_sequence_alone(model, temperature
 
 def test_entropy_is_that_of_the_whole_distribution(model):
     packed = pack(QUERIES, RESPONSES)
-    _, entropy = token_logprobs(response_states(model, packed), packed.targets_N, model.get_output_embeddings(), 0.7)
+    _, entropy = token_logprobs(packed.states(model), packed.targets_N, model.get_output_embeddings(), 0.7)
     expected = [plain(model, q, r, 0.7)[1] for q, r in zip(QUERIES, RESPONSES, strict=True)]
     close(entropy, torch.cat(expected))
     assert not entropy.requires_grad
