@@ -142,7 +142,10 @@ class Policy(Section):
     unfrozen_layers: Positive | None = Field(
         None, description="only the top N blocks learn; the rest runs once a batch"
     )
-    gradient_checkpointing: bool = False
+    critic: Literal["shared", "separate"] = Field(
+        "shared", description="the value head's trunk: the policy's, or a copy"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory, for a second forward pass in each update")
     trust_remote_code: bool = False
 
     @model_validator(mode="after")

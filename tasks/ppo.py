@@ -95,7 +95,13 @@ def build_trainer(recipe: Recipe, policy: dict[str, Any], reward: dict[str, Any]
     model = load_causal_lm(policy["model"], dtype=torch.float32, trust_remote_code=trust)
     constants = reward["normalization"]
     return PPOTrainer(
-        Policy(model, recipe.policy.lora).to(device),
+        Policy(
+            model,
+            recipe.policy.lora,
+            unfrozen_layers=recipe.policy.unfrozen_layers,
+            critic=recipe.policy.critic == "separate",
+            gradient_checkpointing=recipe.policy.gradient_checkpointing,
+        ).to(device),
         load_tokenizer(policy["model"], trust_remote_code=trust),
         build_reward(recipe.reward, reward["model"], device),
         load_from_disk(policy["prompts"]["train"]).to_list(),

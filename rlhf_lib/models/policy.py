@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.trunk import blocks, freeze_below, trunk_and_head
 from rlhf_lib.recipe import Lora
+
+if TYPE_CHECKING:
+    from rlhf_lib.ppo.scoring import Packed, Padded
+
+REFERENCE = "reference"  # the adapter that is the reference where PPO starts from an adapter
 
 
 class ValueHead(nn.Module):
@@ -33,33 +46,58 @@ class ValueHead(nn.Module):
 
 
 class Policy(nn.Module):
-    """`model` is the language model, `v_head` its value head. The reference is the same model with the adapter off
-    where there is one, else a frozen copy taken at construction."""
+    """`model` is the language model, `v_head` its value head, on the policy's own trunk or, with `critic`, on a copy of
+    the model that learns values alone.
+
+    What learns: everything; or a LoRA/DoRA adapter (`lora`, or `model` is a PeftModel, whose adapter goes on learning);
+    or the top `unfrozen_layers` blocks, with the rest frozen, tied embeddings included. The reference is what the
+    policy is at construction: a frozen copy, which shares whatever is frozen in the policy; the base under an adapter
+    that starts at zero; a frozen second adapter where it doesn't.
+
+    Dropout is off for good: it would make the ratio's two passes differ by chance. Raises ModelError where the
+    architecture doesn't fit.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, lora: Lora | None = None, *, reference: PreTrainedModel | None = None
+        self,
+        model: PreTrainedModel | PeftModel,
+        lora: Lora | None = None,
+        *,
+        unfrozen_layers: int | None = None,
+        critic: bool = False,
+        gradient_checkpointing: bool = False,
+        reference: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
         self.adapted: PeftModel | None = None
+        self.unfrozen_layers = unfrozen_layers
+        if isinstance(model, PeftModel):
+            self.adapted = model
+        base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore
+        self.critic = copy.deepcopy(base) if critic else None
         if lora is not None:
-            config = LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=0.0,  # the ratio's passes must not differ by chance
-                target_modules=lora.target_modules,
-                use_dora=lora.dora,
-                task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-            )
-            try:
-                self.adapted = get_peft_model(model, config)
-            except ValueError as error:
-                raise ModelError(f"LoRA can't be put on this model: {error} (policy.lora.target_modules)") from None
-        self.model = model
-        self.v_head = ValueHead(model.get_output_embeddings().in_features)
-        self._reference = None
-        if self.adapted is None:
-            self._reference = frozen(reference if reference is not None else copy.deepcopy(model))
-        self.eval()  # for good: dropout would make the ratio's two passes differ by chance
+            self.adapted = add_adapter(base, lora)
+        elif unfrozen_layers is not None:
+            freeze_below(base, unfrozen_layers)
+        self.model = base
+        self.v_head = ValueHead(base.get_output_embeddings().in_features)
+        self._reference: PreTrainedModel | None = None
+        self._reference_adapter = False
+        if reference is not None:
+            self._reference = frozen(reference)
+        elif self.adapted is None:
+            shared = {id(p): p for p in base.parameters() if not p.requires_grad}
+            self._reference = frozen(copy.deepcopy(base, shared))
+        elif lora is None and not _starts_at_zero(self.adapted):
+            _copy_adapter(self.adapted)
+            self._reference_adapter = True
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            for part in filter(None, (self.model, self.critic)):
+                if not part.supports_gradient_checkpointing:
+                    raise ModelError(f"{type(part).__name__} has no gradient checkpointing: set it to false")
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+        self.eval()
 
     @property
     def config(self):
@@ -69,6 +107,24 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.v_head.summary.weight.device
 
+    @property
+    def shares_bottom(self) -> bool:
+        """Whether frozen blocks can run once for the reference and every PPO epoch."""
+        return self.unfrozen_layers is not None and not self.config.is_encoder_decoder
+
+    def forward(
+        self, batch: Packed | Padded, temperature: float, bottom: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs, values and entropies of the batch's response tokens: (N,) each. `bottom`: the hidden states from
+        which the unfrozen blocks start."""
+        from rlhf_lib.ppo.scoring import token_logprobs
+
+        with self._recomputing():
+            states = batch.states(self.model, bottom, self.unfrozen_layers)
+            value_states = states if self.critic is None else batch.states(self.critic)
+        logprobs, entropy = token_logprobs(states, batch.targets_N, trunk_and_head(self.model)[1], temperature)
+        return logprobs, self.v_head(value_states), entropy
+
     @contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:
         """The reference model, inside the block."""
@@ -76,11 +132,19 @@ class Policy(nn.Module):
             yield self._reference
             return
         assert self.adapted is not None
-        with self.adapted.disable_adapter():
+        if not self._reference_adapter:
+            with self.adapted.disable_adapter():
+                yield self.model
+            return
+        active = self.adapted.active_adapter
+        self.adapted.set_adapter(REFERENCE)
+        try:
             yield self.model
+        finally:
+            self.adapted.set_adapter(active)
 
     def trainable(self) -> list[nn.Parameter]:
-        return [p for p in (*self.model.parameters(), *self.v_head.parameters()) if p.requires_grad]
+        return [p for p in self.parameters() if p.requires_grad]
 
     def save_pretrained(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """An ordinary model folder, adapters merged; the value head stays with the checkpoints."""
@@ -90,13 +154,50 @@ class Policy(nn.Module):
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Hugging Face recomputes activations in training mode alone: here the transformer blocks are in it, and the
+        dropouts inside them are not."""
+        active = self.gradient_checkpointing and torch.is_grad_enabled()
+        models = filter(None, (self.model, self.critic)) if active else ()
+        parts = [block for model in models for block in blocks(trunk_and_head(model)[0])[1]]
+        for block in parts:
+            block.training = True
+        try:
+            yield
+        finally:
+            for block in parts:
+                block.training = False
 
-def trunk_and_head(model: PreTrainedModel) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The part that makes hidden states (a seq2seq model's decoder), and the language-model head on them."""
-    head = model.get_output_embeddings()
-    if getattr(model.config, "scale_decoder_outputs", False):  # T5 with tied embeddings
-        return model.get_decoder(), lambda states: head(states * model.config.d_model**-0.5)
-    return model.get_decoder(), head
+
+def add_adapter(model: PreTrainedModel, lora: Lora) -> PeftModel:
+    """The model with a fresh LoRA (or DoRA) adapter, which starts at zero. Raises ModelError if it can't be put on."""
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,  # the ratio's passes must not differ by chance
+        target_modules=lora.target_modules,
+        use_dora=lora.dora,
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"LoRA can't be put on this model: {error} (policy.lora.target_modules)") from None
+
+
+def _starts_at_zero(adapted: PeftModel) -> bool:
+    """Whether the adapter changes nothing yet, so that the base is the reference."""
+    return all(not p.any() for name, p in adapted.named_parameters() if ".lora_B." in name)
+
+
+def _copy_adapter(adapted: PeftModel) -> None:
+    """A frozen copy of the active adapter, as the reference."""
+    active = adapted.active_adapter
+    adapted.add_adapter(REFERENCE, adapted.peft_config[active])
+    weights = get_peft_model_state_dict(adapted, adapter_name=active)
+    set_peft_model_state_dict(adapted, weights, adapter_name=REFERENCE)
+    adapted.set_adapter(active)
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from rlhf_lib.models.policy import trunk_and_head
+from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.scoring import start_id
 
 

@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rlhf_lib.models.policy import trunk_and_head
+from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.decoding import decoding
 from rlhf_lib.recipe import Generation
 

@@ -9,6 +9,7 @@ runs on the states that predict response tokens alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlhf_lib.models.policy import trunk_and_head
+from rlhf_lib.models.trunk import given_bottom, run_bottom, trunk_and_head
 
 ROW_TOKENS = 64  # rows shorter than this waste matrix-multiply width; longer ones waste attention
 LOGIT_CHUNK = 2048  # tokens whose full-vocabulary logits are alive at a time
@@ -30,19 +31,34 @@ class Packed:
     input_ids_RL: Tensor
     position_ids_RL: Tensor
     attention_R1LL: Tensor | None  # None: one sequence a row, where the causal mask alone is right
-    predicting_N: Tensor  # flat index (row * L + column) of the state that predicts each response token
+    tokens_M: Tensor  # flat index (row * L + column) of every token, in the sequences' order
+    predicting_N: Tensor  # that of the state that predicts each response token
     targets_N: Tensor
 
-    def states(self, model: PreTrainedModel) -> Tensor:
-        """Last hidden states that predict the response tokens: (N, D)."""
+    def states(self, model: PreTrainedModel, bottom: Tensor | None = None, top: int | None = None) -> Tensor:
+        """Last hidden states that predict the response tokens: (N, D). `bottom` are what `run_bottom` gave for every
+        token, (M, D): then the `top` blocks alone run, on them."""
         trunk, _ = trunk_and_head(model)
-        hidden = trunk(
-            input_ids=self.input_ids_RL,
-            position_ids=self.position_ids_RL,
-            attention_mask=self.attention_R1LL,
-            use_cache=False,
-        ).last_hidden_state
+        with nullcontext() if bottom is None or top is None else given_bottom(trunk, top, self._lay(bottom)):
+            hidden = trunk(**self._inputs()).last_hidden_state
         return hidden.flatten(0, 1)[self.predicting_N]
+
+    def run_bottom(self, model: PreTrainedModel, top: int) -> Tensor:
+        """Hidden states that enter the model's `top` blocks, of every token in the sequences' order: (M, D)."""
+        trunk, _ = trunk_and_head(model)
+        return run_bottom(trunk, top, **self._inputs()).flatten(0, 1)[self.tokens_M]
+
+    def _inputs(self) -> dict[str, Any]:
+        return {
+            "input_ids": self.input_ids_RL,
+            "position_ids": self.position_ids_RL,
+            "attention_mask": self.attention_R1LL,
+            "use_cache": False,
+        }
+
+    def _lay(self, states_MD: Tensor) -> Tensor:
+        laid = states_MD.new_zeros(self.input_ids_RL.numel(), states_MD.shape[1])
+        return laid.index_copy_(0, self.tokens_M, states_MD).view(*self.input_ids_RL.shape, -1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,7 @@ class Padded:
     predicting_N: Tensor  # flat index (row * T + column) of the state that predicts each response token
     targets_N: Tensor
 
-    def states(self, model: PreTrainedModel) -> Tensor:
+    def states(self, model: PreTrainedModel, bottom: Tensor | None = None, top: int | None = None) -> Tensor:
         """The decoder's last hidden states that predict the response tokens: (N, D)."""
         encoder, (decoder, _) = model.get_encoder(), trunk_and_head(model)
         hidden = decoder(
@@ -103,21 +119,23 @@ def pack(queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -
     ids = torch.zeros(len(room), width, dtype=torch.long)
     positions = torch.zeros_like(ids)
     owner = torch.full_like(ids, -1)
-    predicting, targets = [], []
+    tokens, predicting, targets = [], [], []
     for i, length in enumerate(lengths):
         row, column = place[i]
         sequence = [*queries[i], *responses[i]]
         ids[row, column : column + length] = torch.tensor(sequence[:-1])
         positions[row, column : column + length] = torch.arange(length)
         owner[row, column : column + length] = i
-        first = row * width + column + len(queries[i]) - 1
+        start = row * width + column
+        tokens.append(torch.arange(start, start + length))
+        first = start + len(queries[i]) - 1
         predicting.append(torch.arange(first, first + len(responses[i])))
         targets.append(torch.tensor(responses[i]))
     mask = None
     if len(room) < len(lengths):
         same = owner[:, :, None] == owner[:, None, :]
         mask = (same & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
-    return Packed(ids, positions, mask, torch.cat(predicting), torch.cat(targets))
+    return Packed(ids, positions, mask, torch.cat(tokens), torch.cat(predicting), torch.cat(targets))
 
 
 def pad(queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, start_id: int) -> Padded:
@@ -147,11 +165,17 @@ def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
 
 
 def token_logprobs(
-    states_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], temperature: float
+    states_ND: Tensor,
+    targets_N: Tensor,
+    head: Callable[[Tensor], Tensor],
+    temperature: float,
+    *,
+    with_entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """log softmax(head(states) / temperature) at the targets, and the entropy (nats, no gradient): both (N,), fp32.
 
-    Never N x V at once: chunks of LOGIT_CHUNK tokens, recomputed in the backward pass when there are several.
+    Never N x V at once: chunks of LOGIT_CHUNK tokens, recomputed in the backward pass when there are several. Without
+    `with_entropy` zeros stand in its place.
     """
 
     def chunk(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +184,8 @@ def token_logprobs(
             logits = logits / temperature
         normalizer = logits.logsumexp(-1)
         logprobs = logits.gather(-1, targets[:, None])[:, 0] - normalizer
+        if not with_entropy:
+            return logprobs, torch.zeros_like(logprobs)
         with torch.no_grad():
             probabilities = (logits - normalizer[:, None]).exp_()
             entropy = normalizer - torch.einsum("nv,nv->n", probabilities, logits)
@@ -189,5 +215,7 @@ def score_responses(
     flat = []
     for rows in micro_batches(lengths, micro_batch_tokens):
         batch = arrange(model, prompt_ids[rows], response_ids[rows])
-        flat.append(token_logprobs(batch.states(model), batch.targets_N, head, temperature)[0].cpu())
+        flat.append(
+            token_logprobs(batch.states(model), batch.targets_N, head, temperature, with_entropy=False)[0].cpu()
+        )
     return list(torch.cat(flat).split([len(r) for r in response_ids]))

@@ -21,16 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhf_lib.errors import ModelError, RLHFError
-from rlhf_lib.models.policy import Policy, autocast, trunk_and_head
+from rlhf_lib.models.policy import Policy, autocast
+from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.advantages import gae, masked_mean, masked_var, token_rewards, whiten
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_lib.ppo.losses import policy_loss, value_loss
 from rlhf_lib.ppo.moments import RunningMoments
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.ppo.scoring import Padded, arrange, micro_batches, token_logprobs
+from rlhf_lib.ppo.scoring import Packed, Padded, arrange, micro_batches, token_logprobs
 from rlhf_lib.recipe import PPO, Generation
 from rlhf_lib.rewards import Reward
 
@@ -50,6 +51,7 @@ class Batch:
     ref_logprobs_BT: Tensor
     advantages_BT: Tensor = field(default_factory=lambda: torch.empty(0))
     returns_BT: Tensor = field(default_factory=lambda: torch.empty(0))
+    bottom: list[Tensor] | None = None  # (len, D) each: what enters the unfrozen blocks
 
 
 class PPOTrainer:
@@ -131,7 +133,7 @@ class PPOTrainer:
                     seed=self.seed,
                     step=self.step,
                     batch_size=self.config.batch_size,
-                    value_head=self.policy.v_head,
+                    value_head=self.policy.v_head if self.policy.critic is None else None,
                 )
             with timer("time/ppo/score"):
                 raw_scores_B = self._score([row["query"] for row in rows], sampled)
@@ -287,16 +289,20 @@ class PPOTrainer:
         queries, responses = sampled.prompt_ids, sampled.response_ids
         lengths_B = torch.tensor([len(r) for r in responses], device=device)
         mask_BT = (torch.arange(int(lengths_B.max()), device=device) < lengths_B[:, None]).float()
-        batch = Batch(queries, responses, mask_BT, *(torch.empty(0) for _ in range(4)))
+        nothing = torch.empty(0)
+        batch = Batch(queries, responses, mask_BT, nothing, nothing, nothing, nothing)
 
-        with autocast(device, self.dtype), self.policy.reference() as reference:
-            batch.ref_logprobs_BT = self._spread(self._pass(batch, reference)[0], mask_BT)
-        if self.reuse_sampled and sampled.logprobs:
+        with autocast(device, self.dtype):
+            if self.policy.shares_bottom:
+                batch.bottom = self._run_bottom(batch)
+            batch.ref_logprobs_BT = self._spread(self._reference_logprobs(batch), mask_BT)
+        if self.reuse_sampled and sampled.logprobs and self.policy.critic is None:
             batch.logprobs_BT = pad_sequence(sampled.logprobs, batch_first=True).to(device)
             batch.values_BT = pad_sequence(sampled.values, batch_first=True).to(device)
         else:
             with autocast(device, self.dtype):
-                logprobs, values = self._pass(batch, self.policy.model)
+                parts = [self._forward(batch, rows) for rows in self._parts(batch)]
+            logprobs, values, _ = (torch.cat(part) for part in zip(*parts, strict=True))
             batch.logprobs_BT, batch.values_BT = self._spread(logprobs, mask_BT), self._spread(values, mask_BT)
             if self.reuse_sampled is None and sampled.logprobs:
                 drift = torch.cat(sampled.logprobs) - logprobs.cpu()
@@ -304,27 +310,43 @@ class PPOTrainer:
         batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
         return batch
 
-    def _pass(self, batch: Batch, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-        """Log-probs and values of all responses, flat, in micro-batches."""
+    def _run_bottom(self, batch: Batch) -> list[Tensor]:
+        """What enters the unfrozen blocks, per response: computed once, for the reference and all PPO epochs."""
+        top = self.policy.unfrozen_layers or 0
+        states: list[Tensor] = []
+        for rows in self._parts(batch):
+            arranged = self._arrange(batch, rows)
+            assert isinstance(arranged, Packed)
+            lengths = [len(batch.queries[i]) + len(batch.responses[i]) - 1 for i in rows]
+            states += arranged.run_bottom(self.policy.model, top).split(lengths)
+        return states
+
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
+        parts = []
+        with self.policy.reference() as reference:
+            _, head = trunk_and_head(reference)
+            for rows in self._parts(batch):
+                arranged = self._arrange(batch, rows)
+                states = arranged.states(reference, self._bottom(batch, rows), self.policy.unfrozen_layers)
+                temperature = self.generation.temperature
+                parts.append(token_logprobs(states, arranged.targets_N, head, temperature, with_entropy=False)[0])
+        return torch.cat(parts)
+
+    def _forward(self, batch: Batch, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
+        return self.policy(self._arrange(batch, rows), self.generation.temperature, self._bottom(batch, rows))
+
+    def _arrange(self, batch: Batch, rows: np.ndarray) -> Packed | Padded:
+        return arrange(self.policy.model, [batch.queries[i] for i in rows], [batch.responses[i] for i in rows])
+
+    def _parts(self, batch: Batch) -> Iterator[np.ndarray]:
         lengths = [len(q) + len(r) for q, r in zip(batch.queries, batch.responses, strict=True)]
         rows = np.arange(len(lengths))
-        parts = [
-            self._forward(batch, rows[part], model)[:2]
-            for part in micro_batches(lengths, self.config.micro_batch_tokens)
-        ]
-        logprobs, values = zip(*parts, strict=True)
-        return torch.cat(logprobs), torch.cat(values)
+        return (rows[part] for part in micro_batches(lengths, self.config.micro_batch_tokens))
 
-    def _forward(
-        self, batch: Batch, rows: np.ndarray, model: PreTrainedModel | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
-        model = self.policy.model if model is None else model
-        arranged = arrange(model, [batch.queries[i] for i in rows], [batch.responses[i] for i in rows])
-        states = arranged.states(model)
-        _, head = trunk_and_head(model)
-        logprobs, entropy = token_logprobs(states, arranged.targets_N, head, self.generation.temperature)
-        return logprobs, self.policy.v_head(states), entropy
+    @staticmethod
+    def _bottom(batch: Batch, rows: np.ndarray) -> Tensor | None:
+        return None if batch.bottom is None else torch.cat([batch.bottom[i] for i in rows])
 
     @staticmethod
     def _spread(flat_N: Tensor, mask_BT: Tensor) -> Tensor:

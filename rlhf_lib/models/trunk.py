@@ -1,0 +1,103 @@
+"""The trunk of a language model, and how to run its frozen bottom once and its learning top many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_lib.errors import ModelError
+
+
+def trunk_and_head(model: PreTrainedModel) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The part that makes hidden states (a seq2seq model's decoder), and the language-model head on them."""
+    head = model.get_output_embeddings()
+    if getattr(model.config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+        return model.get_decoder(), lambda states: head(states * model.config.d_model**-0.5)
+    return model.get_decoder(), head
+
+
+def blocks(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The trunk's list of transformer blocks and the name of its attribute. Raises ModelError where there is none."""
+    for name, child in trunk.named_children():
+        if isinstance(child, nn.ModuleList) and len(child) > 0:
+            return name, child
+    raise ModelError(f"{type(trunk).__name__} has no list of blocks: policy.unfrozen_layers can't be used with it")
+
+
+def freeze_below(model: PreTrainedModel, unfrozen: int) -> None:
+    """Leave only the top `unfrozen` blocks, what follows them and an untied head to learn. Tied embeddings are frozen,
+    and with them the head; so is a seq2seq model's encoder.
+
+    Raises ModelError if the model has no more blocks than that.
+    """
+    trunk, _ = trunk_and_head(model)
+    name, layers = blocks(trunk)
+    if unfrozen >= len(layers):
+        raise ModelError(
+            f"policy.unfrozen_layers is {unfrozen}, but {type(model).__name__} has {len(layers)} blocks: "
+            f"set it to at most {len(layers) - 1}, or to null for full fine-tuning"
+        )
+    model.requires_grad_(False)
+    learning: list[nn.Module] = [*layers[-unfrozen:]]
+    past = False
+    for child_name, child in trunk.named_children():
+        if past:
+            learning.append(child)  # the final norm
+        past = past or child_name == name
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is not embeddings.weight:
+        learning.append(head)
+    for module in learning:
+        module.requires_grad_(True)
+
+
+class _Reached(Exception):
+    """The bottom has been run; the rest isn't wanted."""
+
+
+def run_bottom(trunk: nn.Module, top: int, **inputs: Any) -> Tensor:
+    """The hidden states that enter the top `top` blocks: (R, L, D). The blocks above don't run."""
+    _, layers = blocks(trunk)
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(args[0] if args else kwargs["hidden_states"])
+        raise _Reached
+
+    handle = layers[-top].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        trunk(**inputs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+class _Given(nn.Module):
+    """Stands where a frozen block was: passes on, or puts in, hidden states."""
+
+    def __init__(self, states: Tensor | None = None) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states if self.states is None else self.states
+
+
+@contextmanager
+def given_bottom(trunk: nn.Module, top: int, states: Tensor) -> Iterator[None]:
+    """Inside the block the trunk starts its top `top` blocks from these hidden states. The list keeps its length, since
+    some architectures look masks up by a block's number."""
+    name, layers = blocks(trunk)
+    frozen = len(layers) - top
+    stand_ins = [_Given() for _ in range(frozen - 1)] + [_Given(states)]
+    setattr(trunk, name, nn.ModuleList([*stand_ins, *layers[frozen:]]))
+    try:
+        yield
+    finally:
+        setattr(trunk, name, layers)
