@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from peft import (
@@ -52,7 +52,8 @@ class Policy(nn.Module):
     What learns: everything; or a LoRA/DoRA adapter (`lora`, or `model` is a PeftModel, whose adapter goes on learning);
     or the top `unfrozen_layers` blocks, with the rest frozen, tied embeddings included. The reference is what the
     policy is at construction: a frozen copy, which shares whatever is frozen in the policy; the base under an adapter
-    that starts at zero; a frozen second adapter where it doesn't.
+    that starts at zero; a frozen second adapter where it doesn't (with `reference` "base", the
+    base all the same).
 
     Dropout is off for good: it would make the ratio's two passes differ by chance. Raises ModelError where the
     architecture doesn't fit.
@@ -66,7 +67,7 @@ class Policy(nn.Module):
         unfrozen_layers: int | None = None,
         critic: bool = False,
         gradient_checkpointing: bool = False,
-        reference: PreTrainedModel | None = None,
+        reference: PreTrainedModel | Literal["base"] | None = None,
     ) -> None:
         super().__init__()
         self.adapted: PeftModel | None = None
@@ -83,12 +84,12 @@ class Policy(nn.Module):
         self.v_head = ValueHead(base.get_output_embeddings().in_features)
         self._reference: PreTrainedModel | None = None
         self._reference_adapter = False
-        if reference is not None:
+        if isinstance(reference, PreTrainedModel):
             self._reference = frozen(reference)
         elif self.adapted is None:
             shared = {id(p): p for p in base.parameters() if not p.requires_grad}
             self._reference = frozen(copy.deepcopy(base, shared))
-        elif lora is None and not _starts_at_zero(self.adapted):
+        elif lora is None and reference != "base" and not _starts_at_zero(self.adapted):
             _copy_adapter(self.adapted)
             self._reference_adapter = True
         self.gradient_checkpointing = gradient_checkpointing
