@@ -44,9 +44,9 @@ def words(text: str) -> list[str]:
 
 
 def test_sizes_and_distinct_prompts(train, test):
-    assert (len(train), len(test)) == (3600, 500)
+    assert (len(train), len(test)) == (5400, 500)
     assert train.column_names == ["chosen", "rejected"]
-    assert len(set(prompts(train))) >= 3000
+    assert len(set(prompts(train))) == 5400
     assert not set(prompts(train)) & set(prompts(test))
 
 
@@ -57,9 +57,9 @@ def test_rows_are_dialogues_that_differ_in_the_last_answer_alone(train, test):
         assert DIALOGUE.fullmatch(row["rejected"]), row["rejected"]
         assert split(row["chosen"])[0] == split(row["rejected"])[0]
         assert row["chosen"] != row["rejected"]
-        assert "{" not in row["chosen"] + row["rejected"]
+        assert not re.search(r"[{}]|  | a [aeio]", row["chosen"] + row["rejected"])
         several_turns += row["chosen"].count("\n\nHuman:") > 1
-    assert 0.2 < several_turns / (len(train) + len(test)) < 0.6
+    assert 0.15 < several_turns / (len(train) + len(test)) < 0.6
 
 
 def test_same_seed_same_rows_and_quickly(test):
@@ -89,8 +89,9 @@ def test_varied(train):
     assert len(set(said)) > 0.9 * len(said)
     assert max(Counter(" ".join(words(answer)[:4]) for answer in said).values()) < 0.05 * len(said)
     assert len(CORES) + len(TAILS) + sum(len(topic.facts) for topic in embedded.TOPICS) > 100
+    asked = prompts(train)
     for topic in embedded.TOPICS:
-        assert sum(any(item in prompt for item in topic.items) for prompt in prompts(train)) > 100
+        assert sum(any(item in prompt for item in topic.items) for prompt in asked) > 100
 
 
 @pytest.mark.parametrize(
@@ -128,20 +129,20 @@ def test_length_can_not_tell(split, length):
 
 
 def test_no_word_is_a_marker(train, test):
-    """A word in 1% of the answers or more stands in both kinds: at most four times as often in one as in the other."""
+    """A word in 1% of the answers or more stands in both kinds: at most three times as often in one as in the other."""
     seen = [
         Counter(w for pairs in (train, test) for a in answers(pairs)[side] for w in set(words(a))) for side in (0, 1)
     ]
     floor = 0.01 * 2 * (len(train) + len(test))
     common = [word for word in seen[0] | seen[1] if seen[0][word] + seen[1][word] >= floor]
     assert len(common) > 100
-    assert not [w for w in common if not 0.2 <= seen[0][w] / (seen[0][w] + seen[1][w]) <= 0.8]
+    assert not [w for w in common if not 0.25 <= seen[0][w] / (seen[0][w] + seen[1][w]) <= 0.75]
 
 
 def test_short_enough_for_a_small_model(train):
     """Words and punctuation: about what a BPE tokenizer of 1,500 entries makes of it."""
     tokens = [len(re.findall(r"\w+|[^\w\s]", answer)) for side in answers(train) for answer in side]
     assert min(tokens) >= 8
-    assert np.quantile(tokens, 0.9) <= 40
+    assert np.quantile(tokens, 0.9) <= 36
     dialogues = [len(re.findall(r"\w+|[^\w\s]", dialogue)) for dialogue in train["chosen"]]
     assert np.quantile(dialogues, 0.99) <= 110

@@ -4,8 +4,9 @@ Every prompt comes once, with a helpful answer (`chosen`) and a worse one (`reje
 are mirrors: the same words help or refuse, depending on their order ("I will ..., you will not have to ..."). So
 neither a marker word nor the length tells the two apart, while a model that reads word order can.
 
-An answer has a core and perhaps a tail, each helpful or not; the chosen answer has the better core, or the same and the
-better tail. Some rejected answers sound helpful, but to another customer's question or about the wrong item.
+An answer has a core (helpful, half-hearted or unhelpful) and perhaps a tail (helpful or not); the chosen answer has
+the better core, or the same and the better tail. Some rejected answers sound helpful, but to another customer's
+question or about the wrong item.
 """
 
 import random
@@ -23,6 +24,7 @@ from rlhf_lib.data.embedded_phrases import (
     EXCHANGES,
     FILLERS,
     GREETINGS,
+    HALF_MEASURES,
     OPENERS,
     PLEAS,
     PREFACES,
@@ -33,43 +35,44 @@ from rlhf_lib.data.embedded_services import SERVICES
 from rlhf_lib.errors import DataError
 
 NAME = "embedded/customer-service"
-SIZES = {"train": 3600, "test": 500}
+SIZES = {"train": 5400, "test": 500}
 TOPICS = GOODS + SERVICES
 
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant:"
 
 
 class Shape(NamedTuple):
-    """What a pair is made of: (core, tail) of each side; True helps, False doesn't, None: no tail."""
+    """What a pair is made of: each side's core and tail, "+" helpful, "~" half-hearted, "-" unhelpful, "" no tail."""
 
     weight: int
-    chosen: tuple[bool, bool | None]
-    rejected: tuple[bool, bool | None]
+    chosen: tuple[str, str]
+    rejected: tuple[str, str]
     slip: str = ""  # the rejected answer is about another "topic" or "item"
 
 
 SHAPES = (
-    Shape(10, (True, True), (False, False)),
-    Shape(8, (True, True), (False, True)),
-    Shape(6, (True, True), (False, None)),
-    Shape(14, (True, None), (False, None)),
-    Shape(6, (True, None), (False, False)),
-    Shape(6, (True, None), (False, True)),
-    Shape(10, (True, False), (False, False)),
-    Shape(6, (True, False), (False, None)),
-    Shape(12, (True, True), (True, False)),
-    Shape(6, (False, True), (False, False)),
-    Shape(4, (True, True), (True, True), "topic"),
-    Shape(4, (True, None), (True, None), "topic"),
-    Shape(4, (True, True), (True, True), "item"),
-    Shape(4, (True, None), (True, None), "item"),
+    Shape(14, ("+", "+"), ("-", "-")),
+    Shape(3, ("+", "+"), ("-", "+")),
+    Shape(5, ("+", "+"), ("-", "")),
+    Shape(18, ("+", ""), ("-", "")),
+    Shape(5, ("+", ""), ("-", "-")),
+    Shape(3, ("+", "-"), ("-", "-")),
+    Shape(10, ("+", ""), ("~", "")),
+    Shape(6, ("+", "+"), ("~", "-")),
+    Shape(12, ("~", ""), ("-", "")),
+    Shape(8, ("~", "+"), ("-", "-")),
+    Shape(8, ("+", "+"), ("+", "-")),
+    Shape(2, ("+", "+"), ("+", "+"), "topic"),
+    Shape(2, ("+", ""), ("+", ""), "topic"),
+    Shape(2, ("+", "+"), ("+", "+"), "item"),
+    Shape(2, ("+", ""), ("+", ""), "item"),
 )
 
 
 def load(split: str = "train", seed: int = 0) -> datasets.Dataset:
     """Pairs of whole dialogues: columns `chosen` and `rejected`, which share everything up to the last answer.
 
-    `split` is train (3,600 pairs), test (500 pairs, no prompt of which is in train) or a slice such as train[:100].
+    `split` is train (5,400 pairs), test (500 pairs, no prompt of which is in train) or a slice such as train[:100].
     The same seed gives the same rows. Raises DataError for a split that there isn't.
     """
     try:
@@ -111,17 +114,17 @@ def _prompt(rng: random.Random, topic: Topic, item: str) -> str:
             problem = problem[0].lower() + problem[1:]
         return preface.format(problem=problem)
 
-    greeting, plea = _maybe(rng, 0.55, GREETINGS), _maybe(rng, 0.25, PLEAS)
+    greeting, plea = _maybe(rng, 0.5, GREETINGS), _maybe(rng, 0.2, PLEAS)
     ask = rng.choice(topic.asks if rng.random() < 0.6 else ASKS)
     form = rng.random()
-    if form < 0.15:  # the assistant has to ask what it is about
+    if form < 0.12:  # the assistant has to ask what it is about
         turns = [_join(greeting, complain(topic.vague)), topic.which, _join(f"The {item}.", ask, plea)]
-    elif form < 0.35:
+    elif form < 0.28:
         question, replies = rng.choice(EXCHANGES)
         turns = [_join(greeting, complain(item)), question, _join(rng.choice(replies), ask)]
-    elif form < 0.5:  # the question first
+    elif form < 0.4:  # the question first
         turns = [_join(greeting, ask, complain(item), plea)]
-    elif form < 0.65:  # no question at all
+    elif form < 0.55:  # no question at all
         turns = [_join(greeting, complain(item), plea)]
     else:
         turns = [_join(greeting, complain(item), ask, plea)]
@@ -131,23 +134,22 @@ def _prompt(rng: random.Random, topic: Topic, item: str) -> str:
 
 def _answers(rng: random.Random, topic: Topic, item: str) -> tuple[str, str]:
     (shape,) = rng.choices(SHAPES, weights=[s.weight for s in SHAPES])
-    chosen = _answer(rng, topic, item, *shape.chosen)
-    if shape.slip == "topic":
-        topic = _other(rng, TOPICS, topic)
-        item = rng.choice(topic.items)
-    elif shape.slip == "item":
-        item = _other(rng, topic.items, item)
+    wrong_topic = _other(rng, TOPICS, topic) if shape.slip == "topic" else topic
+    wrong_item = _other(rng, wrong_topic.items, item) if shape.slip else item
     while True:
-        rejected = _answer(rng, topic, item, *shape.rejected)
-        if shape.slip != "item" or item in rejected:
+        chosen = _answer(rng, topic, item, *shape.chosen)
+        rejected = _answer(rng, wrong_topic, wrong_item, *shape.rejected)
+        if not shape.slip or (item in chosen and wrong_item in rejected):  # a slip shows only where things are named
             return chosen, rejected
 
 
-def _answer(rng: random.Random, topic: Topic, item: str, core: bool, tail: bool | None) -> str:
-    mirrors = topic.facts if rng.random() < 0.2 else CORES
-    parts = [_maybe(rng, 0.4, OPENERS), rng.choice(mirrors)[not core]]
-    if tail is not None:
-        parts.append(rng.choice(TAILS)[not tail])
+def _answer(rng: random.Random, topic: Topic, item: str, core: str, tail: str) -> str:
+    mirrors = topic.facts if rng.random() < 0.12 else CORES
+    parts = [
+        _maybe(rng, 0.4, OPENERS),
+        rng.choice(HALF_MEASURES) if core == "~" else rng.choice(mirrors)[core == "-"],
+        rng.choice(TAILS)[tail == "-"] if tail else "",
+    ]
     parts.append(_maybe(rng, 0.15, CLOSINGS))
     values = {name: rng.choice(choices) for name, choices in FILLERS.items()}
     values |= {

@@ -28,10 +28,6 @@ GOODS: tuple[Topic, ...] = (
         ("the express delivery", "the postage"),
         (
             ("Your {item} is on its way to you, not back to us.", "Your {item} is on its way back to us, not to you."),
-            (
-                "The {item} comes this week and the bill next month.",
-                "The bill comes this week and the {item} next month.",
-            ),
             ("The parcel was found, it is not lost.", "The parcel was not found, it is lost."),
         ),
     ),
@@ -64,7 +60,6 @@ GOODS: tuple[Topic, ...] = (
                 "You can lose money and you can not return the {item}.",
             ),
             ("The shop takes the {item} and you take the money.", "The shop takes the money and you take the {item}."),
-            ("A swap is welcome and a receipt is not needed.", "A receipt is needed and a swap is not welcome."),
         ),
     ),
     Topic(
@@ -96,10 +91,6 @@ GOODS: tuple[Topic, ...] = (
                 "You will get a voucher for the {item} and not the money.",
             ),
             ("The refund has gone out, it has not been refused.", "The refund has been refused, it has not gone out."),
-            (
-                "All of the price comes back to you and none stays with us.",
-                "All of the price stays with us and none comes back to you.",
-            ),
         ),
     ),
     Topic(
@@ -119,17 +110,13 @@ GOODS: tuple[Topic, ...] = (
             "replace the {item}",
             "send a mechanic",
             "order the part for the {item}",
-            "lend you a {item}",
+            "lend you another {item}",
         ),
         ("clean the filter", "find the fault in the {item}", "take the {item} apart"),
-        ("live without a {item}", "read the manual again", "carry the {item} to us"),
+        ("live without the {item}", "read the manual again", "carry the {item} to us"),
         ("drop the {item}", "open the back of the {item}", "use the wrong plug"),
         ("the mechanic", "the spare part"),
         (
-            (
-                "The warranty is still good, only the {item} is not.",
-                "The {item} is still good, only the warranty is not.",
-            ),
             (
                 "The fault is in the {item}, not in how you use it.",
                 "The fault is in how you use it, not in the {item}.",
@@ -164,7 +151,6 @@ GOODS: tuple[Topic, ...] = (
         ("pull out the cable", "hide the {item} in a drawer", "break the seal"),
         ("the technician", "the new cable"),
         (
-            ("The line will be up and the price down.", "The line will be down and the price up."),
             (
                 "The fault is in our street box, not in your {item}.",
                 "The fault is in your {item}, not in our street box.",
@@ -205,7 +191,6 @@ GOODS: tuple[Topic, ...] = (
                 "The plan is wrong, your work on the {item} is not.",
                 "Your work on the {item} is wrong, the plan is not.",
             ),
-            ("The part is in the post, not in your box.", "The part is in your box, not in the post."),
             ("We will build and you will watch.", "You will build and we will watch."),
         ),
     ),
@@ -242,7 +227,6 @@ GOODS: tuple[Topic, ...] = (
                 "The {item} goes back to the shop and the money to you.",
                 "The money goes back to the shop and the {item} to you.",
             ),
-            ("Fresh {item} will come and old food will go.", "Old food will come and fresh {item} will go."),
             ("The cook pays for the {item}, not the customer.", "The customer pays for the {item}, not the cook."),
         ),
     ),

@@ -87,32 +87,45 @@ CORES: tuple[Mirror, ...] = (
         "Here is what you do: you {burden} {when}, then you write to me.",
     ),
     # not mirrored, for a plainer tone
-    ("I only work here, but I know how to {act}.", "I only work here, how would I know how to {act}?"),
-    ("All it says on our website is true: we {act}.", "It is all on our website, do not ask me to {act}."),
+    ("I only work here, but I do know how to {act}.", "I only work here, I do not know how to {act}."),
+    ("All it says on our website is true: we {act}.", "All it says on our website is true: we do not {act}."),
     ("Somebody will look at it {when} and then {act}.", "Somebody may look at it some day and maybe {act}."),
-    ("First we {act}, and then you can have a rest.", "First you {burden}, and then we can have a look."),
-    ("It is up to me alone, and I say we {act}.", "It is up to the manager, and I can not say if we {act}."),
+    ("First we {act}, and then you can have a rest.", "First you {burden}, and then you can have a rest."),
+    ("It is up to me alone, and I say we {act}.", "It is up to the manager alone, and I can not say if we {act}."),
     ("Tell me where you live and I will {act} {when}.", "It is not for me to say where and when we {act}."),
-    ("Maybe it sounds hard to {act}, but I can do it.", "I could {act}, but it sounds hard, maybe another day."),
+    ("Maybe it sounds hard, but I could {act} {when}.", "I could {act}, but it sounds hard, maybe another day."),
     (
         "Good question, I will find the answer and {act}.",
         "Good question, you will have to find the answer and {burden}.",
     ),
     ("Everybody makes mistakes, so of course we {act}.", "Everybody makes mistakes, of course, but we do not {act}."),
-    ("I would be angry too, so I will {act} {when}.", "I would not be so angry, we {act} when we like."),
-    ("Nothing easier than that, I can {act} {when}.", "Nothing is easy, and I have other things to do than {act}."),
+    ("I would be angry too, so we {act} when you like.", "I would not be so angry, we {act} when we like."),
+    ("Nothing is easier for me than to {act} {when}.", "Nothing is easier for you than to {chore} {when}."),
+)
+
+# Better than a refusal, worse than help.
+HALF_MEASURES: tuple[str, ...] = (
+    "I will {act} {when}, but you will have to {burden} first.",
+    "I will not {act} {when}, but you will not have to {burden}.",
+    "I can {act}, if you can {burden}.",
+    "I can not {act}, but I will {chore}.",
+    "We do {act}, but we do expect you to {burden}.",
+    "We never {act}, but we can {chore}.",
+    "I see no way to {act}, so I will {chore} instead.",
+    "If you {chore}, I will {act} {when}.",
+    "It is possible to {act}, but not before you {burden}.",
+    "I will ask my team to {act}, but I can not say when.",
+    "You need not {burden}, but I need more time to {act}.",
+    "Please {chore}, and then we will {act}.",
 )
 
 # A second, shorter thing to say.
 TAILS: tuple[Mirror, ...] = (
     ("It was our mistake, not yours.", "It was your mistake, not ours."),
     ("It was not your mistake but ours.", "It was not our mistake but yours."),
-    ("This is more our problem than yours.", "This is more your problem than ours."),
-    ("This is less your problem than ours.", "This is less our problem than yours."),
     ("We pay for {cost}, you pay nothing.", "You pay for {cost}, we pay nothing."),
     ("The bill for {cost} goes to us, not to you.", "The bill for {cost} goes to you, not to us."),
     ("It will take {short}, not {long}.", "It will take {long}, not {short}."),
-    ("Count on {short} rather than {long}.", "Count on {long} rather than {short}."),
     ("That is a yes, not a maybe.", "That is a maybe, not a yes."),
     (
         "There is a lot I can do and nothing you have to do.",
@@ -142,14 +155,9 @@ TAILS: tuple[Mirror, ...] = (
     ("I have an answer and no excuse.", "I have an excuse and no answer."),
     ("I have all day for you and no time for excuses.", "I have all day for excuses and no time for you."),
     ("It is never a bother and always a pleasure.", "It is never a pleasure and always a bother."),
-    ("The small print is not important, you are.", "You are not important, the small print is."),
     ("There will be more help and no more forms.", "There will be more forms and no more help."),
-    ("This began with us, not with you.", "This began with you, not with us."),
     ("Asking is fine, waiting is not.", "Waiting is fine, asking is not."),
     ("I will stay until it is done and not go to lunch.", "I will go to lunch and not stay until it is done."),
-    ("We will ask for patience less and act more.", "We will act less and ask for patience more."),
-    ("That is a promise, not a guess.", "That is a guess, not a promise."),
-    ("You have every right to complain, we have none.", "We have every right to complain, you have none."),
 )
 
 FILLERS: dict[str, tuple[str, ...]] = {

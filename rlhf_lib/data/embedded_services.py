@@ -29,7 +29,6 @@ SERVICES: tuple[Topic, ...] = (
         (
             ("Your data is safe and only the password is gone.", "Your data is gone and only the password is safe."),
             ("The {item} will open again, not stay locked.", "The {item} will stay locked, not open again."),
-            ("A link is coming and nothing is lost.", "A link is lost and nothing is coming."),
         ),
     ),
     Topic(
@@ -58,10 +57,6 @@ SERVICES: tuple[Topic, ...] = (
         (
             ("The fee comes off and the discount stays on.", "The discount comes off and the fee stays on."),
             ("We made the error and you get the discount.", "You made the error and we get the discount."),
-            (
-                "We counted wrong on the {item} and you counted right.",
-                "You counted wrong on the {item} and we counted right.",
-            ),
         ),
     ),
     Topic(
@@ -92,7 +87,6 @@ SERVICES: tuple[Topic, ...] = (
                 "The {item} is for you and the other guests have to move.",
                 "The {item} is for the other guests and you have to move.",
             ),
-            ("You may change the date, we may not say no.", "We may change the date, you may not say no."),
             (
                 "You can come, you are not too late for the {item}.",
                 "You can not come, you are too late for the {item}.",
@@ -128,7 +122,6 @@ SERVICES: tuple[Topic, ...] = (
         ("arrive late for the {item}", "type the wrong name", "lose the ticket"),
         ("the hotel", "the new ticket"),
         (
-            ("Your seat is safe and your bag is not lost.", "Your seat is lost and your bag is not safe."),
             (
                 "You will be on the next {item}, not on the platform.",
                 "You will be on the platform, not on the next {item}.",
@@ -159,7 +152,7 @@ SERVICES: tuple[Topic, ...] = (
             "give you a new code",
         ),
         ("tell the police", "go through the payments", "look for the {item}"),
-        ("come to the branch", "carry cash", "live without a {item}"),
+        ("come to the branch", "carry cash", "live without the {item}"),
         ("write the code on the {item}", "lend the {item} to a friend", "report it too late"),
         ("the new card", "the stolen money"),
         (
@@ -167,10 +160,6 @@ SERVICES: tuple[Topic, ...] = (
             (
                 "Your {item} works again and the old code is blocked.",
                 "Your {item} is blocked and the old code works again.",
-            ),
-            (
-                "The bank carries the loss, not the holder of the {item}.",
-                "The holder of the {item} carries the loss, not the bank.",
             ),
         ),
     ),
@@ -192,7 +181,6 @@ SERVICES: tuple[Topic, ...] = (
         ("sign up for the {item}", "ignore our letter", "renew it"),
         ("the last month", "the renewal"),
         (
-            ("The {item} ends now and your access ends later.", "Your access ends now and the {item} ends later."),
             (
                 "When the {item} ends is for you to say, not for us.",
                 "When the {item} ends is for us to say, not for you.",
@@ -229,7 +217,6 @@ SERVICES: tuple[Topic, ...] = (
                 "The {item} is accepted and the first letter is void.",
                 "The first letter is accepted and the {item} is void.",
             ),
-            ("The money will arrive and the case will close.", "The case will close and the money will not arrive."),
         ),
     ),
     Topic(
@@ -261,7 +248,6 @@ SERVICES: tuple[Topic, ...] = (
                 "The teacher of the {item} will change, the fee will not.",
                 "The fee of the {item} will change, the teacher will not.",
             ),
-            ("You may try two lessons and pay for none.", "You may try none and pay for two lessons."),
         ),
     ),
 )
