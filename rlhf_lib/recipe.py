@@ -206,10 +206,11 @@ class Checks(Section):
 
 
 class Reward(Section):
-    kind: Literal["classifier", "preference", "pair", "function"] = Field(
+    kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum"] = Field(
         "preference",
         description="classifier: an existing one, on query+response; preference: trained here on the pairs; pair: an "
-        "existing one that encodes (query, response) as a pair; function: your own, by import path",
+        "existing one that encodes (query, response) as a pair; likelihood: mean log-probability of the text under a "
+        "language model; function: your own, by import path; sum: a weighted sum of such",
     )
     model: str | None = Field(
         None, description="hub id or folder; for preference: what to start from, null: the base model"
@@ -217,6 +218,7 @@ class Reward(Section):
     label: str | None = Field(None, description="the classifier's label to reward; null only where it has one output")
     output: Literal["logit", "probability"] = "logit"
     function: str | None = Field(None, description="package.module:name of f(queries, responses) -> scores")
+    terms: list[Term] | None = Field(None, description="sum: each {weight, reward}; a preference term names its model")
     batch_size: Positive = 64
     max_length: Positive | None = Field(None, description="tokens the reward model sees, cut from the left")
     normalize: bool = Field(
@@ -228,11 +230,23 @@ class Reward(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Reward:
-        if self.kind in ("classifier", "pair") and self.model is None:
+        if self.kind in ("classifier", "pair", "likelihood") and self.model is None:
             raise ValueError(f"kind {self.kind} needs model")
+        if (self.kind == "sum") != bool(self.terms):
+            raise ValueError("kind sum needs terms, a list of {weight, reward}, and no other kind has them")
+        if any(term.reward.kind == "preference" and term.reward.model is None for term in self.terms or []):
+            raise ValueError("a preference model in a sum must be trained already: name it by reward.model")
         if self.kind == "function" and not self.function:
             raise ValueError("kind function needs function: package.module:name")
         return self
+
+
+class Term(Section):
+    weight: float = 1.0
+    reward: Reward
+
+
+Reward.model_rebuild()
 
 
 # ---------------------------------------------------------------- generation and PPO

@@ -14,7 +14,7 @@ def preflight(recipe: Recipe) -> Recipe:
     """
     from rlhf_lib.data.sources import load_split
     from rlhf_lib.models.loading import load_config, load_tokenizer, pick_device
-    from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.rewards.build import check_reward
 
     pick_device(recipe.compute)
     recipe = recipe.model_copy(deep=True)
@@ -24,10 +24,7 @@ def preflight(recipe: Recipe) -> Recipe:
     if recipe.policy.model is not None:
         load_config(recipe.policy.model, recipe.policy.trust_remote_code)
         load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
-    if recipe.reward.kind != "preference":
-        build_reward(recipe.reward)
-    elif recipe.reward.model is not None:
-        load_config(recipe.reward.model, recipe.reward.trust_remote_code)
+    check_reward(recipe.reward)
     if (wanted := recipe.evaluation.perplexity) is not None:
         columns = load_split(wanted, recipe.data.prompts.dataset).column_names
         if wanted.column not in columns:

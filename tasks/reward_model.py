@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from prefect import task
 
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe import Recipe, Reward
 from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
 
 if TYPE_CHECKING:
     from rlhf_lib.rewards.normalization import Normalization
 
 REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
-_SOURCES = ("build", "classifier", "training", "normalization")
+_SOURCES = ("build", "classifier", "likelihood", "training", "normalization")
 
 
 @task(name="reward_model")
@@ -34,7 +34,7 @@ def prepare_reward_model(
 
     reward, trained = recipe.reward, recipe.reward.kind == "preference"
     check_reward(reward)
-    source = policy["fingerprint"] if trained and reward.model is None else _fingerprint(recipe)
+    source = policy["fingerprint"] if trained and reward.model is None else _fingerprint(reward)
     device = pick_device(recipe.compute)
     settings = reward.model_dump(mode="json", exclude={"checks", "model" if trained else "train"})
     key = content_key(
@@ -60,7 +60,7 @@ def prepare_reward_model(
         current.log_metrics(metrics)
         current.record = {
             "model": model,
-            "fingerprint": _fingerprint(recipe, model),
+            "fingerprint": _fingerprint(reward, model),
             "normalization": {"mean": normalization.mean, "std": normalization.std} if normalization else None,
             "metrics": metrics,
         }
@@ -113,17 +113,19 @@ def _normalize(recipe: Recipe, policy: dict[str, Any], model: str | None) -> Nor
     return fit_normalization(build_reward(recipe.reward, model, device)(list(prompts["query"]), responses.texts))
 
 
-def _fingerprint(recipe: Recipe, model: str | None = None) -> str | None:
-    """What tells this reward from another: its files' content, or its function's source file."""
+def _fingerprint(reward: Reward, model: str | None = None) -> str | None:
+    """What tells this reward from another: its files' content, its function's source file, or its terms' all."""
     from rlhf_lib.models.loading import fingerprint
     from rlhf_lib.rewards.build import import_function
 
-    name = model or recipe.reward.model
-    if recipe.reward.kind != "function":
+    if reward.kind == "sum":
+        return content_key([(term.model_dump(mode="json"), _fingerprint(term.reward)) for term in reward.terms or []])
+    name = model or reward.model
+    if reward.kind != "function":
         return fingerprint(name) if name else None
-    function = import_function(recipe.reward.function or "")
+    function = import_function(reward.function or "")
     file = inspect.getsourcefile(inspect.unwrap(function) if inspect.isfunction(function) else type(function))
-    return content_key(recipe.reward.function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None)
+    return content_key(reward.function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None)
 
 
 def _rows(folders: dict[str, str]) -> list[str]:

@@ -6,13 +6,14 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError, RecipeError
-from rlhf_lib.models.loading import load_classifier, load_config, load_tokenizer
+from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
+from rlhf_lib.rewards.likelihood import LikelihoodReward
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +28,18 @@ def build_reward(reward: recipe.Reward, model: str | None = None, device: torch.
     """
     if reward.kind == "function":
         return function_reward(reward.function or "")
+    if reward.kind == "sum":
+        return weighted_sum([(term.weight, build_reward(term.reward, device=device)) for term in reward.terms or []])
     name = model or reward.model
     if name is None:
         raise ModelError("the reward model isn't trained yet, and reward.model names none to load")
+    if reward.kind == "likelihood":
+        return LikelihoodReward(
+            load_causal_lm(name, trust_remote_code=reward.trust_remote_code).to(device or "cpu"),  # type: ignore
+            load_tokenizer(name, reward.trust_remote_code),
+            max_length=reward.max_length,
+            batch_size=reward.batch_size,
+        )
     preference = reward.kind == "preference"
     return ClassifierReward(
         load_classifier(name, trust_remote_code=reward.trust_remote_code),
@@ -44,15 +54,27 @@ def build_reward(reward: recipe.Reward, model: str | None = None, device: torch.
     )
 
 
+def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
+    """The sum of weight times score over the terms."""
+
+    def total(queries: list[str], responses: list[str]) -> list[float]:
+        scores = [[weight * score for score in reward(queries, responses)] for weight, reward in terms]
+        return [sum(column) for column in zip(*scores, strict=True)]
+
+    return total
+
+
 def check_reward(reward: recipe.Reward) -> None:
     """Raise what `build_reward` would, as far as it shows without reading weights: absent model, tokenizer, label or
     function. A preference model that is still to be trained has nothing to check but what it starts from."""
+    for term in reward.terms or []:
+        check_reward(term.reward)
     if reward.kind == "function":
         function_reward(reward.function or "")
     elif reward.model is not None:
         config = load_config(reward.model, reward.trust_remote_code)
         load_tokenizer(reward.model, reward.trust_remote_code, need_eos=reward.kind == "preference")
-        if reward.kind != "preference":
+        if reward.kind in ("classifier", "pair"):
             label_column(config, reward.label)
 
 
