@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import tomllib
+import warnings
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -35,9 +37,13 @@ def configure() -> None:
     """Set what isn't set: MLflow on SQLite and Prefect's home in the run folder, no telemetry."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # in a log file a bar is a flood
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run_dir()}/mlflow.db")
     if "PREFECT_HOME" not in os.environ and prefect_api() is None:
         os.environ["PREFECT_HOME"] = str(run_dir() / "prefect")
+        # importing it makes that folder only beside an existing one; starting it makes both
+        warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
 
 def prefect_api() -> str | None:

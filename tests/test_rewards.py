@@ -428,7 +428,7 @@ def test_ties_count_half():
 # ---------------------------------------------------------------- the stages
 
 
-def test_both_stages_train_record_and_are_reused(tmp_path, monkeypatch):
+def test_both_stages_train_record_and_are_reused(tmp_path, monkeypatch, mlflow_store):
     import mlflow
 
     from tasks.base_model import train_base_model
@@ -462,44 +462,38 @@ def test_both_stages_train_record_and_are_reused(tmp_path, monkeypatch):
         for split, rows in splits.items():
             rows.save_to_disk(data[kind][split])
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", artifact_location=(tmp_path / "a").as_uri()))
-    try:
-        with mlflow.start_run() as parent:
-            run = PipelineRun(run_dir=str(tmp_path / "run"), parent_run_id=parent.info.run_id)
-            base = train_base_model.fn(recipe, run, data)
-            policy = {key: base[key] for key in ("model", "fingerprint", "prompts")}
-            reward = prepare_reward_model.fn(recipe, run, data, policy)
-            assert load_from_disk(base["prompts"]["train"])[:]["query"] == ["one", "two"]
-            assert set(reward["normalization"]) == {"mean", "std"}
-            stored = json.loads(
-                (tmp_path / "run" / "stages").glob("reward_model-*/normalization.json").__next__().read_text()
-            )
-            assert stored == reward["normalization"]
-            assert build_reward(recipe.reward, reward["model"])(["one"], [" two"])
+    with mlflow_store(tmp_path), mlflow.start_run() as parent:
+        run = PipelineRun(run_dir=str(tmp_path / "run"), parent_run_id=parent.info.run_id)
+        base = train_base_model.fn(recipe, run, data)
+        policy = {key: base[key] for key in ("model", "fingerprint", "prompts")}
+        reward = prepare_reward_model.fn(recipe, run, data, policy)
+        assert load_from_disk(base["prompts"]["train"])[:]["query"] == ["one", "two"]
+        assert set(reward["normalization"]) == {"mean", "std"}
+        stored = json.loads(
+            (tmp_path / "run" / "stages").glob("reward_model-*/normalization.json").__next__().read_text()
+        )
+        assert stored == reward["normalization"]
+        assert build_reward(recipe.reward, reward["model"])(["one"], [" two"])
 
-            for record in (base, reward):
-                child = mlflow.get_run(record["mlflow_run_id"])
-                assert {k: child.data.metrics[k] for k in record["metrics"]} == pytest.approx(record["metrics"])
-                history = mlflow.MlflowClient().get_metric_history(record["mlflow_run_id"], "train/loss")
-                assert [point.step for point in history] == [1, 2, 3]
-                assert "curve.png" in [a.path for a in mlflow.MlflowClient().list_artifacts(record["mlflow_run_id"])]
-            assert base["metrics"]["perplexity/held_out"] > 1
-            assert 0 <= reward["metrics"]["accuracy/held_out"] <= 1
+        for record in (base, reward):
+            child = mlflow.get_run(record["mlflow_run_id"])
+            assert {k: child.data.metrics[k] for k in record["metrics"]} == pytest.approx(record["metrics"])
+            history = mlflow.MlflowClient().get_metric_history(record["mlflow_run_id"], "train/loss")
+            assert [point.step for point in history] == [1, 2, 3]
+            assert "curve.png" in [a.path for a in mlflow.MlflowClient().list_artifacts(record["mlflow_run_id"])]
+        assert base["metrics"]["perplexity/held_out"] > 1
+        assert 0 <= reward["metrics"]["accuracy/held_out"] <= 1
 
-            # nothing changed: both are reused, though nothing could be trained any more
-            monkeypatch.setattr("rlhf_lib.models.supervised.fit", None)
-            monkeypatch.setattr("rlhf_lib.models.base.fit", None)
-            monkeypatch.setattr("rlhf_lib.rewards.training.fit", None)
-            assert train_base_model.fn(recipe, run, data) == base
-            assert prepare_reward_model.fn(recipe, run, data, policy) == reward
-            checks = recipe.model_copy(deep=True)
-            checks.reward.checks.min_accuracy = 0.99
-            assert prepare_reward_model.fn(checks, run, data, policy) == reward
-            other = recipe.model_copy(deep=True)
-            other.reward.train.learning_rate *= 2
-            with pytest.raises(TypeError):
-                prepare_reward_model.fn(other, run, data, policy)
-    finally:
-        mlflow.set_tracking_uri(before)
+        # nothing changed: both are reused, though nothing could be trained any more
+        monkeypatch.setattr("rlhf_lib.models.supervised.fit", None)
+        monkeypatch.setattr("rlhf_lib.models.base.fit", None)
+        monkeypatch.setattr("rlhf_lib.rewards.training.fit", None)
+        assert train_base_model.fn(recipe, run, data) == base
+        assert prepare_reward_model.fn(recipe, run, data, policy) == reward
+        checks = recipe.model_copy(deep=True)
+        checks.reward.checks.min_accuracy = 0.99
+        assert prepare_reward_model.fn(checks, run, data, policy) == reward
+        other = recipe.model_copy(deep=True)
+        other.reward.train.learning_rate *= 2
+        with pytest.raises(TypeError):
+            prepare_reward_model.fn(other, run, data, policy)
