@@ -316,11 +316,20 @@ class PPO(Section):
     )
     checkpoint_every: Positive | None = 50
     keep_checkpoints: Positive = 2
+    eval_every: Positive | None = Field(None, description="steps between scorings of the evaluation prompts")
+    eval_prompts: Positive = Field(64, description="held-out prompts scored then, at most")
+    keep_best: str | None = Field(
+        None, description="export the step with the highest such statistic instead of the last: eval/mean_scores, say"
+    )
     sample_every: Positive = Field(10, description="steps between sample responses in the tracker")
     samples: Positive = 8
 
     @model_validator(mode="after")
-    def _divisible(self) -> PPO:
+    def _consistent(self) -> PPO:
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError("kl_estimator k1 has no gradient to speak of in the loss: set k2, or kl_in: reward")
+        if self.keep_best is not None and self.keep_best.startswith("eval/") and self.eval_every is None:
+            raise ValueError(f"keep_best {self.keep_best} needs eval_every")
         if self.mini_batch_size and self.batch_size % self.mini_batch_size:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of mini_batch_size")
         return self

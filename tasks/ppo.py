@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +18,8 @@ from rlhf_lib.recipe import Recipe
 from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
 
 if TYPE_CHECKING:
-    from rlhf_lib.ppo.trainer import PPOTrainer, Stats
+    from rlhf_lib.ppo.stats import Stats
+    from rlhf_lib.ppo.trainer import PPOTrainer
 
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
@@ -31,7 +33,8 @@ def run_ppo(
     Checkpoints lie under a key of everything that decides the run, so the same recipe started again after a crash goes
     on from the last one; they move to the stage's folder when PPO ends.
     """
-    from rlhf_lib.ppo.checkpoint import resume
+    from rlhf_lib.ppo.checkpoint import load_best, resume
+    from rlhf_lib.ppo.trainer import Diverged
 
     inputs = (policy["fingerprint"], reward["fingerprint"], reward["normalization"], data["fingerprints"])
     key = content_key(
@@ -52,9 +55,17 @@ def run_ppo(
             for step, stats in enumerate(history, start=1):
                 current.log_metrics(stats, step=step)
         start = time.perf_counter()
-        history = _train(recipe, trainer, current, history or [], checkpoints, key)
+        try:
+            history = _train(recipe, trainer, current, history or [], checkpoints, key)
+        except Diverged as error:
+            mlflow.log_dict({"message": str(error), "rows": error.rows}, "diverged.json")
+            raise
         seconds = time.perf_counter() - start
 
+        if (kept := recipe.ppo.keep_best) is not None and load_best(trainer, checkpoints):
+            best = max(range(len(history)), key=lambda i: history[i].get(kept, -math.inf))
+            logger.info("ppo: step %d is kept, %s %.4g", best + 1, kept, history[best][kept])
+            mlflow.set_tag("best_step", best + 1)
         folders = {name: current.folder / name for name in ("policy", "reference")}
         trainer.policy.save_pretrained(folders["policy"], trainer.tokenizer)
         with trainer.policy.reference() as reference:
@@ -94,6 +105,7 @@ def build_trainer(recipe: Recipe, policy: dict[str, Any], reward: dict[str, Any]
     trust = recipe.policy.trust_remote_code
     model = load_causal_lm(policy["model"], dtype=torch.float32, trust_remote_code=trust)
     constants = reward["normalization"]
+    held_out = load_from_disk(policy["prompts"]["test"]).to_list()
     return PPOTrainer(
         Policy(
             model,
@@ -110,6 +122,7 @@ def build_trainer(recipe: Recipe, policy: dict[str, Any], reward: dict[str, Any]
         seed=recipe.seed,
         dtype=pick_dtype(recipe.compute, device),
         score_constants=(constants["mean"], constants["std"]) if constants else (0.0, 1.0),
+        eval_prompts=held_out[: recipe.ppo.eval_prompts] if recipe.ppo.eval_every else None,
     )
 
 
@@ -118,7 +131,7 @@ def _train(
 ) -> list[Stats]:
     from tqdm import tqdm
 
-    from rlhf_lib.ppo.checkpoint import save_checkpoint
+    from rlhf_lib.ppo.checkpoint import save_best, save_checkpoint
 
     steps = recipe.ppo.steps
     progress: UUID = create_progress_artifact(  # type: ignore[assignment]
@@ -134,6 +147,13 @@ def _train(
             if time.monotonic() - updated > PROGRESS_EVERY:
                 update_progress_artifact(progress, progress=100.0 * trainer.step / steps)
                 updated = time.monotonic()
+            kept = recipe.ppo.keep_best
+            if (
+                kept is not None
+                and kept in stats
+                and stats[kept] >= max(past[kept] for past in history if kept in past)
+            ):
+                save_best(trainer, checkpoints)
             if trainer.step % recipe.ppo.sample_every == 0 or trainer.step in (1, steps):
                 _log_samples(trainer, recipe.ppo.samples)
             every = recipe.ppo.checkpoint_every

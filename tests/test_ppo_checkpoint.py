@@ -12,7 +12,8 @@ import torch
 from tiny_models import one_thread, remainder_reward, same, tiny_gpt2, tiny_llama, tiny_trainer, weights  # noqa: F401
 
 from rlhf_lib.ppo.checkpoint import MANIFEST, checkpoints, resume, save_checkpoint
-from rlhf_lib.ppo.trainer import PPOTrainer, Stats
+from rlhf_lib.ppo.stats import Stats
+from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import Lora
 
 

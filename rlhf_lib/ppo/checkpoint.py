@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf_lib.ppo.trainer import PPOTrainer, Stats
+from rlhf_lib.ppo.stats import Stats
+from rlhf_lib.ppo.trainer import PPOTrainer
 
 MANIFEST = "manifest.json"
+BEST = "best.safetensors"
 
 
 def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: list[Stats], keep: int = 2) -> Path:
@@ -96,6 +98,26 @@ def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
     version, internal, gauss = state["python_rng"]
     random.setstate((version, tuple(internal), gauss))
     return state["history"]
+
+
+def save_best(trainer: PPOTrainer, folder: Path) -> None:
+    """Keep what has been learned so far as the best; replaces the one before at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / ".best.tmp"
+    save_file(_weights(trainer), scratch)
+    _sync(scratch)
+    scratch.replace(folder / BEST)
+
+
+def load_best(trainer: PPOTrainer, folder: Path) -> bool:
+    """Put the best weights into the policy; False where none were kept."""
+    if not (folder / BEST).is_file():
+        return False
+    saved = load_file(folder / BEST, device=str(trainer.policy.device))
+    with torch.no_grad():
+        for name, parameter in _weights(trainer).items():
+            parameter.copy_(saved[name])
+    return True
 
 
 def _weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from rlhf_lib.ppo.trainer import Stats
+from rlhf_lib.ppo.stats import Stats
 
 PANELS = {
     "mean score": ["ppo/mean_scores"],

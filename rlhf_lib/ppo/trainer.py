@@ -11,10 +11,9 @@ of the caller's live with the caller. What differs from TRL 0.11 on purpose is l
 
 from __future__ import annotations
 
-import time
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,10 +31,12 @@ from rlhf_lib.ppo.losses import policy_loss, value_loss
 from rlhf_lib.ppo.moments import RunningMoments
 from rlhf_lib.ppo.rollout import Responses, sample_responses
 from rlhf_lib.ppo.scoring import Packed, Padded, arrange, micro_batches, token_logprobs
+from rlhf_lib.ppo.stats import Stats, Timer, rollout_statistics, spread
 from rlhf_lib.recipe import PPO, Generation
 from rlhf_lib.rewards import Reward
 
-Stats = dict[str, float]
+logger = logging.getLogger(__name__)
+EVAL_STREAM = 2**31 - 1  # the step whose random numbers evaluations draw: no training step's
 
 
 @dataclass
@@ -59,7 +60,8 @@ class PPOTrainer:
 
     `prompts` are rows with `query` (the text that the reward sees) and `input_ids` (what the policy continues). Batches
     run through a fresh permutation of them an epoch. After each step, `samples` holds that batch's texts and scores.
-    `score_constants` (mean, std) normalise the scores for PPO; statistics of scores stay in raw units.
+    `score_constants` (mean, std) normalise the scores for PPO; statistics of scores stay in raw units. `eval_prompts`,
+    rows like the others, are answered and scored every `config.eval_every` steps, always with the same random numbers.
 
     Raises RLHFError where the policy's architecture, a query or a score can't be worked with.
     """
@@ -76,6 +78,7 @@ class PPOTrainer:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         score_constants: tuple[float, float] = (0.0, 1.0),
+        eval_prompts: list[dict] | None = None,
     ) -> None:
         if not prompts:
             raise RLHFError("PPO has no prompts: the data set is empty after its filters")
@@ -83,7 +86,7 @@ class PPOTrainer:
             raise RLHFError("a prompt has no tokens: drop empty prompts, or put a template around them")
         self.policy, self.tokenizer, self.reward, self.prompts = policy, tokenizer, reward, prompts
         self.config, self.generation, self.seed, self.dtype = config, generation, seed, dtype
-        self.score_constants = score_constants
+        self.score_constants, self.eval_prompts = score_constants, eval_prompts or []
         self.step = 0
         self.reuse_sampled: bool | None = {"recompute": False, "sampling": True}.get(config.old_logprobs)
         self.samples: list[dict] = []
@@ -114,6 +117,8 @@ class PPOTrainer:
         """Run from the present step to `config.steps` or the threshold `stop_at_reward`; yields each step's stats."""
         while self.step < self.config.steps:
             stats = self.train_step()
+            if self.config.eval_every and self.eval_prompts and self.step % self.config.eval_every == 0:
+                stats |= self.evaluate()
             yield stats
             threshold = self.config.stop_at_reward
             if threshold is not None and stats["ppo/mean_scores"] >= threshold:
@@ -144,6 +149,25 @@ class PPOTrainer:
         ]
         return stats | timer.seconds
 
+    def evaluate(self) -> Stats:
+        """The policy's raw scores on the evaluation prompts."""
+        with autocast(self.policy.device, self.dtype):
+            sampled = sample_responses(
+                self.policy.model,
+                self.tokenizer,
+                [row["input_ids"] for row in self.eval_prompts],
+                self.generation,
+                seed=self.seed,
+                step=EVAL_STREAM,
+                batch_size=self.config.batch_size,
+            )
+        scores = self._score([row["query"] for row in self.eval_prompts], sampled)
+        return {
+            "eval/mean_scores": float(scores.mean()),
+            "eval/std_scores": spread(scores),
+            "eval/responses_len_mean": sum(map(len, sampled.response_ids)) / len(scores),
+        }
+
     def learn(self, sampled: Responses, raw_scores_B: Tensor) -> Stats:
         """Learn from responses and their raw scores: all of a step but sampling and scoring. Responses that come
         without log-probs and values (empty lists) get them from a scoring pass."""
@@ -163,7 +187,7 @@ class PPOTrainer:
             batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
         with timer("time/ppo/optimize_step"):
             update_stats = self._update(batch)
-        stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled, update_stats)
+        stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled.ended, update_stats)
         self.kl_controller.update(stats["objective/kl"], len(scores_B))
         self.scheduler.step()
         self.step += 1
@@ -230,8 +254,10 @@ class PPOTrainer:
         if config.ratio_threshold is not None and stats["ppo/policy/ratio"] > config.ratio_threshold:
             stats["ppo/policy/skipped"] += 1  # the policy has run away from its samples: their gradient means nothing
         else:
-            if config.max_grad_norm is not None:
-                stats["ppo/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), config.max_grad_norm or float("inf"))
+            if not norm.isfinite():
+                raise Diverged(self.step, float(stats["ppo/loss/total"]), float(norm), batch, rows)
+            stats["ppo/grad_norm"] = norm
             self.optimizer.step()
         returns_BT, advantages_BT = batch.returns_BT[rows], batch.advantages_BT[rows]
         stats["ppo/policy/advantages_mean"] = masked_mean(advantages_BT, mask_BT)
@@ -307,6 +333,13 @@ class PPOTrainer:
             if self.reuse_sampled is None and sampled.logprobs:
                 drift = torch.cat(sampled.logprobs) - logprobs.cpu()
                 self.reuse_sampled = sampling_agrees(drift, self.dtype)
+                if not self.reuse_sampled:
+                    rms, mean = float(drift.square().mean().sqrt()), float(drift.mean())
+                    logger.warning(
+                        "log-probs kept from sampling differ from a scoring pass (rms %.2g, mean %.2g, largest %.2g): "
+                        "they are recomputed from here on",
+                        *(rms, mean, float(drift.abs().max())),
+                    )
         batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
         return batch
 
@@ -369,37 +402,44 @@ class PPOTrainer:
             )
 
     def _statistics(
-        self,
-        batch: Batch,
-        raw_scores_B: Tensor,
-        scores_B: Tensor,
-        penalty_BT: Tensor,
-        sampled: Responses,
-        update: Stats,
+        self, batch: Batch, raw_scores_B: Tensor, scores_B: Tensor, penalty_BT: Tensor, ended: list[bool], update: Stats
     ) -> Stats:
-        mask_BT = batch.mask_BT
-        query_lengths = torch.tensor([float(len(q)) for q in batch.queries])
-        response_lengths = torch.tensor([float(len(r)) for r in batch.responses])
-        stats = {
-            "objective/kl": float(batch.kl_BT.sum(1).mean()),
+        stats = rollout_statistics(
+            raw_scores_B,
+            scores_B,
+            kl_BT=batch.kl_BT,
+            penalty_BT=penalty_BT,
+            logprobs_BT=batch.logprobs_BT,
+            mask_BT=batch.mask_BT,
+            query_lengths=[len(query) for query in batch.queries],
+            ended=ended,
+        )
+        stats |= update | {
             "objective/kl_coef": self.kl_controller.value,
-            "objective/entropy": float(-(batch.logprobs_BT * mask_BT).sum(1).mean()),
-            "ppo/mean_scores": float(raw_scores_B.mean()),
-            "ppo/std_scores": spread(raw_scores_B),
-            "ppo/mean_shaped_scores": float(scores_B.mean()),
-            "ppo/std_shaped_scores": spread(scores_B),
-            "ppo/mean_non_score_reward": float(masked_mean(-penalty_BT, mask_BT)),
             "ppo/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "tokens/queries_len_mean": float(query_lengths.mean()),
-            "tokens/queries_len_std": spread(query_lengths),
-            "tokens/responses_len_mean": float(response_lengths.mean()),
-            "tokens/responses_len_std": spread(response_lengths),
-            "tokens/eos_rate": float(np.mean(sampled.ended)),
             "ppo/old_logprobs_reused": float(bool(self.reuse_sampled)),
+            "ppo/val/var_explained": 1 - update["ppo/val/error"] / max(update["ppo/returns/var"], 1e-12),
         }
-        stats |= update
-        stats["ppo/val/var_explained"] = 1 - update["ppo/val/error"] / max(update["ppo/returns/var"], 1e-12)
         return stats
+
+
+class Diverged(RLHFError):
+    """The loss or its gradient is no number. `rows` holds the mini-batch at fault; the policy is as before its step."""
+
+    def __init__(self, step: int, loss: float, norm: float, batch: Batch, rows: np.ndarray) -> None:
+        self.rows = [
+            {
+                "query_ids": list(batch.queries[i]),
+                "response_ids": list(batch.responses[i]),
+                "old_logprobs": batch.logprobs_BT[i].tolist(),
+                "advantages": batch.advantages_BT[i].tolist(),
+            }
+            for i in rows
+        ]
+        super().__init__(
+            f"PPO diverged at step {step}: the loss is {loss}, its gradient's norm {norm}; rows {rows.tolist()} of the "
+            "batch are at fault. Lower ppo.learning_rate, or set ppo.max_grad_norm and ppo.clip_scores"
+        )
 
 
 def sampling_agrees(drift_N: Tensor, dtype: torch.dtype) -> bool:
@@ -409,23 +449,3 @@ def sampling_agrees(drift_N: Tensor, dtype: torch.dtype) -> bool:
     same kind, the policy's scoring pass is needed anyway and gives the old log-probs for nothing.
     """
     return dtype == torch.float32 and bool(drift_N.abs().max() <= 1e-4)
-
-
-def spread(x: Tensor) -> float:
-    """Unbiased standard deviation; 0 for a single value."""
-    return float(x.std()) if x.numel() > 1 else 0.0
-
-
-class Timer:
-    """Seconds by name: `with timer("time/ppo/generate"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: Stats = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -24,7 +24,8 @@ from rlhf_lib.models.policy import Policy, autocast
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL
 from rlhf_lib.ppo.rollout import Responses, end_ids
 from rlhf_lib.ppo.scoring import start_id
-from rlhf_lib.ppo.trainer import Batch, Stats, Timer
+from rlhf_lib.ppo.stats import Stats, Timer
+from rlhf_lib.ppo.trainer import Batch
 from rlhf_lib.ppo.trainer import PPOTrainer as Engine
 from rlhf_lib.recipe import Generation
 from rlhf_lib.trl_compat.config import PPOConfig
@@ -103,8 +104,11 @@ class PPOTrainer:
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.policy.v_head = model.v_head.to(self.policy.model.device)
-        if not any(p.requires_grad for p in self.policy.model.parameters()):
+        learning = [p for p in self.policy.model.parameters() if p.requires_grad]
+        if not learning:
             raise ModelError("no weight of the model learns: load its adapter with is_trainable=True")
+        if any(p.dtype == torch.float16 for p in learning):
+            raise ModelError("Adam makes NaN of fp16 weights: load them with torch_dtype=torch.bfloat16 or float32")
 
         bf16 = self.accelerator.mixed_precision == "bf16"
         self.engine = GivenResponses(
