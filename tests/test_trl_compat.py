@@ -393,6 +393,8 @@ def test_models_that_cannot_be_told_apart_or_are_not_wrapped_are_refused():
         trainer_of(tiny_gpt2())
     with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*create_reference_model"):
         trainer_of(model, tiny_gpt2())
+    with pytest.raises(ModelError, match="torch_dtype"):
+        trainer_of(wrapped(tiny_gpt2().half()))
 
 
 # ------------------------------------------------------------ sampling
@@ -491,6 +493,38 @@ def test_batches_are_whole_shuffled_and_hold_the_columns_of_use():
     assert seen != [f"w{i}" for i in range(1, 9)]
     with pytest.warns(UserWarning, match="3 rows make no batch of 4"):
         trainer_of(dataset=dataset.select(range(3)))
+
+
+def test_a_loop_from_a_folder_and_queries_to_a_saved_policy(tmp_path):
+    tiny_gpt2().save_pretrained(tmp_path / "base")
+    model, ref_model = (AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path / "base")) for _ in range(2))
+    dataset = Dataset.from_list([{"input_ids": [i, i + 1, 2 * i], "query": f"w{i}"} for i in range(1, 13)])
+    dataset.set_format("torch")
+    trainer = trainer_of(
+        model, ref_model, dataset=dataset, data_collator=lambda d: {k: [x[k] for x in d] for k in d[0]}
+    )
+    kls = []
+    for batch in trainer.dataloader:
+        responses = trainer.generate(
+            batch["input_ids"],
+            return_prompt=False,
+            max_new_tokens=6,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=0,
+        )
+        scores = [torch.tensor(float(len(r))) for r in responses]
+        stats = trainer.step(batch["input_ids"], responses, scores)
+        kls.append(stats["objective/kl"])
+        assert stats["tokens/responses_len_mean"] == stats["ppo/mean_scores"]
+    assert len(kls) == 3
+    assert kls[0] == pytest.approx(0, abs=1e-4)
+    assert abs(kls[2]) > 1e-3
+    trainer.save_pretrained(tmp_path / "policy")
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "policy")), logits(model.pretrained_model)
+    )
 
 
 def test_a_given_optimizer_and_schedule_are_used():

@@ -45,17 +45,18 @@ def run_loop(assets):
     return run
 
 
-@pytest.mark.parametrize("lora", [[], ["--lora"]], ids=["full", "lora"])
-def test_the_sentiment_loop_runs(run_loop, lora):
-    steps = run_loop("sentiment_loop", Path("imdb/train.jsonl.gz"), "--steps", "2", "--lr", "1e-3", *lora)
+@pytest.mark.parametrize("options", [["--lr", "1e-4"], ["--lr", "1e-3", "--lora"]], ids=["full", "lora"])
+def test_the_sentiment_loop_runs(run_loop, options):
+    steps = run_loop("sentiment_loop", Path("imdb/train.jsonl.gz"), "--steps", "2", *options)
     assert len(steps) == 2
     assert steps[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
     assert steps[1]["objective/kl"] > 0.01  # it has learnt something
-    assert all(-5 < s["ppo/mean_scores"] < 5 and 0 < s["ppo/loss/total"] < 5 for s in steps)
+    assert all(abs(step["ppo/mean_scores"]) < 3 for step in steps)  # logits of a classifier that is rarely sure
+    assert all(abs(step["ppo/loss/total"]) < 1 for step in steps)
 
 
 def test_the_pair_reward_loop_runs(run_loop):
     (step,) = run_loop("pair_reward_loop", Path("hh-rlhf/helpful-base/test.jsonl.gz"), "--steps", "1")
     assert step["objective/kl"] == pytest.approx(0, abs=1e-4)
-    assert -5 < step["ppo/mean_scores"] < 5
-    assert 0 < step["ppo/loss/total"] < 5
+    assert abs(step["ppo/mean_scores"]) < 3
+    assert abs(step["ppo/loss/total"]) < 1

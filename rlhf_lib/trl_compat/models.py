@@ -95,7 +95,8 @@ class PreTrainedModelWrapper(nn.Module):
         else:
             source = str(pretrained_model_name_or_path)
             kwargs["dtype"] = torch_dtype or kwargs.get("dtype") or torch.float32  # Transformers 5 would say "auto"
-            model = cls._load(source, model_args, kwargs, is_trainable)
+            hub: dict[str, Any] = {name: kwargs[name] for name in ("token", "revision", "cache_dir") if name in kwargs}
+            model = cls._load(source, model_args, kwargs, hub, is_trainable)
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise ModelError("peft_config was given for a model that has an adapter already: leave one of them out")
@@ -104,24 +105,25 @@ class PreTrainedModelWrapper(nn.Module):
             raise ModelError("prompt learning can't be combined with PPO: use LoRA")
         wrapper = cls(model, **head_kwargs)
         if source is not None:
-            wrapper._load_value_head(source)
+            wrapper._load_value_head(source, hub)
         return wrapper
 
     @classmethod
-    def _load(cls, source: str, model_args: tuple, kwargs: dict[str, Any], is_trainable: bool) -> Any:
+    def _load(cls, source: str, model_args: tuple, kwargs: dict, hub: dict, is_trainable: bool) -> Any:
         load = cls.transformers_parent_class.from_pretrained
-        if _file(source, "adapter_config.json") is None:
+        if _file(source, "adapter_config.json", hub) is None:
             return load(source, *model_args, **kwargs)
-        base = PeftConfig.from_pretrained(source).base_model_name_or_path
+        base = PeftConfig.from_pretrained(source, token=hub.get("token")).base_model_name_or_path
         if not base:
             raise ModelError(
                 f"the adapter {source} doesn't name its base model: set base_model_name_or_path in its "
                 "adapter_config.json to the base's folder or hub id"
             )
-        return PeftModel.from_pretrained(load(base, *model_args, **kwargs), source, is_trainable=is_trainable)
+        model, token = load(base, *model_args, **kwargs), hub.get("token")
+        return PeftModel.from_pretrained(model, source, is_trainable=is_trainable, token=token)
 
-    def _load_value_head(self, source: str) -> None:
-        weights = saved_value_head(source)
+    def _load_value_head(self, source: str, hub: dict[str, Any]) -> None:
+        weights = saved_value_head(source, hub)
         if not weights:
             logger.info("%s holds no value head (v_head.*): it starts anew", source)
             return
@@ -217,16 +219,17 @@ def create_reference_model(
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def saved_value_head(source: str) -> dict[str, Tensor]:
-    """The value head's weights in a checkpoint, `summary.weight` (1, D) and `summary.bias` (1,); {} if it has none."""
+def saved_value_head(source: str, hub: dict[str, Any]) -> dict[str, Tensor]:
+    """The value head's weights in a checkpoint, `summary.weight` (1, D) and `summary.bias` (1,); {} if it has none.
+    `hub` says how to reach a hub repository: token, revision, cache_dir."""
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        path = _file(source, name)
+        path = _file(source, name, hub)
         if path is None:
             continue
         files = [path]
         if name.endswith(".index.json"):
             shards = {s for key, s in json.loads(Path(path).read_text())["weight_map"].items() if VALUE_HEAD in key}
-            files = [file for shard in sorted(shards) if (file := _file(source, shard)) is not None]
+            files = [file for shard in sorted(shards) if (file := _file(source, shard, hub)) is not None]
         return {key: tensor for file in files for key, tensor in _value_head_in(file).items()}
     return {}
 
@@ -240,7 +243,7 @@ def _value_head_in(file: str) -> dict[str, Tensor]:
     return {key.split(VALUE_HEAD)[1]: tensor for key, tensor in weights.items() if VALUE_HEAD in key}
 
 
-def _file(source: str, name: str) -> str | None:
+def _file(source: str, name: str, hub: dict[str, Any]) -> str | None:
     """A file of a local folder or a hub repository, if it is there."""
     return cached_file(
         source,
@@ -248,4 +251,5 @@ def _file(source: str, name: str) -> str | None:
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
+        **hub,
     )

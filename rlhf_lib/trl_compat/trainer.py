@@ -91,16 +91,15 @@ class PPOTrainer:
         self.current_step = 0
         self._declare(config, model)
 
-        if getattr(model.pretrained_model, "hf_device_map", None) is None:
-            model.to(self.current_device)
+        self._place(model)
         if ref_model is None and not model.is_peft_model:
             ref_model = create_reference_model(model, num_shared_layers)
         elif num_shared_layers is not None:
             warnings.warn("num_shared_layers is ignored: the reference is given, or an adapter's base", stacklevel=2)
-        self.ref_model = None if model.is_peft_model else ref_model
+        self.ref_model = None if model.is_peft_model or ref_model is None else self._place(ref_model)
         self.policy = Policy(
             model.pretrained_model,
-            reference="base" if self.ref_model is None else self.ref_model.to(self.current_device).language_model,
+            reference="base" if self.ref_model is None else self.ref_model.language_model,
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.policy.v_head = model.v_head.to(self.policy.model.device)
@@ -153,6 +152,11 @@ class PPOTrainer:
             if config.log_with == "tensorboard":  # which takes no other types
                 settings = {k: v for k, v in settings.items() if isinstance(v, (int, float, str, bool))}
             self.accelerator.init_trackers(config.tracker_project_name, settings, init_kwargs=config.tracker_kwargs)
+
+    def _place(self, model: PreTrainedModelWrapper) -> PreTrainedModelWrapper:
+        """On the device, unless a device map has placed it already."""
+        placed = getattr(model.pretrained_model, "hf_device_map", None) is not None
+        return model if placed else model.to(self.current_device)
 
     @property
     def is_peft_model(self) -> bool:
@@ -364,12 +368,11 @@ class PPOTrainer:
         self.current_step += 1
         logger.info("step %d: reward %.4f, KL %.4f", self.current_step, logs["env/reward_mean"], stats["objective/kl"])
         if self.config.log_with == "wandb":
-            import wandb
-
             if missing := [column for column in columns_to_log if column not in batch]:
                 raise RLHFError(f"the batch has no column {missing[0]!r}: pass columns_to_log=({', '.join(batch)})")
             rows = zip(*(batch[column] for column in columns_to_log), rewards_B.tolist(), strict=True)
-            logs["game_log"] = wandb.Table(columns=[*columns_to_log, "reward"], rows=[list(row) for row in rows])
+            tracker: Any = self.accelerator.get_tracker("wandb")
+            tracker.log_table("game_log", columns=[*columns_to_log, "reward"], data=[list(row) for row in rows])
         if self._log is not None:
             self._log(logs)
         self.accelerator.log(logs, step=self.current_step if self.config.log_with == "tensorboard" else None)
