@@ -163,11 +163,11 @@ def test_the_reference_never_changes(model, lora):
 # ---------------------------------------------------------------- accumulation
 
 
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_micro_batches_change_no_gradient(build, kl_in):
+@pytest.mark.parametrize("kl", [{"kl_in": "reward"}, {"kl_in": "loss", "kl_estimator": "k2"}], ids=["reward", "loss"])
+def test_micro_batches_change_no_gradient(build, kl):
     gradients, statistics = [], []
     for tokens in (16384, 24, 1):
-        trainer = tiny_trainer(build(), ppo_epochs=1, max_grad_norm=None, micro_batch_tokens=tokens, kl_in=kl_in)
+        trainer = tiny_trainer(build(), ppo_epochs=1, max_grad_norm=None, micro_batch_tokens=tokens, **kl)
         with torch.no_grad():  # else values are 0 and KL is: neither would show
             trainer.policy.v_head.summary.weight.normal_(generator=torch.Generator().manual_seed(1))
             trainer.policy.model.get_output_embeddings().weight.add_(0.05)

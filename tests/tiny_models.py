@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -18,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from rlhf_lib.models.policy import Policy
@@ -74,6 +77,14 @@ def tiny_qwen2(seed: int = 0, *, vocabulary: int = VOCABULARY, **overrides) -> Q
     return _built(Qwen2ForCausalLM, Qwen2Config(**_rope(vocabulary, {"tie_word_embeddings": True} | overrides)), seed)
 
 
+def tiny_t5(seed: int = 0, *, vocabulary: int = VOCABULARY, **overrides) -> T5ForConditionalGeneration:
+    """Encoder and decoder of two layers each, embeddings shared and tied; pad, start and EOS are the same id."""
+    settings = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.1}
+    ids = {"pad_token_id": EOS, "decoder_start_token_id": EOS, "eos_token_id": EOS}
+    config = T5Config(vocab_size=vocabulary, initializer_factor=0.5, **settings | ids | overrides)
+    return _built(T5ForConditionalGeneration, config, seed)
+
+
 def _built(architecture: type, config, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -98,19 +109,22 @@ def remainder_reward(queries: list[str], responses: list[str]) -> list[float]:
 
 
 def tiny_trainer(
-    model: PreTrainedModel | None = None,
+    model: PreTrainedModel | PeftModel | None = None,
     *,
     lora: Lora | None = None,
+    policy: dict | None = None,
     reward: Reward = remainder_reward,
     generation: dict | None = None,
     seed: int = 0,
     score_constants: tuple[float, float] = (0.0, 1.0),
+    eval_prompts: list[dict] | None = None,
     **ppo,
 ) -> PPOTrainer:
-    """3 steps of 8 responses of up to 7 tokens, 2 PPO epochs, unless `ppo` and `generation` say otherwise."""
+    """3 steps of 8 responses of up to 7 tokens, 2 PPO epochs, unless `ppo` and `generation` say otherwise; `policy`
+    are options of Policy."""
     torch.manual_seed(seed)  # LoRA draws its weights
     return PPOTrainer(
-        Policy(tiny_gpt2() if model is None else model, lora),
+        Policy(tiny_gpt2() if model is None else model, lora, **(policy or {})),
         word_tokenizer(),
         reward,
         tiny_prompts(),
@@ -118,6 +132,7 @@ def tiny_trainer(
         Generation(**{"max_new_tokens": 7} | (generation or {})),
         seed=seed,
         score_constants=score_constants,
+        eval_prompts=eval_prompts,
     )
 
 

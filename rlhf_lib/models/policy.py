@@ -75,6 +75,11 @@ class Policy(nn.Module):
         if isinstance(model, PeftModel):
             self.adapted = model
         base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore
+        for part in {base, reference} if base.config.is_encoder_decoder else ():
+            if isinstance(part, PreTrainedModel):
+                # T5's position bias learns, and fused attention has one kernel for a bias with a gradient and another,
+                # which rounds otherwise, for one without: the ratio's two passes must not differ by that
+                part.set_attn_implementation("eager")
         self.critic = copy.deepcopy(base) if critic else None
         if lora is not None:
             self.adapted = add_adapter(base, lora)
