@@ -68,7 +68,7 @@ class Perplexity(evaluate.Metric):
         if limit < 2:
             raise ValueError(f"max_length must be 2 or more, to score one token after another, not {max_length}")
         seq2seq = bool(model.config.is_encoder_decoder)
-        start = [_start_token(tokenizer)] if add_start_token and prompts is None else []
+        start = [start_token(tokenizer)] if add_start_token and prompts is None else []
         encoded = encode(list(predictions), tokenizer, limit, start=start, prompts=prompts, seq2seq=seq2seq)
         losses = target_losses(model, encoded.contexts, encoded.targets, batch_size=batch_size)
         counts = [len(target) for target in encoded.targets]
@@ -180,7 +180,8 @@ def load_texts(source: PerplexitySet, default: str | None = None, *, seed: int =
     return list(dataset[source.column])
 
 
-def _start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What goes in front of a text so that its first token is scored too: BOS, or EOS. Raises ModelError for neither."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

@@ -6,17 +6,22 @@ import math
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lib.evaluation.perplexity import Perplexity
+from rlhf_lib.evaluation.perplexity import encode, start_token, target_losses
+from rlhf_lib.models.loading import positions
 
 
 class LikelihoodReward:
-    """Nats per token of query + response under `model`, at most 0; a text without tokens scores as a uniform guess."""
+    """Nats per token of query + response under `model`, at most 0; a text without tokens scores as a uniform guess.
+
+    A text longer than `max_length` tokens, or the model's positions, loses its beginning.
+    """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, batch_size: int
     ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.options = {"max_length": max_length, "batch_size": batch_size}
+        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.start = [start_token(tokenizer)]
+        self.limit = min(max_length or positions(model.config), positions(model.config))
         self.worst = -math.log(model.config.get_text_config().vocab_size)
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
@@ -24,5 +29,7 @@ class LikelihoodReward:
         texts = [query + response for query, response in zip(queries, responses, strict=True)]
         if not texts:
             return []
-        measured = Perplexity().compute(predictions=texts, model=self.model, tokenizer=self.tokenizer, **self.options)
-        return [self.worst if p is None else -math.log(p) for p in measured["perplexities"]]
+        encoded = encode(texts, self.tokenizer, self.limit, start=self.start)
+        losses = target_losses(self.model, encoded.contexts, encoded.targets, batch_size=self.batch_size)
+        counts = [len(target) for target in encoded.targets]
+        return [-loss / count if count else self.worst for loss, count in zip(losses, counts, strict=True)]
