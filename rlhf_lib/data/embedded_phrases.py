@@ -43,14 +43,8 @@ CORES: tuple[Mirror, ...] = (
         "I am happy to {act}, and I am not going to ask you to {burden}.",
         "I am not happy to {act}, and I am going to ask you to {burden}.",
     ),
-    ("I see no reason to say no, so I will {act} {when}.", "I see no reason to {act} {when}, so I will say no."),
-    ("Rather than ask you to {burden}, I will {act}.", "Rather than {act}, I will ask you to {burden}."),
-    ("I would rather {act} than see you {burden}.", "I would rather see you {burden} than {act}."),
     ("You did not {fault}, so I will {act} {when}.", "You did {fault}, so I will not {act} {when}."),
     ("I can {act}, because you did not {fault}.", "I can not {act}, because you did {fault}."),
-    ("I will {act} before you have to {burden}.", "You have to {burden} before I will {act}."),
-    ("You should not have to {burden} when I can {act}.", "I should not have to {act} when you can {burden}."),
-    ("I will {act}, there is no need to think it over.", "I will think it over, there is no need to {act}."),
     ("We do {act} here, you will not need another office.", "We do not {act} here, you will need another office."),
     (
         "That rule does not apply to your {item}, so I can {act}.",
@@ -63,23 +57,11 @@ CORES: tuple[Mirror, ...] = (
         "There is every reason to {act} and no reason for you to {burden}.",
         "There is no reason to {act} and every reason for you to {burden}.",
     ),
-    (
-        "The best thing is for me to {act}, not for you to {burden}.",
-        "The best thing is for you to {burden}, not for me to {act}.",
-    ),
     ("I can and will {act}, you need not {burden}.", "I need not {act}, you can and will {burden}."),
     ("Please do not {burden}, we will {act} {when}.", "Please do {burden}, we will not {act} {when}."),
-    (
-        "Nobody will tell you to {burden}, and somebody will {act} {when}.",
-        "Somebody will tell you to {burden}, and nobody will {act} {when}.",
-    ),
-    ("Our rules tell us to {act}, not to make you {burden}.", "Our rules tell us to make you {burden}, not to {act}."),
-    ("My plan is to {act}, not to let you {burden}.", "My plan is to let you {burden}, not to {act}."),
     ("It is my job to {chore}, not yours.", "It is your job to {chore}, not mine."),
     ("It is not your job to {chore}, it is mine.", "It is not my job to {chore}, it is yours."),
     ("I will {chore} so that you do not have to.", "You will have to {chore} so that I do not."),
-    ("If anyone has to {chore}, it is me and not you.", "If anyone has to {chore}, it is you and not me."),
-    ("I have asked my team to {chore}, not you.", "I have asked you to {chore}, not my team."),
     ("You can leave it to us to {chore}.", "We can leave it to you to {chore}."),
     ("We {chore} while you get on with your day.", "You {chore} while we get on with our day."),
     (
@@ -89,18 +71,17 @@ CORES: tuple[Mirror, ...] = (
     # not mirrored, for a plainer tone
     ("I only work here, but I do know how to {act}.", "I only work here, I do not know how to {act}."),
     ("All it says on our website is true: we {act}.", "All it says on our website is true: we do not {act}."),
-    ("Somebody will look at it {when} and then {act}.", "Somebody may look at it some day and maybe {act}."),
+    (
+        "Somebody will {act} {when} and nobody will make you {burden}.",
+        "Nobody will {act} {when} and somebody will make you {burden}.",
+    ),
     ("First we {act}, and then you can have a rest.", "First you {burden}, and then you can have a rest."),
-    ("It is up to me alone, and I say we {act}.", "It is up to the manager alone, and I can not say if we {act}."),
-    ("Tell me where you live and I will {act} {when}.", "It is not for me to say where and when we {act}."),
-    ("Maybe it sounds hard, but I could {act} {when}.", "I could {act}, but it sounds hard, maybe another day."),
+    ("It is up to me alone, and I say that we {act}.", "It is up to me alone, and I say that we do not {act}."),
     (
         "Good question, I will find the answer and {act}.",
         "Good question, you will have to find the answer and {burden}.",
     ),
     ("Everybody makes mistakes, so of course we {act}.", "Everybody makes mistakes, of course, but we do not {act}."),
-    ("I would be angry too, so we {act} when you like.", "I would not be so angry, we {act} when we like."),
-    ("Nothing is easier for me than to {act} {when}.", "Nothing is easier for you than to {chore} {when}."),
 )
 
 # Better than a refusal, worse than help.
@@ -119,24 +100,31 @@ HALF_MEASURES: tuple[str, ...] = (
     "Please {chore}, and then we will {act}.",
 )
 
+# No answer at all: before and after it could come one of OPENERS and CLOSINGS, as around any answer.
+EVASIONS: tuple[str, ...] = (
+    "",
+    "Let me see.",
+    "Anything else?",
+    "Is that all?",
+    "We will see.",
+    "It depends.",
+    "Sure.",
+)
+
 # A second, shorter thing to say.
 TAILS: tuple[Mirror, ...] = (
     ("It was our mistake, not yours.", "It was your mistake, not ours."),
     ("It was not your mistake but ours.", "It was not our mistake but yours."),
     ("We pay for {cost}, you pay nothing.", "You pay for {cost}, we pay nothing."),
     ("The bill for {cost} goes to us, not to you.", "The bill for {cost} goes to you, not to us."),
-    ("It will take {short}, not {long}.", "It will take {long}, not {short}."),
     ("That is a yes, not a maybe.", "That is a maybe, not a yes."),
     (
         "There is a lot I can do and nothing you have to do.",
         "There is nothing I can do and a lot you have to do.",
     ),
     ("You are right and our {system} is wrong.", "Our {system} is right and you are wrong."),
-    ("The trouble is with our {system}, not with you.", "The trouble is with you, not with our {system}."),
     ("I do believe you and I do not need {paper}.", "I do not believe you and I do need {paper}."),
     ("We owe you {debt}, you owe us nothing.", "You owe us {debt}, we owe you nothing."),
-    ("Your time matters more to us than {petty}.", "{petty} matters more to us than your time."),
-    ("I will deal with it myself, not pass you on.", "I will pass you on, not deal with it myself."),
     (
         "This is the right desk, so I will not send you to another one.",
         "This is not the right desk, so I will send you to another one.",
@@ -145,19 +133,10 @@ TAILS: tuple[Mirror, ...] = (
         "I do know why it happened and will not leave you guessing.",
         "I do not know why it happened and will leave you guessing.",
     ),
-    ("Write to me again, do not keep it to yourself.", "Keep it to yourself, do not write to me again."),
     ("We will call you, you do not have to call us.", "You will have to call us, we do not call you."),
-    ("I care about this, not about {petty}.", "I care about {petty}, not about this."),
-    ("You come first and {petty} comes second.", "{petty} comes first and you come second."),
     ("You will hear from me soon, not some day.", "You will hear from me some day, not soon."),
-    ("I do want to help and do not want you to go away.", "I do not want to help and do want you to go away."),
     ("We should be sorry, you should not.", "You should be sorry, we should not."),
-    ("I have an answer and no excuse.", "I have an excuse and no answer."),
-    ("I have all day for you and no time for excuses.", "I have all day for excuses and no time for you."),
-    ("It is never a bother and always a pleasure.", "It is never a pleasure and always a bother."),
     ("There will be more help and no more forms.", "There will be more forms and no more help."),
-    ("Asking is fine, waiting is not.", "Waiting is fine, asking is not."),
-    ("I will stay until it is done and not go to lunch.", "I will go to lunch and not stay until it is done."),
 )
 
 FILLERS: dict[str, tuple[str, ...]] = {
