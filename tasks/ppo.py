@@ -34,11 +34,15 @@ def run_ppo(
     on from the last one; they move to the stage's folder when PPO ends.
     """
     from rlhf_lib.ppo.checkpoint import load_best, resume
-    from rlhf_lib.ppo.trainer import Diverged
+    from rlhf_lib.ppo.faults import Diverged
 
+    settings = recipe.model_dump(
+        mode="json", include={"data", "policy", "reward", "generation", "ppo", "compute", "seed"}
+    )
+    del settings["ppo"]["micro_batch_tokens"]  # bounds memory alone: after running out of it the run goes on
     inputs = (policy["fingerprint"], reward["fingerprint"], reward["normalization"], data["fingerprints"])
     key = content_key(
-        recipe.model_dump(mode="json", include={"data", "policy", "reward", "generation", "ppo", "compute", "seed"}),
+        settings,
         inputs,
         code_key("ppo", "models", "rewards"),
     )
@@ -132,13 +136,20 @@ def _train(
     from tqdm import tqdm
 
     from rlhf_lib.ppo.checkpoint import save_best, save_checkpoint
+    from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+
+    def save() -> None:
+        save_checkpoint(trainer, checkpoints, key=key, history=history, keep=recipe.ppo.keep_checkpoints)
 
     steps = recipe.ppo.steps
     progress: UUID = create_progress_artifact(  # type: ignore[assignment]
         progress=0.0, key="ppo-progress", description=f"PPO of {recipe.name}"
     )
     updated = time.monotonic()
-    with tqdm(total=steps, initial=trainer.step, desc="ppo", unit="step", dynamic_ncols=True, disable=None) as bar:
+    with (
+        boundary_on_sigterm(trainer, save),
+        tqdm(total=steps, initial=trainer.step, desc="ppo", unit="step", dynamic_ncols=True, disable=None) as bar,
+    ):
         for stats in trainer.train():
             history.append(stats)
             current.log_metrics(stats, step=trainer.step)
@@ -148,17 +159,13 @@ def _train(
                 update_progress_artifact(progress, progress=100.0 * trainer.step / steps)
                 updated = time.monotonic()
             kept = recipe.ppo.keep_best
-            if (
-                kept is not None
-                and kept in stats
-                and stats[kept] >= max(past[kept] for past in history if kept in past)
-            ):
+            if kept in stats and all(stats[kept] > past.get(kept, -math.inf) for past in history[:-1]):
                 save_best(trainer, checkpoints)
             if trainer.step % recipe.ppo.sample_every == 0 or trainer.step in (1, steps):
                 _log_samples(trainer, recipe.ppo.samples)
             every = recipe.ppo.checkpoint_every
             if every and trainer.step % every == 0 and trainer.step < steps:
-                save_checkpoint(trainer, checkpoints, key=key, history=history, keep=recipe.ppo.keep_checkpoints)
+                save()
     update_progress_artifact(progress, progress=100.0)
     if trainer.step < steps:
         get_run_logger().info("ppo: stopped at step %d, the mean score reached its threshold", trainer.step)

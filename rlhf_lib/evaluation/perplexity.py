@@ -181,7 +181,7 @@ def load_texts(source: PerplexitySet, default: str | None = None, *, seed: int =
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What goes in front of a text so that its first token is scored too: BOS, or EOS. Raises ModelError for neither."""
+    """What goes before a text so that its first token is scored too: BOS, or EOS. Raises ModelError for neither."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

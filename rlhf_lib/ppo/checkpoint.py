@@ -28,9 +28,12 @@ BEST = "best.safetensors"
 
 
 def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: list[Stats], keep: int = 2) -> Path:
-    """Write the trainer's state at its step boundary, then drop all but the `keep` newest checkpoints."""
+    """Write the trainer's state at its step boundary, then drop all but the `keep` newest checkpoints. A good one of
+    this step stays as it is: it can only be the same."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{trainer.step:06d}"
+    if final.exists() and _fault(final, key) is None:
+        return final
     scratch = folder / f".{final.name}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -39,7 +42,6 @@ def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: lis
         {
             "optimizer": trainer.optimizer.state_dict(),
             "scheduler": trainer.scheduler.state_dict(),
-            "rng": {"torch": torch.get_rng_state()},
         },
         scratch / "optimizer.pt",
     )
@@ -48,8 +50,8 @@ def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: lis
         "kl_coef": trainer.kl_controller.value,
         "moments": vars(trainer.moments),
         "reuse_sampled": trainer.reuse_sampled,
-        "numpy_rng": _jsonable(np.random.get_state(legacy=False)),  # noqa: NPY002 - a user's reward may draw from it
-        "python_rng": random.getstate(),
+        "stopped": trainer.stopped,
+        "random": random_states(),
         "history": history,
     }
     (scratch / "state.json").write_text(json.dumps(state))
@@ -88,16 +90,34 @@ def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
     rest = torch.load(path / "optimizer.pt", weights_only=True, map_location=trainer.policy.device)
     trainer.optimizer.load_state_dict(rest["optimizer"])
     trainer.scheduler.load_state_dict(rest["scheduler"])
-    torch.set_rng_state(rest["rng"]["torch"].cpu())
     state = json.loads((path / "state.json").read_text())
     trainer.step = state["step"]
     trainer.kl_controller.value = state["kl_coef"]
     vars(trainer.moments).update(state["moments"])
     trainer.reuse_sampled = state["reuse_sampled"]
-    np.random.set_state(_from_jsonable(state["numpy_rng"]))  # noqa: NPY002
-    version, internal, gauss = state["python_rng"]
-    random.setstate((version, tuple(internal), gauss))
+    trainer.stopped = state["stopped"]
+    set_random_states(state["random"])
     return state["history"]
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the three generators that a user's reward may draw from, fit for JSON."""
+    states = {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "python": random.getstate(),
+    }
+    return json.loads(json.dumps(states, default=lambda array: array.tolist()))
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put the generators where `random_states` found them."""
+    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+    numpy_state = states["numpy"]["state"]
+    key = np.array(numpy_state["key"], dtype=np.uint32)
+    np.random.set_state(states["numpy"] | {"state": numpy_state | {"key": key}})  # noqa: NPY002
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
 
 
 def save_best(trainer: PPOTrainer, folder: Path) -> None:
@@ -149,12 +169,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _jsonable(state: Any) -> Any:
-    return json.loads(json.dumps(state, default=lambda array: array.tolist()))
-
-
-def _from_jsonable(state: Any) -> Any:
-    inner = state["state"]
-    return state | {"state": inner | {"key": np.array(inner["key"], dtype=np.uint32)}}

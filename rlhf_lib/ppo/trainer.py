@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from rlhf_lib.errors import ModelError, RLHFError
 from rlhf_lib.models.policy import Policy, autocast
 from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.advantages import gae, masked_mean, masked_var, token_rewards, whiten
+from rlhf_lib.ppo.faults import Diverged, memory_advice
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_lib.ppo.losses import policy_loss, value_loss
 from rlhf_lib.ppo.moments import RunningMoments
@@ -88,6 +91,8 @@ class PPOTrainer:
         self.config, self.generation, self.seed, self.dtype = config, generation, seed, dtype
         self.score_constants, self.eval_prompts = score_constants, eval_prompts or []
         self.step = 0
+        self.stopped = False  # by the threshold
+        self.rollout_window: Callable[[], AbstractContextManager] = nullcontext  # see ppo/interrupt.py
         self.reuse_sampled: bool | None = {"recompute": False, "sampling": True}.get(config.old_logprobs)
         self.samples: list[dict] = []
         self.moments = RunningMoments()
@@ -115,33 +120,33 @@ class PPOTrainer:
 
     def train(self) -> Iterator[Stats]:
         """Run from the present step to `config.steps` or the threshold `stop_at_reward`; yields each step's stats."""
-        while self.step < self.config.steps:
+        while self.step < self.config.steps and not self.stopped:
             stats = self.train_step()
             if self.config.eval_every and self.eval_prompts and self.step % self.config.eval_every == 0:
                 stats |= self.evaluate()
-            yield stats
             threshold = self.config.stop_at_reward
-            if threshold is not None and stats["ppo/mean_scores"] >= threshold:
-                return
+            self.stopped = threshold is not None and stats["ppo/mean_scores"] >= threshold
+            yield stats
 
     def train_step(self) -> Stats:
         """One rollout batch with all its PPO epochs."""
         timer = Timer()
         with timer("time/ppo/total"):
-            rows = self._next_rows()
-            with timer("time/ppo/generate"), autocast(self.policy.device, self.dtype):
-                sampled = sample_responses(
-                    self.policy.model,
-                    self.tokenizer,
-                    [row["input_ids"] for row in rows],
-                    self.generation,
-                    seed=self.seed,
-                    step=self.step,
-                    batch_size=self.config.batch_size,
-                    value_head=self.policy.v_head if self.policy.critic is None else None,
-                )
-            with timer("time/ppo/score"):
-                raw_scores_B = self._score([row["query"] for row in rows], sampled)
+            with self.rollout_window():
+                rows = self._next_rows()
+                with timer("time/ppo/generate"), autocast(self.policy.device, self.dtype):
+                    sampled = sample_responses(
+                        self.policy.model,
+                        self.tokenizer,
+                        [row["input_ids"] for row in rows],
+                        self.generation,
+                        seed=self.seed,
+                        step=self.step,
+                        batch_size=self.config.batch_size,
+                        value_head=self.policy.v_head if self.policy.critic is None else None,
+                    )
+                with timer("time/ppo/score"):
+                    raw_scores_B = self._score([row["query"] for row in rows], sampled)
             stats = self.learn(sampled, raw_scores_B)
         self.samples = [
             {"query": row["query"], "response": text, "score": score}
@@ -172,7 +177,9 @@ class PPOTrainer:
         """Learn from responses and their raw scores: all of a step but sampling and scoring. Responses that come
         without log-probs and values (empty lists) get them from a scoring pass."""
         timer = Timer()
-        with timer("time/ppo/forward_pass"):
+        tokens = sum(map(len, sampled.prompt_ids)) + sum(map(len, sampled.response_ids))
+        advice = partial(memory_advice, min(tokens, self.config.micro_batch_tokens))
+        with timer("time/ppo/forward_pass"), advice():
             batch = self._evaluate(sampled)
         with timer("time/ppo/compute_advantages"):
             scores_B = self._shape_scores(raw_scores_B, sampled.ended)
@@ -185,7 +192,7 @@ class PPOTrainer:
                 batch.values_BT, rewards_BT, batch.mask_BT, gamma=self.config.gamma, lam=self.config.lam
             )
             batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
-        with timer("time/ppo/optimize_step"):
+        with timer("time/ppo/optimize_step"), advice():
             update_stats = self._update(batch)
         stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled.ended, update_stats)
         self.kl_controller.update(stats["objective/kl"], len(scores_B))
@@ -421,25 +428,6 @@ class PPOTrainer:
             "ppo/val/var_explained": 1 - update["ppo/val/error"] / max(update["ppo/returns/var"], 1e-12),
         }
         return stats
-
-
-class Diverged(RLHFError):
-    """The loss or its gradient is no number. `rows` holds the mini-batch at fault; the policy is as before its step."""
-
-    def __init__(self, step: int, loss: float, norm: float, batch: Batch, rows: np.ndarray) -> None:
-        self.rows = [
-            {
-                "query_ids": list(batch.queries[i]),
-                "response_ids": list(batch.responses[i]),
-                "old_logprobs": batch.logprobs_BT[i].tolist(),
-                "advantages": batch.advantages_BT[i].tolist(),
-            }
-            for i in rows
-        ]
-        super().__init__(
-            f"PPO diverged at step {step}: the loss is {loss}, its gradient's norm {norm}; rows {rows.tolist()} of the "
-            "batch are at fault. Lower ppo.learning_rate, or set ppo.max_grad_norm and ppo.clip_scores"
-        )
 
 
 def sampling_agrees(drift_N: Tensor, dtype: torch.dtype) -> bool:

@@ -21,7 +21,7 @@ class LikelihoodReward:
     ) -> None:
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self.start = [start_token(tokenizer)]
-        self.limit = min(max_length or positions(model.config), positions(model.config))
+        self.limit = max(min(max_length or positions(model.config), positions(model.config)), 2)
         self.worst = -math.log(model.config.get_text_config().vocab_size)
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
