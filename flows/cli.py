@@ -91,7 +91,8 @@ def _run(args: argparse.Namespace) -> int:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     print(f"\n{table(record)}\n")
-    print("make ui".ljust(14) + "Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000")
+    run_page = f"http://127.0.0.1:5000/#/experiments/1/runs/{record['mlflow_run_id']}"
+    print(f"make ui       Prefect on http://127.0.0.1:4200/runs, this run in MLflow on {run_page}")
     print(f"{opener} {report_page(record, environment.run_dir())}")
     return 0
 
@@ -117,33 +118,45 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _ui(args: argparse.Namespace) -> int:
+    import signal
+    import socket
     import subprocess
+    import time
 
     _use_run_dir(args.run_dir)
     from flows import environment
+    from rlhf_lib.errors import EnvironmentFault
 
     environment.check()
     python, local = sys.executable, "127.0.0.1"
-    servers = [
-        [python, "-m", "prefect", "server", "start", "--host", local, "--port", str(args.prefect_port)],
-        [python, "-m", "mlflow", "server", "--host", local, "--port", str(args.mlflow_port), "--workers", "1"],
-    ]
-    print(
-        f"Prefect on http://{local}:{args.prefect_port}, MLflow on http://{local}:{args.mlflow_port}; Ctrl-C stops both"
-    )
-    servers[1] += ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]]
-    running = [subprocess.Popen(command) for command in servers]
+    for port, option in ((args.prefect_port, "--prefect-port"), (args.mlflow_port, "--mlflow-port")):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((local, port))
+            except OSError:
+                raise EnvironmentFault(f"port {port} of {local} is taken: choose another by {option}") from None
+    prefect, mlflow = f"http://{local}:{args.prefect_port}", f"http://{local}:{args.mlflow_port}"
+    prefect_server = [python, "-m", "prefect", "server", "start", "--host", local, "--port", str(args.prefect_port)]
+    mlflow_server = [python, "-m", "mlflow", "server", "--host", local, "--port", str(args.mlflow_port)]
+    mlflow_server += ["--workers", "1", "--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running = []
     try:
-        for process in running:
-            process.wait()
+        # without its own address in the settings, Prefect's page looks for the API at the default port
+        running.append(subprocess.Popen(prefect_server, env=os.environ | {"PREFECT_UI_API_URL": f"{prefect}/api"}))
+        running.append(subprocess.Popen(mlflow_server))
+        print(f"Prefect on {prefect}/runs, MLflow on {mlflow}/#/experiments/1/runs; Ctrl-C stops both", flush=True)
+        while all(process.poll() is None for process in running):
+            time.sleep(0.5)
+        raise EnvironmentFault("a server ended by itself; its own message is above")
     except KeyboardInterrupt:
-        pass
+        return 0
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
-    return 0
 
 
 if __name__ == "__main__":
