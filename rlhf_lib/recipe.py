@@ -7,6 +7,7 @@ A recipe is a YAML file, one of ours (`rlhf_lib/recipes/NAME.yaml`) or the user'
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -277,6 +278,11 @@ class Generation(Section):
         None, ge=0, description="taken off the score of a response cut by its limit"
     )
 
+    @property
+    def response_limit(self) -> int:
+        """Tokens of the longest response."""
+        return self.length_sampler.max - 1 if self.length_sampler else self.max_new_tokens
+
 
 class PPO(Section):
     steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
@@ -424,16 +430,17 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """`{"ppo.learning_rate": 1.41e-05, ...}`: every setting under its dotted name, lists as they are."""
+    return leaves(recipe.model_dump(mode="json"))
+
+
+def leaves(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: what isn't a mapping, under its keys joined."""
     flat: dict[str, Any] = {}
-
-    def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(f"{prefix}.{key}" if prefix else key, value)
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}{separator}{name}": leaf for name, leaf in leaves(value, separator).items()}
         else:
-            flat[prefix] = node
-
-    walk("", recipe.model_dump(mode="json"))
+            flat[key] = value
     return flat
 
 

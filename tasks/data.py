@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from prefect import task
 
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe import Recipe, leaves
 from tasks.tracking import PipelineRun, code_key, content_key, stage
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     `fingerprints` by role; the filters' `report`; and `metrics`. Raises DataError, and ModelError for a missing model.
     """
     from rlhf_lib.data.preferences import load_preferences
-    from rlhf_lib.data.prompts import load_prompts, response_limit, shared_with_pairs
+    from rlhf_lib.data.prompts import load_prompts, shared_with_pairs
     from rlhf_lib.data.sources import fingerprint, load_sources
     from rlhf_lib.models.loading import fingerprint as model_fingerprint
 
@@ -42,7 +42,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     # where the rows lie is no part of the key: their content is
     place = {"dataset", "name", "data_dir", "split", "test"}
     settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, "preferences": {"train", "test"}})
-    policy = (model_fingerprint(model), response_limit(recipe.generation)) if model else None
+    policy = (model_fingerprint(model), recipe.generation.response_limit) if model else None
     key = content_key(settings, fingerprints, recipe.seed, policy, code_key("data", "recipe"))
 
     for role, digest in fingerprints.items():
@@ -63,7 +63,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
             shared = shared_with_pairs(prompts, found.train["prompt"], recipe.data.prompts.query)
             report |= {"evaluation prompts in training pairs": shared} if shared is not None else {}
 
-        metrics = _flat(report)
+        metrics = {name.replace(" ", "_"): float(figure) for name, figure in leaves(report, "/").items()}
         metrics |= _show(tokenized or texts, pairs)
         _log_sets(recipe, loaded, fingerprints)
         mlflow.log_dict(report, "report.json")
@@ -147,15 +147,6 @@ def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str
         with warnings.catch_warnings():  # MLflow's hint that integer columns can't hold missing values
             warnings.simplefilter("ignore", UserWarning)
             mlflow.log_input(logged, context=", ".join(shared))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"a": {"b c": 1}} -> {"a/b_c": 1.0}"""
-    flat: dict[str, float] = {}
-    for key, value in tree.items():
-        name = prefix + key.replace(" ", "_")
-        flat |= _flat(value, f"{name}/") if isinstance(value, dict) else {name: float(value)}
-    return flat
 
 
 @contextmanager

@@ -20,8 +20,8 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     `report` (path of the page), `metrics`.
     """
     import mlflow
-    from datasets import load_from_disk
 
+    from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
@@ -33,9 +33,7 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     with stage("evaluation", run) as s:
         wanted = recipe.evaluation.perplexity
         texts = load_texts(wanted, default=recipe.data.prompts.dataset, seed=recipe.seed) if wanted else []
-        prompts = load_from_disk(policy["prompts"]["test"])
-        if len(prompts) > recipe.evaluation.prompts:  # sets may be sorted: draw
-            prompts = prompts.shuffle(seed=recipe.seed, keep_in_memory=True).select(range(recipe.evaluation.prompts))
+        prompts = held_out_prompts(policy["prompts"]["test"], recipe)
 
         device = pick_device(recipe.compute)
         dtype = pick_dtype(recipe.compute, device)
@@ -121,8 +119,8 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
 
 def _how_sampled(recipe: Recipe) -> str:
     g = recipe.generation
-    length = f"at most {g.max_new_tokens}"
+    length = f"at most {g.response_limit}"
     if g.length_sampler:
-        length = f"{g.length_sampler.min} to {g.length_sampler.max - 1}"
+        length = f"{g.length_sampler.min} to {g.response_limit}"
     truncated = f", top-k {g.top_k}" * bool(g.top_k) + f", top-p {g.top_p}" * (g.top_p < 1)
     return f"Sampled at temperature {g.temperature:g}{truncated}, {length} tokens, seed {recipe.seed}."

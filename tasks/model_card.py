@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe import Recipe, leaves
 
 
 def model_card(
@@ -42,7 +42,7 @@ def model_card(
         ("base model", recipe.policy.model or "trained from scratch"),
         ("base model's fingerprint", policy["fingerprint"]),
         ("prompts", recipe.data.prompts.dataset),
-        *((f"fingerprint of {key}", value) for key, value in flat(fingerprints)),
+        *((f"fingerprint of {key}", value) for key, value in leaves(fingerprints).items()),
         ("reward", f"{recipe.reward.kind} {recipe.reward.function or recipe.reward.model or ''}".strip()),
         ("reward's fingerprint", reward.get("fingerprint")),
         ("reward model's held-out accuracy", accuracy),
@@ -65,7 +65,7 @@ def model_card(
 
 ## Intended use and limits
 
-Continues text in the form of its training prompts, with up to {response_limit(recipe)} tokens.{form} Served, it \
+Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served, it \
 answers greedily. It was optimised for one reward on one kind of prompt: a higher score is that reward's opinion, no \
 proof of quality, and nothing here vouches for facts, safety or other domains. Read samples before use.
 
@@ -88,12 +88,6 @@ Every setting, and the other stages: {pipeline}
 """
 
 
-def response_limit(recipe: Recipe) -> int:
-    """Most tokens of a response."""
-    sampler = recipe.generation.length_sampler
-    return sampler.max - 1 if sampler else recipe.generation.max_new_tokens
-
-
 def table(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
     """A Markdown table; rows whose last cell is None are left out."""
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
@@ -106,15 +100,6 @@ def figure(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves under their dotted names."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        pairs += flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
-    return pairs
 
 
 def _against(duel: Mapping[str, Any] | None) -> str:

@@ -76,7 +76,7 @@ def run_ppo(
             _save_reference(trainer, reference, policy["model"], folders["reference"])
         if checkpoints.exists():
             shutil.move(checkpoints, current.folder / "checkpoints")
-        last = history[-min(len(history), 5) :]
+        last = history[-5:]
         kl = sum(stats["objective/kl"] for stats in last) / len(last)
         metrics = {"ppo/steps": trainer.step, "ppo/seconds": seconds, "ppo/final_kl": kl}
         current.log_metrics(metrics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
 from tasks.registry import resolve_model
 
@@ -12,7 +11,7 @@ def preflight(recipe: Recipe) -> Recipe:
 
     Raises RLHFError naming the first thing that is missing.
     """
-    from rlhf_lib.data.sources import load_split
+    from rlhf_lib.evaluation.perplexity import load_texts
     from rlhf_lib.models.loading import load_config, load_tokenizer, pick_device
     from rlhf_lib.rewards.build import check_reward
 
@@ -25,11 +24,6 @@ def preflight(recipe: Recipe) -> Recipe:
         load_config(recipe.policy.model, recipe.policy.trust_remote_code)
         load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
     check_reward(recipe.reward)
-    if (wanted := recipe.evaluation.perplexity) is not None:
-        columns = load_split(wanted, recipe.data.prompts.dataset).column_names
-        if wanted.column not in columns:
-            raise DataError(
-                f"evaluation.perplexity: {wanted.dataset or recipe.data.prompts.dataset} has no column "
-                f"'{wanted.column}', only {', '.join(columns)}: set evaluation.perplexity.column"
-            )
+    if recipe.evaluation.perplexity is not None:
+        load_texts(recipe.evaluation.perplexity, recipe.data.prompts.dataset, seed=recipe.seed)
     return recipe

@@ -12,9 +12,9 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 
 from rlhf_lib.errors import EnvironmentFault, RLHFError
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe import Recipe, leaves
 from tasks import registry
-from tasks.model_card import flat, model_card, response_limit
+from tasks.model_card import model_card
 from tasks.tracking import PipelineRun, mlflow_link, run_logger, stage
 
 if TYPE_CHECKING:
@@ -41,15 +41,12 @@ def register_policy(
     the model card. A policy that fails its gates, or loses to the champion, becomes a version all the same, as
     challenger. Raises EnvironmentFault where the model that comes back is not the one that went in.
     """
-    from datasets import load_from_disk
-
+    from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation.promotion import judge
 
     name = recipe.registration.name or recipe.name
     with stage("registration", run) as s:
-        prompts = load_from_disk(policy["prompts"]["test"])
-        if len(prompts) > recipe.evaluation.prompts:  # the ones that the evaluation drew
-            prompts = prompts.shuffle(seed=recipe.seed).select(range(recipe.evaluation.prompts))
+        prompts = held_out_prompts(policy["prompts"]["test"], recipe)  # the ones that the evaluation drew
         logged = _log_checked(recipe, ppo["policy"], prompts)
 
         present = registry.champion(name)
@@ -124,7 +121,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
     ).eval()
     tokenizer = load_tokenizer(folder, recipe.policy.trust_remote_code)
     settings = {
-        "max_new_tokens": response_limit(recipe),
+        "max_new_tokens": recipe.generation.response_limit,
         "positions": positions(model.config),
         "end_ids": [] if recipe.generation.ignore_eos else sorted(end_ids(model, tokenizer)),
         "stop": recipe.generation.stop,
@@ -218,4 +215,4 @@ def _figures(evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None, accu
             "ci95_low": low,
             "ci95_high": high,
         }
-    return {key.replace(".", "/"): float(value) for key, value in flat(tree) if value is not None}
+    return {key: float(value) for key, value in leaves(tree, "/").items() if value is not None}

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_lib.data.prompts import (
     Prompts,
     load_prompts,
-    response_limit,
     shared_with_pairs,
     tokenize_prompts,
     tokenize_splits,
@@ -146,8 +145,8 @@ def test_room_for_the_response(tmp_path, tokenizer) -> None:
 
 
 def test_the_longest_response_is_the_samplers_last_value() -> None:
-    assert response_limit(Generation(max_new_tokens=9)) == 9
-    assert response_limit(Generation(max_new_tokens=9, length_sampler={"min": 4, "max": 16})) == 15
+    assert Generation(max_new_tokens=9).response_limit == 9
+    assert Generation(max_new_tokens=9, length_sampler={"min": 4, "max": 16}).response_limit == 15
 
 
 @pytest.mark.parametrize("kind", ["first_tokens", "first_words"])

@@ -13,13 +13,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import load_from_disk
 
 from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
 from rlhf_lib.data.filters import Funnel, first_seen
 from rlhf_lib.data.sources import describe_source, load_sources, sources, text_column
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Generation, Query, Recipe
 from rlhf_lib.recipe import Prompts as PromptSettings
+from rlhf_lib.recipe import Query, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,10 +101,10 @@ def tokenize_prompts(
     """
     from datasets import Dataset
 
-    settings, room = recipe.data.prompts, positions - response_limit(recipe.generation)
+    settings, room = recipe.data.prompts, positions - recipe.generation.response_limit
     if room < 1:
         raise DataError(
-            f"responses of {response_limit(recipe.generation)} tokens leave no room for a prompt within the model's "
+            f"responses of {recipe.generation.response_limit} tokens leave no room for a prompt within the model's "
             f"{positions} positions. Lower generation.max_new_tokens or generation.length_sampler.max"
         )
     rows: dict[str, list[Any]] = {"query": [], "prompt": [], "input_ids": []}
@@ -140,7 +141,7 @@ def tokenize_prompts(
         )
     if not rows["query"]:
         raise DataError(
-            f"none of the {len(dataset)} prompts leaves room for a response of {response_limit(recipe.generation)} "
+            f"none of the {len(dataset)} prompts leaves room for a response of {recipe.generation.response_limit} "
             f"tokens within the model's {positions} positions (the shortest has {shortest} tokens). Shorten the "
             "prompts (data.prompts.query, .max_query_chars) or the responses (generation), or take a model with more "
             "positions"
@@ -183,9 +184,13 @@ def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: Quer
     return sum(text in asked for text in prompts.test["query"])
 
 
-def response_limit(generation: Generation) -> int:
-    """Tokens of the longest response."""
-    return generation.length_sampler.max - 1 if generation.length_sampler else generation.max_new_tokens
+def held_out_prompts(folder: str, recipe: Recipe) -> Dataset:
+    """The evaluation's prompts: all of the folder, or `evaluation.prompts` of them drawn with the seed, for sets may be
+    sorted."""
+    prompts, limit = load_from_disk(folder), recipe.evaluation.prompts
+    if len(prompts) <= limit:
+        return prompts
+    return prompts.shuffle(seed=recipe.seed, keep_in_memory=True).select(range(limit))
 
 
 def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[list[str], Funnel]:

@@ -88,7 +88,7 @@ def compare_policies(
     of candidate - champion, the win rate and the number of prompts. Two equal models give equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
-    longest = generation.length_sampler.max - 1 if generation.length_sampler else generation.max_new_tokens
+    longest = generation.response_limit
     tokenizers = [load_tokenizer(folder, trust_remote_code) for folder in (candidate, champion)]
     encoded = [[tokenizer(text).input_ids for text in prompts["prompt"]] for tokenizer in tokenizers]
     rooms = [positions(load_config(folder, trust_remote_code)) - longest for folder in (candidate, champion)]

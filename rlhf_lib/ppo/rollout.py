@@ -142,7 +142,7 @@ def draws(generation: Generation, stream: tuple[int, int, int], rows: Sequence[i
     """Each row's length limit, and its uniform numbers in [0, 1): (rows, longest limit), fp32."""
     seed, step, first_row = stream
     sampler = generation.length_sampler
-    longest = sampler.max - 1 if sampler else generation.max_new_tokens
+    longest = generation.response_limit
     limits, uniforms = [], np.empty((len(rows), longest), dtype=np.float32)
     for b, row in enumerate(rows):
         generator = np.random.Generator(np.random.Philox(key=[seed, (step << 32) + first_row + row]))

@@ -134,19 +134,10 @@ class PPOTrainer:
         with timer("time/ppo/total"):
             with self.rollout_window():
                 rows = self._next_rows()
-                with timer("time/ppo/generate"), autocast(self.policy.device, self.dtype):
-                    sampled = sample_responses(
-                        self.policy.model,
-                        self.tokenizer,
-                        [row["input_ids"] for row in rows],
-                        self.generation,
-                        seed=self.seed,
-                        step=self.step,
-                        batch_size=self.config.batch_size,
-                        value_head=self.policy.v_head if self.policy.critic is None else None,
-                    )
+                with timer("time/ppo/generate"):
+                    sampled = self._sample(rows, self.step)
                 with timer("time/ppo/score"):
-                    raw_scores_B = self._score([row["query"] for row in rows], sampled)
+                    raw_scores_B = self._score(rows, sampled)
             stats = self.learn(sampled, raw_scores_B)
         self.samples = [
             {"query": row["query"], "response": text, "score": score}
@@ -156,17 +147,8 @@ class PPOTrainer:
 
     def evaluate(self) -> Stats:
         """The policy's raw scores on the evaluation prompts."""
-        with autocast(self.policy.device, self.dtype):
-            sampled = sample_responses(
-                self.policy.model,
-                self.tokenizer,
-                [row["input_ids"] for row in self.eval_prompts],
-                self.generation,
-                seed=self.seed,
-                step=EVAL_STREAM,
-                batch_size=self.config.batch_size,
-            )
-        scores = self._score([row["query"] for row in self.eval_prompts], sampled)
+        sampled = self._sample(self.eval_prompts, EVAL_STREAM)
+        scores = self._score(self.eval_prompts, sampled)
         return {
             "eval/mean_scores": float(scores.mean()),
             "eval/std_scores": spread(scores),
@@ -287,8 +269,23 @@ class PPOTrainer:
             rows.append(self.prompts[orders[epoch][g % n]])
         return rows
 
-    def _score(self, queries: list[str], sampled: Responses) -> Tensor:
+    def _sample(self, rows: list[dict], step: int) -> Responses:
+        """A response to each of the rows, with the random numbers of that step."""
+        with autocast(self.policy.device, self.dtype):
+            return sample_responses(
+                self.policy.model,
+                self.tokenizer,
+                [row["input_ids"] for row in rows],
+                self.generation,
+                seed=self.seed,
+                step=step,
+                batch_size=self.config.batch_size,
+                value_head=self.policy.v_head if self.policy.critic is None else None,
+            )
+
+    def _score(self, rows: list[dict], sampled: Responses) -> Tensor:
         """Raw scores (B,), fp32 on the policy's device."""
+        queries = [row["query"] for row in rows]
         scores = torch.tensor([float(s) for s in self.reward(queries, sampled.texts)], dtype=torch.float32)
         if len(scores) != len(queries):
             raise RLHFError(f"the reward returned {len(scores)} scores for {len(queries)} responses")

@@ -63,7 +63,6 @@ def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
 def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str, str]:
     """(query, response) of one row, as the reward of this recipe would see them. Raises DataError for no dialogue."""
     from rlhf_lib.data.dialogue import first_turn, split_dialogue
-    from rlhf_lib.data.prompts import response_limit
 
     query = recipe.data.prompts.query
     if query.kind == "dialogue":
@@ -72,7 +71,7 @@ def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str
         return first_turn(text), text.partition("\n\nAssistant:")[2].partition("\n\nHuman:")[0]
     if query.kind == "text":
         return "", text
-    longest = response_limit(recipe.generation)
+    longest = recipe.generation.response_limit
     words = text.split()
     at, length = query.max - 1, int(rng.integers(min(4, longest), longest + 1))
     return " ".join(words[:at]), " " + " ".join(words[at : at + length])
