@@ -166,7 +166,9 @@ def load_texts(source: PerplexitySet, default: str | None = None, *, seed: int =
 
     `default` is the data set where the source names none. Raises DataError for a missing set or column, or no text.
     """
-    dataset = load_split(source, default=default, key="evaluation.perplexity")
+    # where the set is the prompts' own, theirs is the key to mend
+    key = "evaluation.perplexity" if source.dataset is not None else "data.prompts"
+    dataset = load_split(source, default=default, key=key)
     if source.column not in dataset.column_names:
         raise DataError(
             f"evaluation.perplexity.column: {source.dataset or default} has no column '{source.column}', only "
