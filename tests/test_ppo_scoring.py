@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny_models import EOS, one_thread, tiny_gpt2, tiny_llama, tiny_qwen2  # noqa: F401
 
-from rlhf_lib.ppo import scoring
 from rlhf_lib.ppo.scoring import micro_batches, pack, score_responses, token_logprobs
 
 # Different lengths, one token among them; EOS (which fills the packed rows too) first, last and inside.
@@ -94,22 +93,3 @@ def test_packing_wastes_less_than_padding():
     queries, responses = [[1] * 4] * 200, [[2] * (4 + i % 13) for i in range(200)]
     real = sum(len(q) + len(r) - 1 for q, r in zip(queries, responses, strict=True))
     assert real > 0.9 * pack(queries, responses).input_ids_RL.numel()
-
-
-def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    head = torch.nn.Linear(16, 61, bias=False)
-    targets = torch.randint(61, (10,), generator=generator)
-    start = torch.randn(10, 16, generator=generator)
-
-    def run() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        states = start.clone().requires_grad_()
-        head.zero_grad()
-        logprobs, _ = token_logprobs(states, targets, head, 0.7)
-        (logprobs * torch.arange(10)).sum().backward()
-        return logprobs.detach(), states.grad, head.weight.grad.clone()
-
-    whole = run()
-    monkeypatch.setattr(scoring, "LOGIT_CHUNK", 3)
-    for ours, expected in zip(run(), whole, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)

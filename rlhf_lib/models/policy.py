@@ -123,7 +123,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies of the batch's response tokens: (N,) each. `bottom`: the hidden states from
         which the unfrozen blocks start."""
-        from rlhf_lib.ppo.scoring import token_logprobs
+        from rlhf_lib.ppo.logprobs import token_logprobs
 
         with self._recomputing():
             states = batch.states(self.model, bottom, self.unfrozen_layers)

@@ -8,20 +8,19 @@ runs on the states that predict response tokens alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_lib.models.trunk import given_bottom, run_bottom, trunk_and_head
+from rlhf_lib.ppo.logprobs import token_logprobs
 
 ROW_TOKENS = 64  # rows shorter than this waste matrix-multiply width; longer ones waste attention
-LOGIT_CHUNK = 2048  # tokens whose full-vocabulary logits are alive at a time
 
 
 @dataclass(frozen=True)
@@ -162,42 +161,6 @@ def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[slice]:
             start, total = i, 0
         total += length
     yield slice(start, len(lengths))
-
-
-def token_logprobs(
-    states_ND: Tensor,
-    targets_N: Tensor,
-    head: Callable[[Tensor], Tensor],
-    temperature: float,
-    *,
-    with_entropy: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """log softmax(head(states) / temperature) at the targets, and the entropy (nats, no gradient): both (N,), fp32.
-
-    Never N x V at once: chunks of LOGIT_CHUNK tokens, recomputed in the backward pass when there are several. Without
-    `with_entropy` zeros stand in its place.
-    """
-
-    def chunk(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        normalizer = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normalizer
-        if not with_entropy:
-            return logprobs, torch.zeros_like(logprobs)
-        with torch.no_grad():
-            probabilities = (logits - normalizer[:, None]).exp_()
-            entropy = normalizer - torch.einsum("nv,nv->n", probabilities, logits)
-        return logprobs, entropy
-
-    parts = list(zip(states_ND.split(LOGIT_CHUNK), targets_N.split(LOGIT_CHUNK), strict=True))
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        results = [chunk(*part) for part in parts]
-    else:
-        results = [checkpoint(chunk, *part, use_reentrant=False) for part in parts]
-    logprobs, entropies = zip(*results, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
 
 
 @torch.no_grad()

@@ -30,10 +30,12 @@ from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.advantages import gae, masked_mean, masked_var, token_rewards, whiten
 from rlhf_lib.ppo.faults import Diverged, memory_advice
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
+from rlhf_lib.ppo.logprobs import token_logprobs
 from rlhf_lib.ppo.losses import policy_loss, value_loss
+from rlhf_lib.ppo.memory import keep_freed_memory
 from rlhf_lib.ppo.moments import RunningMoments
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.ppo.scoring import Packed, Padded, arrange, micro_batches, token_logprobs
+from rlhf_lib.ppo.scoring import Packed, Padded, arrange, micro_batches
 from rlhf_lib.ppo.stats import Stats, Timer, rollout_statistics, spread
 from rlhf_lib.recipe import PPO, Generation
 from rlhf_lib.rewards import Reward
@@ -107,6 +109,7 @@ class PPOTrainer:
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=True,
         )
         self.scheduler = get_scheduler(
             "constant_with_warmup" if config.schedule == "constant" else config.schedule,
@@ -114,6 +117,8 @@ class PPOTrainer:
             num_warmup_steps=config.warmup_steps,
             num_training_steps=config.steps,
         )
+        if policy.device.type == "cpu":
+            keep_freed_memory()
         self._check_head()
 
     # ------------------------------------------------------------ the algorithm
