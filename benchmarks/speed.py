@@ -3,7 +3,7 @@
     python benchmarks/speed.py                                  full fine-tuning against TRL's (make bench)
     python benchmarks/speed.py --method lora --steps 3
     python benchmarks/speed.py --method unfrozen                the top two blocks, against our own full fine-tuning
-    python benchmarks/speed.py --precision bf16 --device cuda   where the hardware has it; TRL's side is its default, fp32
+    python benchmarks/speed.py --precision bf16 --device cuda   where there is one; TRL's side is its default, fp32
 
 The two sides are processes that wait for each other, each with its own packages: ours with those of the Python that
 runs this, TRL's with those of --trl (benchmarks/trl_environment.sh makes it). One step of each is for warming up.
@@ -160,7 +160,8 @@ def compare(sides: dict[str, tuple[str, str, str]], folder: Path, args: argparse
     try:
         for step in range(args.steps + 1):
             for name, process in processes.items():
-                assert process.stdin and process.stdout
+                assert process.stdin
+                assert process.stdout
                 process.stdin.write("step\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
@@ -266,8 +267,9 @@ def main() -> None:
     folder = (args.out / args.size).resolve()
     if not (folder / "prompts.json").exists():
         python = sys.executable if args.alone else args.trl  # what the older transformers writes both can read
-        code = f"from pathlib import Path; from benchmarks.workload import prepare; prepare(Path({str(folder)!r}), {args.size!r})"
-        subprocess.run([python, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)})
+        code = "import sys, pathlib, benchmarks.workload as w; w.prepare(pathlib.Path(sys.argv[1]), sys.argv[2])"
+        environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+        subprocess.run([python, "-c", code, str(folder), args.size], check=True, env=environment)
     label = f"ours, {args.method}, {args.precision}"
     sides = {label: (sys.executable, "ours", args.method)}
     if args.method == "unfrozen":
@@ -293,7 +295,8 @@ def main() -> None:
     )
     if "update_gflops" in report:
         print(
-            f"our update: {report['update_tflop']:.2f} TFLOP at {rate:.0f} GFLOP/s, {report['update_share_of_peak']:.0%} of the peak"
+            f"our update: {report['update_tflop']:.2f} TFLOP at {rate:.0f} GFLOP/s, "
+            f"{report['update_share_of_peak']:.0%} of the peak"
         )
     if len(medians) == 2:
         print("\n" + table(medians))

@@ -291,6 +291,9 @@ class PPO(Section):
     micro_batch_tokens: Positive = Field(16384, description="tokens per forward pass; bounds memory, changes no figure")
     ppo_epochs: Positive = 4
     learning_rate: float = Field(1.41e-5, ge=0)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="8bit: a quarter of the memory for its moments, with bitsandbytes"
+    )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -376,6 +379,10 @@ class Registration(Section):
 
 class Compute(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    processes: Positive = Field(1, description="PPO shares its batches between so many processes, one a GPU")
+    accelerate: str | None = Field(
+        None, description="configuration file of Hugging Face Accelerate (FSDP2, DeepSpeed, nodes); null: DDP here"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the device multiplies it natively"
     )
@@ -396,6 +403,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        for name, size in (("batch_size", self.ppo.batch_size), ("mini_batch_size", self.ppo.mini_batch_size)):
+            if size is not None and size % self.compute.processes:
+                raise ValueError(f"ppo.{name} ({size}) must be a multiple of compute.processes")
         if self.data.prompts.dataset is None:
             raise ValueError("data.prompts.dataset is missing: a hub id or a local folder")
         if self.reward.kind == "preference" and self.data.preferences is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,8 +18,8 @@ from rlhf_lib.recipe import Recipe
 from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
 
 if TYPE_CHECKING:
+    from rlhf_lib.ppo.run import Job, Progress
     from rlhf_lib.ppo.stats import Stats
-    from rlhf_lib.ppo.trainer import PPOTrainer
 
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
@@ -33,60 +33,55 @@ def run_ppo(
     Checkpoints lie under a key of everything that decides the run, so the same recipe started again after a crash goes
     on from the last one; they move to the stage's folder when PPO ends.
     """
-    from rlhf_lib.ppo.checkpoint import load_best, resume
     from rlhf_lib.ppo.faults import Diverged
+    from rlhf_lib.ppo.plots import training_curves
+    from rlhf_lib.ppo.run import Job, best_step
 
     settings = recipe.model_dump(
         mode="json", include={"data", "policy", "reward", "generation", "ppo", "compute", "seed"}
     )
-    del settings["ppo"]["micro_batch_tokens"]  # bounds memory alone: after running out of it the run goes on
-    inputs = (policy["fingerprint"], reward["fingerprint"], reward["normalization"], data["fingerprints"])
-    key = content_key(
-        settings,
-        inputs,
-        code_key("ppo", "models", "rewards"),
-    )
+    # these bound memory and share work: a run that they have stopped goes on with others
+    del settings["ppo"]["micro_batch_tokens"], settings["compute"]["processes"], settings["compute"]["accelerate"]
+    constants = reward["normalization"]
+    inputs = (policy["fingerprint"], reward["fingerprint"], constants, data["fingerprints"])
+    key = content_key(settings, inputs, code_key("ppo", "models", "rewards"))
     checkpoints = Path(run.run_dir) / "checkpoints" / key
     with stage("ppo", run) as current:
-        logger = get_run_logger()
         if run.fresh:
             shutil.rmtree(checkpoints, ignore_errors=True)
-        trainer = build_trainer(recipe, policy, reward)
-        history = resume(trainer, checkpoints, key=key)
-        if history:
-            logger.info("ppo: goes on from step %d of an interrupted run", trainer.step)
-            mlflow.set_tag("resumed_at_step", trainer.step)
-            for step, stats in enumerate(history, start=1):
-                current.log_metrics(stats, step=step)
+        job = Job(
+            recipe=recipe,
+            policy=policy["model"],
+            prompts=policy["prompts"],
+            reward=reward["model"],
+            score_constants=(constants["mean"], constants["std"]) if constants else None,
+            folder=str(current.folder),
+            checkpoints=str(checkpoints),
+            key=key,
+        )
         start = time.perf_counter()
         try:
-            history = _train(recipe, trainer, current, history or [], checkpoints, key)
+            history = _follow(job, current)
         except Diverged as error:
             mlflow.log_dict({"message": str(error), "rows": error.rows}, "diverged.json")
             raise
         seconds = time.perf_counter() - start
 
-        if (kept := recipe.ppo.keep_best) is not None and load_best(trainer, checkpoints):
-            best = max(range(len(history)), key=lambda i: history[i].get(kept, -math.inf))
-            logger.info("ppo: step %d is kept, %s %.4g", best + 1, kept, history[best][kept])
-            mlflow.set_tag("best_step", best + 1)
-        folders = {name: current.folder / name for name in ("policy", "reference")}
-        trainer.policy.save_pretrained(folders["policy"], trainer.tokenizer)
-        with trainer.policy.reference() as reference:
-            _save_reference(trainer, reference, policy["model"], folders["reference"])
+        steps = len(history)
+        if (kept := recipe.ppo.keep_best) is not None and (best := best_step(history, kept)) is not None:
+            get_run_logger().info("ppo: step %d is kept, %s %.4g", best, kept, history[best - 1][kept])
+            mlflow.set_tag("best_step", best)
         if checkpoints.exists():
             shutil.move(checkpoints, current.folder / "checkpoints")
         last = history[-5:]
         kl = sum(stats["objective/kl"] for stats in last) / len(last)
-        metrics = {"ppo/steps": trainer.step, "ppo/seconds": seconds, "ppo/final_kl": kl}
+        metrics = {"ppo/steps": steps, "ppo/seconds": seconds, "ppo/final_kl": kl}
         current.log_metrics(metrics)
-        from rlhf_lib.ppo.plots import training_curves
-
         mlflow.log_figure(training_curves(history), "training_curves.png")
         current.record = {
-            "policy": str(folders["policy"]),
-            "reference": str(folders["reference"]),
-            "steps": trainer.step,
+            "policy": str(current.folder / "policy"),
+            "reference": str(current.folder / "reference"),
+            "steps": steps,
             "seconds": seconds,
             "kl": kl,
             "metrics": metrics,
@@ -94,95 +89,46 @@ def run_ppo(
     return current.record
 
 
-def build_trainer(recipe: Recipe, policy: dict[str, Any], reward: dict[str, Any]) -> PPOTrainer:
-    """The trainer that a recipe describes, on the prompts and models of the earlier stages' records."""
-    import torch
-    from datasets import load_from_disk
-
-    from rlhf_lib.models.loading import load_causal_lm, load_tokenizer, pick_device, pick_dtype
-    from rlhf_lib.models.policy import Policy
-    from rlhf_lib.ppo.trainer import PPOTrainer
-    from rlhf_lib.rewards.build import build_reward
-
-    torch.manual_seed(recipe.seed)
-    device = pick_device(recipe.compute)
-    trust = recipe.policy.trust_remote_code
-    model = load_causal_lm(policy["model"], dtype=torch.float32, trust_remote_code=trust)
-    constants = reward["normalization"]
-    held_out = load_from_disk(policy["prompts"]["test"]).to_list()
-    return PPOTrainer(
-        Policy(
-            model,
-            recipe.policy.lora,
-            unfrozen_layers=recipe.policy.unfrozen_layers,
-            critic=recipe.policy.critic == "separate",
-            gradient_checkpointing=recipe.policy.gradient_checkpointing,
-        ).to(device),
-        load_tokenizer(policy["model"], trust_remote_code=trust),
-        build_reward(recipe.reward, reward["model"], device),
-        load_from_disk(policy["prompts"]["train"]).to_list(),
-        recipe.ppo,
-        recipe.generation,
-        seed=recipe.seed,
-        dtype=pick_dtype(recipe.compute, device),
-        score_constants=(constants["mean"], constants["std"]) if constants else (0.0, 1.0),
-        eval_prompts=held_out[: recipe.ppo.eval_prompts] if recipe.ppo.eval_every else None,
-    )
-
-
-def _train(
-    recipe: Recipe, trainer: PPOTrainer, current: Stage, history: list[Stats], checkpoints: Path, key: str
-) -> list[Stats]:
+def _follow(job: Job, current: Stage) -> list[Stats]:
+    """Run the job to its end, telling MLflow, the terminal and Prefect of each step as it is done."""
     from tqdm import tqdm
 
-    from rlhf_lib.ppo.checkpoint import save_best, save_checkpoint
-    from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+    from rlhf_lib.ppo.run import perform
 
-    def save() -> None:
-        save_checkpoint(trainer, checkpoints, key=key, history=history, keep=recipe.ppo.keep_checkpoints)
-
-    steps = recipe.ppo.steps
+    logger, steps = get_run_logger(), job.recipe.ppo.steps
+    history: list[Stats] = []
+    resumed = 0
     progress: UUID = create_progress_artifact(  # type: ignore[assignment]
-        progress=0.0, key="ppo-progress", description=f"PPO of {recipe.name}"
+        progress=0.0, key="ppo-progress", description=f"PPO of {job.recipe.name}"
     )
     updated = time.monotonic()
     with (
-        boundary_on_sigterm(trainer, save),
-        tqdm(total=steps, initial=trainer.step, desc="ppo", unit="step", dynamic_ncols=True, disable=None) as bar,
+        closing(perform(job)) as done,  # type: ignore[type-var]
+        tqdm(total=steps, desc="ppo", unit="step", dynamic_ncols=True, disable=None) as bar,
     ):
-        for stats in trainer.train():
-            history.append(stats)
-            current.log_metrics(stats, step=trainer.step)
+        for event in done:
+            history.append(event.stats)
+            current.log_metrics(event.stats, step=event.step)
             bar.update()
-            bar.set_postfix(score=f"{stats['ppo/mean_scores']:.3f}", kl=f"{stats['objective/kl']:.2f}")
+            bar.set_postfix(score=f"{event.stats['ppo/mean_scores']:.3f}", kl=f"{event.stats['objective/kl']:.2f}")
+            if event.resumed:
+                resumed = event.step
+                continue
+            if resumed:
+                logger.info("ppo: goes on from step %d of an interrupted run", resumed)
+                mlflow.set_tag("resumed_at_step", resumed)
+                resumed = 0
             if time.monotonic() - updated > PROGRESS_EVERY:
-                update_progress_artifact(progress, progress=100.0 * trainer.step / steps)
+                update_progress_artifact(progress, progress=100.0 * event.step / steps)
                 updated = time.monotonic()
-            kept = recipe.ppo.keep_best
-            if kept in stats and all(stats[kept] > past.get(kept, -math.inf) for past in history[:-1]):
-                save_best(trainer, checkpoints)
-            if trainer.step % recipe.ppo.sample_every == 0 or trainer.step in (1, steps):
-                _log_samples(trainer, recipe.ppo.samples)
-            every = recipe.ppo.checkpoint_every
-            if every and trainer.step % every == 0 and trainer.step < steps:
-                save()
+            if event.samples:
+                _log_samples(event)
     update_progress_artifact(progress, progress=100.0)
-    if trainer.step < steps:
-        get_run_logger().info("ppo: stopped at step %d, the mean score reached its threshold", trainer.step)
+    if len(history) < steps:
+        logger.info("ppo: stopped at step %d, the mean score reached its threshold", len(history))
     return history
 
 
-def _log_samples(trainer: PPOTrainer, count: int) -> None:
-    rows = trainer.samples[:count]
-    table = {"step": [trainer.step] * len(rows)} | {k: [row[k] for row in rows] for k in ("query", "response", "score")}
-    mlflow.log_table(table, "samples.json")
-
-
-def _save_reference(trainer: PPOTrainer, reference: Any, source: str, folder: Path) -> None:
-    """The reference as an ordinary model folder; under an adapter the base is loaded anew, free of its layers."""
-    if trainer.policy.adapted is not None:
-        from rlhf_lib.models.loading import load_causal_lm
-
-        reference = load_causal_lm(source)
-    reference.save_pretrained(folder)
-    trainer.tokenizer.save_pretrained(folder)
+def _log_samples(event: Progress) -> None:
+    columns = {key: [row[key] for row in event.samples] for key in ("query", "response", "score")}
+    mlflow.log_table({"step": [event.step] * len(event.samples)} | columns, "samples.json")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe import Recipe
 from tasks.registry import resolve_model
 
@@ -13,9 +16,13 @@ def preflight(recipe: Recipe) -> Recipe:
     """
     from rlhf_lib.evaluation.perplexity import load_texts
     from rlhf_lib.models.loading import load_config, load_tokenizer, pick_device
+    from rlhf_lib.ppo.optimizer import check_optimizer
     from rlhf_lib.rewards.build import check_reward
 
     pick_device(recipe.compute)
+    check_optimizer(recipe.ppo)
+    if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
+        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: there is no such file")
     recipe = recipe.model_copy(deep=True)
     for section in (recipe.policy, recipe.reward):
         if section.model is not None:

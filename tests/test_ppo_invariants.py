@@ -16,8 +16,8 @@ from tiny_models import (
     weights,
 )
 
+from rlhf_lib.ppo.rollout import sampling_agrees
 from rlhf_lib.ppo.scoring import score_responses
-from rlhf_lib.ppo.trainer import sampling_agrees
 from rlhf_lib.recipe import Lora
 
 LORA = Lora(r=4, alpha=8)

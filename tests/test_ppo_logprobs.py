@@ -40,11 +40,12 @@ def by_autograd(head: nn.Linear):
 
 
 def test_by_hand():
-    """A head of zeros is uniform: log-prob -ln V, entropy ln V; one logit ln 3 above the rest has V + 2 parts, 3 its own."""
+    """A head of zeros is uniform: log-prob -ln V, entropy ln V; a logit of ln 3 among them takes 3 of V + 2 parts."""
     head = nn.Linear(2, 4, bias=False)
     nn.init.zeros_(head.weight)
     flat, entropy = token_logprobs(torch.ones(1, 2), torch.tensor([1]), head, 1.0)
-    assert float(flat) == pytest.approx(-math.log(4)) and float(entropy) == pytest.approx(math.log(4))
+    assert float(flat) == pytest.approx(-math.log(4))
+    assert float(entropy) == pytest.approx(math.log(4))
     head.weight.data[1, 0] = math.log(3)
     raised, _ = token_logprobs(torch.ones(1, 2), torch.tensor([1]), head, 1.0)
     assert float(raised) == pytest.approx(math.log(3 / 6))

@@ -13,6 +13,7 @@ from huggingface_hub.constants import is_offline_mode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -67,6 +68,13 @@ def load_causal_lm(name: str, dtype: torch.dtype | None = None, trust_remote_cod
     Raises ModelError if it is absent or no causal language model.
     """
     return _load(AutoModelForCausalLM, "causal language model", name, dtype, trust_remote_code)
+
+
+def load_policy(name: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The language model of a hub id or folder, causal or seq2seq as its configuration says; the rest as above."""
+    if load_config(name, trust_remote_code).is_encoder_decoder:
+        return _load(AutoModelForSeq2SeqLM, "seq2seq language model", name, dtype, trust_remote_code)
+    return load_causal_lm(name, dtype, trust_remote_code)
 
 
 def load_classifier(

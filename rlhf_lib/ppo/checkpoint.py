@@ -29,18 +29,39 @@ BEST = "best.safetensors"
 
 def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: list[Stats], keep: int = 2) -> Path:
     """Write the trainer's state at its step boundary, then drop all but the `keep` newest checkpoints. A good one of
-    this step stays as it is: it can only be the same."""
-    folder.mkdir(parents=True, exist_ok=True)
+    this step stays as it is: it can only be the same. Of several processes all must call it, and the first writes."""
+    random_now = trainer.processes.gather([random_states()])
+    weights, optimizer = _weights(trainer), trainer.optimizer.state_dict()
     final = folder / f"step-{trainer.step:06d}"
+    if trainer.processes.main:
+        _write(trainer, final, weights, optimizer, random_now, key=key, history=history)
+        for old in checkpoints(folder)[keep:]:
+            shutil.rmtree(old)
+    trainer.processes.wait()
+    return final
+
+
+def _write(
+    trainer: PPOTrainer,
+    final: Path,
+    weights: dict[str, torch.Tensor],
+    optimizer: dict[str, Any],
+    random_now: list[dict[str, Any]],
+    *,
+    key: str,
+    history: list[Stats],
+) -> None:
+    folder = final.parent
+    folder.mkdir(parents=True, exist_ok=True)
     if final.exists() and _fault(final, key) is None:
-        return final
+        return
     scratch = folder / f".{final.name}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    save_file(_weights(trainer), scratch / "policy.safetensors")
+    save_file(weights, scratch / "policy.safetensors")
     torch.save(
         {
-            "optimizer": trainer.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scheduler": trainer.scheduler.state_dict(),
         },
         scratch / "optimizer.pt",
@@ -51,7 +72,7 @@ def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: lis
         "moments": vars(trainer.moments),
         "reuse_sampled": trainer.reuse_sampled,
         "stopped": trainer.stopped,
-        "random": random_states(),
+        "random": random_now,  # of each process
         "history": history,
     }
     (scratch / "state.json").write_text(json.dumps(state))
@@ -62,9 +83,6 @@ def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: lis
     shutil.rmtree(final, ignore_errors=True)
     scratch.rename(final)
     _sync(folder)
-    for old in checkpoints(folder)[keep:]:
-        shutil.rmtree(old)
-    return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -96,7 +114,10 @@ def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
     vars(trainer.moments).update(state["moments"])
     trainer.reuse_sampled = state["reuse_sampled"]
     trainer.stopped = state["stopped"]
-    set_random_states(state["random"])
+    if len(state["random"]) == trainer.processes.count:
+        set_random_states(state["random"][trainer.processes.rank])
+    else:  # another number of processes: nothing to go on with
+        torch.manual_seed(hash((trainer.seed, trainer.step, trainer.processes.rank)) % 2**63)
     return state["history"]
 
 
@@ -122,9 +143,12 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 def save_best(trainer: PPOTrainer, folder: Path) -> None:
     """Keep what has been learned so far as the best; replaces the one before at once."""
+    weights = _weights(trainer)
+    if not trainer.processes.main:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / ".best.tmp"
-    save_file(_weights(trainer), scratch)
+    save_file(weights, scratch)
     _sync(scratch)
     scratch.replace(folder / BEST)
 

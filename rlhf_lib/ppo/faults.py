@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +21,17 @@ _NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 class Diverged(RLHFError):
     """The loss or its gradient is no number. `rows` holds the mini-batch at fault; the policy is as before its step."""
 
-    def __init__(self, step: int, loss: float, norm: float, batch: Batch, rows: np.ndarray) -> None:
-        self.rows = [
+    def __init__(self, message: str, rows: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+def diverged(step: int, loss: float, norm: float, batch: Batch, rows: np.ndarray) -> Diverged:
+    """The error that names and holds these rows of the batch."""
+    return Diverged(
+        f"PPO diverged at step {step}: the loss is {loss}, its gradient's norm {norm}; rows {rows.tolist()} of the "
+        "batch are at fault. Lower ppo.learning_rate, or set ppo.max_grad_norm and ppo.clip_scores",
+        [
             {
                 "query_ids": list(batch.queries[i]),
                 "response_ids": list(batch.responses[i]),
@@ -30,11 +39,8 @@ class Diverged(RLHFError):
                 "advantages": batch.advantages_BT[i].tolist(),
             }
             for i in rows
-        ]
-        super().__init__(
-            f"PPO diverged at step {step}: the loss is {loss}, its gradient's norm {norm}; rows {rows.tolist()} of the "
-            "batch are at fault. Lower ppo.learning_rate, or set ppo.max_grad_norm and ppo.clip_scores"
-        )
+        ],
+    )
 
 
 class OutOfMemory(RLHFError):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlhf_lib.ppo.checkpoint import random_states, set_random_states
+from rlhf_lib.ppo.parallel import Processes
 from rlhf_lib.ppo.trainer import PPOTrainer
 
 
@@ -25,7 +26,8 @@ class Abandoned(BaseException):
 class Window:
     """`with window():` round the part of a step in which nothing learns."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
         self.requested = self.open = False
         self.boundary: dict[str, Any] = random_states()  # a reward may have drawn since
 
@@ -34,7 +36,8 @@ class Window:
         self.boundary = random_states()
         self.open = True
         try:
-            if self.requested:
+            if self.processes.any(self.requested):
+                self.requested = True
                 raise Abandoned
             yield
         finally:
@@ -43,7 +46,7 @@ class Window:
     def on_signal(self, *_: Any) -> None:
         """Abandon the step inside the window, at once; elsewhere when it next opens."""
         first, self.requested = not self.requested, True
-        if first and self.open:
+        if first and self.open and self.processes.count == 1:  # of several, all must leave at the same place
             raise Abandoned
 
 
@@ -59,7 +62,7 @@ def boundary_on_sigterm(trainer: PPOTrainer, save: Callable[[], object]) -> Iter
     if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
         yield
         return
-    window = Window()
+    window = Window(trainer.processes)
     trainer.rollout_window = window
     signal.signal(signal.SIGTERM, window.on_signal)
     try:

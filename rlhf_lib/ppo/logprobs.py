@@ -31,17 +31,15 @@ def token_logprobs(
     Chunks of LOGITS_ALIVE are recomputed in the backward pass where there are several. Without `with_entropy` zeros
     stand in its place. A head that is no plain linear layer (an adapter on it, scaled states) takes autograd's path.
     """
-    if type(head) is nn.Linear:
-        chunk, width = _linear_chunk, head.out_features
-    else:
-        chunk, width = _any_chunk, 2**16
+    plain = type(head) is nn.Linear
+    chunk: Callable[..., tuple[Tensor, Tensor]] = _linear_chunk if plain else _any_chunk
+    width = getattr(head, "out_features", 2**16)
     rows = max(1, LOGITS_ALIVE // width)
     parts = list(zip(states_ND.split(rows), targets_N.split(rows), strict=True))
-    rest = (head, temperature, with_entropy)
     if len(parts) == 1 or not torch.is_grad_enabled():
-        results = [chunk(*part, *rest) for part in parts]
+        results = [chunk(*part, head, temperature, with_entropy) for part in parts]
     else:
-        results = [checkpoint(chunk, *part, *rest, use_reentrant=False) for part in parts]
+        results = [checkpoint(chunk, *part, head, temperature, with_entropy, use_reentrant=False) for part in parts]
     logprobs, entropies = zip(*results, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 

@@ -9,9 +9,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, instead of handing large blocks back to the system, which clears every page of
-    them when they are next asked for: a fifth of a step of GPT-2 on a CPU (docs/log.md). glibc's malloc alone; False
-    elsewhere. It holds for the whole process, whose size then stays near its peak.
+    """Let the process keep what it frees, instead of handing large blocks back to the system, which clears every page
+    of them when they are next asked for: a fifth of a step of GPT-2 on a CPU (docs/log.md). glibc's malloc alone;
+    False elsewhere. It holds for the whole process, whose size then stays near its peak.
     """
     if sys.platform != "linux":
         return False

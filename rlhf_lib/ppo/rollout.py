@@ -6,6 +6,7 @@ however many processes there are. Rows that have ended leave the batch together 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.decoding import decoding
 from rlhf_lib.recipe import Generation
 
+logger = logging.getLogger(__name__)
 COMPACT_BELOW = 0.8  # share of live rows under which copying the cache costs less than carrying dead rows
 
 
@@ -163,3 +165,29 @@ def _draw(logits_BV: Tensor, uniform_B: Tensor, greedy: bool) -> Tensor:
 def _stops(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: str) -> bool:
     """Whether the text just completed holds the stop text; a stop text of n characters spans at most n + 1 tokens."""
     return stop in tokenizer.decode(tokens[-(len(stop.encode()) + 1) :])
+
+
+def prompt_order(prompts: int, first: int, count: int, *, seed: int) -> list[int]:
+    """Places first to first + count - 1 of an endless sequence of permutations of so many prompts."""
+    orders: dict[int, np.ndarray] = {}
+    for epoch in range(first // prompts, (first + count - 1) // prompts + 1):
+        orders[epoch] = np.random.default_rng([seed, 1, epoch]).permutation(prompts)
+    return [int(orders[g // prompts][g % prompts]) for g in range(first, first + count)]
+
+
+def sampling_agrees(drift_N: Tensor, dtype: torch.dtype) -> bool:
+    """Whether log-probs kept from sampling may stand for a scoring pass: `drift` is their difference per token. Warns
+    where they may not.
+
+    fp32: within 1e-4. bf16 never: its kernels differ by an rms near 0.01, and since the KL must subtract passes of the
+    same kind, the policy's scoring pass is needed anyway and gives the old log-probs for nothing.
+    """
+    if dtype == torch.float32 and bool(drift_N.abs().max() <= 1e-4):
+        return True
+    rms, mean, largest = float(drift_N.square().mean().sqrt()), float(drift_N.mean()), float(drift_N.abs().max())
+    logger.warning(
+        "log-probs kept from sampling differ from a scoring pass (rms %.2g, mean %.2g, largest %.2g): they are "
+        "recomputed from here on",
+        *(rms, mean, largest),
+    )
+    return False

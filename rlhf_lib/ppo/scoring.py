@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lib.errors import ModelError
 from rlhf_lib.models.trunk import given_bottom, run_bottom, trunk_and_head
 from rlhf_lib.ppo.logprobs import token_logprobs
 
@@ -182,3 +183,19 @@ def score_responses(
             token_logprobs(batch.states(model), batch.targets_N, head, temperature, with_entropy=False)[0].cpu()
         )
     return list(torch.cat(flat).split([len(r) for r in response_ids]))
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """The head on the trunk's states must be the model's own logits: some architectures scale or cap them after it.
+
+    Tried on the token ids given. Raises ModelError.
+    """
+    batch = arrange(model, [ids], [ids])
+    _, head = trunk_and_head(model)
+    if isinstance(batch, Padded):
+        theirs = model(input_ids=batch.query_ids_BS, decoder_input_ids=batch.decoder_ids_BT).logits[0]
+    else:
+        theirs = model(input_ids=batch.input_ids_RL).logits[0, -len(ids) :]
+    if not torch.allclose(head(batch.states(model)), theirs, atol=1e-3):
+        raise ModelError(f"{type(model).__name__} changes its logits after the head, which PPO here doesn't reproduce")

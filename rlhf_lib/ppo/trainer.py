@@ -11,36 +11,40 @@ of the caller's live with the caller. What differs from TRL 0.11 on purpose is l
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
-from rlhf_lib.errors import ModelError, RLHFError
+from rlhf_lib.errors import RLHFError
 from rlhf_lib.models.policy import Policy, autocast
 from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.advantages import gae, masked_mean, masked_var, token_rewards, whiten
-from rlhf_lib.ppo.faults import Diverged, memory_advice
+from rlhf_lib.ppo.faults import diverged, memory_advice
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_lib.ppo.logprobs import token_logprobs
 from rlhf_lib.ppo.losses import policy_loss, value_loss
 from rlhf_lib.ppo.memory import keep_freed_memory
-from rlhf_lib.ppo.moments import RunningMoments
-from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.ppo.scoring import Packed, Padded, arrange, micro_batches
+from rlhf_lib.ppo.moments import RunningMoments, shape_scores
+from rlhf_lib.ppo.optimizer import build_optimizer
+from rlhf_lib.ppo.parallel import Processes, divide
+from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
+from rlhf_lib.ppo.scoring import Packed, Padded, arrange, check_head, micro_batches
 from rlhf_lib.ppo.stats import Stats, Timer, rollout_statistics, spread
 from rlhf_lib.recipe import PPO, Generation
-from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards import Reward, checked_scores
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 EVAL_STREAM = 2**31 - 1  # the step whose random numbers evaluations draw: no training step's
 
 
@@ -67,6 +71,7 @@ class PPOTrainer:
     run through a fresh permutation of them an epoch. After each step, `samples` holds that batch's texts and scores.
     `score_constants` (mean, std) normalise the scores for PPO; statistics of scores stay in raw units. `eval_prompts`,
     rows like the others, are answered and scored every `config.eval_every` steps, always with the same random numbers.
+    With an `accelerator` all its processes, each with the same arguments, share the work of one run (ppo/parallel.py).
 
     Raises RLHFError where the policy's architecture, a query or a score can't be worked with.
     """
@@ -84,6 +89,7 @@ class PPOTrainer:
         dtype: torch.dtype = torch.float32,
         score_constants: tuple[float, float] = (0.0, 1.0),
         eval_prompts: list[dict] | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         if not prompts:
             raise RLHFError("PPO has no prompts: the data set is empty after its filters")
@@ -92,6 +98,8 @@ class PPOTrainer:
         self.policy, self.tokenizer, self.reward, self.prompts = policy, tokenizer, reward, prompts
         self.config, self.generation, self.seed, self.dtype = config, generation, seed, dtype
         self.score_constants, self.eval_prompts = score_constants, eval_prompts or []
+        self.processes = Processes(accelerator)
+        self.processes.check(batch_size=config.batch_size, mini_batch_size=config.mini_batch_size)
         self.step = 0
         self.stopped = False  # by the threshold
         self.rollout_window: Callable[[], AbstractContextManager] = nullcontext  # see ppo/interrupt.py
@@ -103,14 +111,8 @@ class PPOTrainer:
             if config.kl_controller == "adaptive"
             else FixedKL(config.kl_coef)
         )
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        check_head(policy.model, prompts[0]["input_ids"])
+        self.learner, self.optimizer = self.processes.prepare(policy, build_optimizer(policy.trainable(), config))
         self.scheduler = get_scheduler(
             "constant_with_warmup" if config.schedule == "constant" else config.schedule,
             self.optimizer,
@@ -119,7 +121,6 @@ class PPOTrainer:
         )
         if policy.device.type == "cpu":
             keep_freed_memory()
-        self._check_head()
 
     # ------------------------------------------------------------ the algorithm
 
@@ -169,7 +170,14 @@ class PPOTrainer:
         with timer("time/ppo/forward_pass"), advice():
             batch = self._evaluate(sampled)
         with timer("time/ppo/compute_advantages"):
-            scores_B = self._shape_scores(raw_scores_B, sampled.ended)
+            scores_B = shape_scores(
+                raw_scores_B,
+                sampled.ended,
+                self.config,
+                constants=self.score_constants,
+                moments=self.moments,
+                missing_eos_penalty=self.generation.missing_eos_penalty,
+            )
             reward_kl = batch.kl_BT if self.config.kl_in == "reward" else torch.zeros_like(batch.kl_BT)
             penalty_BT = self.kl_controller.value * reward_kl
             rewards_BT = token_rewards(scores_B, penalty_BT, batch.mask_BT)
@@ -214,27 +222,28 @@ class PPOTrainer:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=mask_BT.device))
         self.optimizer.zero_grad(set_to_none=True)
         lengths = [len(batch.queries[i]) + len(batch.responses[i]) for i in rows]
-        for part in micro_batches(lengths, config.micro_batch_tokens):
-            micro = rows[part]
+        parts = divide(rows, lengths, self.processes.count, config.micro_batch_tokens)[self.processes.rank]
+        for number, micro in enumerate(parts, start=1):
             mask = batch.mask_BT[micro].bool()
             flat = {
                 name: getattr(batch, f"{name}_BT")[micro][mask]
                 for name in ("logprobs", "values", "ref_logprobs", "advantages", "returns")
             }
-            with autocast(self.policy.device, self.dtype):
-                logprobs, values, entropy = self._forward(batch, micro)
-            policy, policy_sums = policy_loss(
-                logprobs, flat["logprobs"], flat["advantages"], cliprange=config.cliprange
-            )
-            value, value_sums = value_loss(
-                values, flat["values"], flat["returns"], cliprange_value=config.cliprange_value
-            )
-            loss = policy + config.vf_coef * value
-            if config.kl_in == "loss":
-                kl = kl_estimate(logprobs, flat["ref_logprobs"], config.kl_estimator).sum()
-                loss = loss + self.kl_controller.value * kl
-                sums["ppo/loss/kl"] += kl.detach()
-            (loss / tokens).backward()
+            with self.processes.accumulating(self.learner, last=number == len(parts)):
+                with autocast(self.policy.device, self.dtype):
+                    logprobs, values, entropy = self._forward(batch, micro, self.learner)
+                policy, policy_sums = policy_loss(
+                    logprobs, flat["logprobs"], flat["advantages"], cliprange=config.cliprange
+                )
+                value, value_sums = value_loss(
+                    values, flat["values"], flat["returns"], cliprange_value=config.cliprange_value
+                )
+                loss = policy + config.vf_coef * value
+                if config.kl_in == "loss":
+                    kl = kl_estimate(logprobs, flat["ref_logprobs"], config.kl_estimator).sum()
+                    loss = loss + self.kl_controller.value * kl
+                    sums["ppo/loss/kl"] += kl.detach()
+                self.processes.backward(loss / tokens)
             sums["ppo/loss/policy"] += policy.detach()
             sums["ppo/loss/value"] += value.detach()
             sums["ppo/loss/total"] += loss.detach()
@@ -243,14 +252,15 @@ class PPOTrainer:
                 sums[f"ppo/policy/{name}"] += total
             for name, total in value_sums.items():
                 sums[f"ppo/val/{name}"] += total
-        stats = {name: total / tokens for name, total in sums.items()}
+        totals = self.processes.sum(torch.stack([*sums.values()]))
+        stats = dict(zip(sums, totals / tokens, strict=True))
         stats["ppo/policy/skipped"] = torch.zeros((), device=mask_BT.device)
         if config.ratio_threshold is not None and stats["ppo/policy/ratio"] > config.ratio_threshold:
             stats["ppo/policy/skipped"] += 1  # the policy has run away from its samples: their gradient means nothing
         else:
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), config.max_grad_norm or float("inf"))
+            norm = self.processes.clip(self.policy.trainable(), config.max_grad_norm or float("inf"))
             if not norm.isfinite():
-                raise Diverged(self.step, float(stats["ppo/loss/total"]), float(norm), batch, rows)
+                raise diverged(self.step, float(stats["ppo/loss/total"]), float(norm), batch, rows)
             stats["ppo/grad_norm"] = norm
             self.optimizer.step()
         returns_BT, advantages_BT = batch.returns_BT[rows], batch.advantages_BT[rows]
@@ -264,58 +274,33 @@ class PPOTrainer:
     # ------------------------------------------------------------ its parts
 
     def _next_rows(self) -> list[dict]:
-        """The step's prompts: a position in an endless sequence of permutations, so the step alone is the cursor."""
-        first, n = self.step * self.config.batch_size, len(self.prompts)
-        rows, orders = [], {}
-        for g in range(first, first + self.config.batch_size):
-            epoch = g // n
-            if epoch not in orders:
-                orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(n)
-            rows.append(self.prompts[orders[epoch][g % n]])
-        return rows
+        """The step's prompts; the step alone is the cursor."""
+        size = self.config.batch_size
+        return [self.prompts[i] for i in prompt_order(len(self.prompts), self.step * size, size, seed=self.seed)]
 
     def _sample(self, rows: list[dict], step: int) -> Responses:
         """A response to each of the rows, with the random numbers of that step."""
-        with autocast(self.policy.device, self.dtype):
-            return sample_responses(
+        share = self.processes.share(len(rows))
+        with self.processes.whole(self.policy), autocast(self.policy.device, self.dtype):
+            sampled = sample_responses(
                 self.policy.model,
                 self.tokenizer,
-                [row["input_ids"] for row in rows],
+                [row["input_ids"] for row in rows[share]],
                 self.generation,
                 seed=self.seed,
                 step=step,
+                first_row=share.start,
                 batch_size=self.config.batch_size,
                 value_head=self.policy.v_head if self.policy.critic is None else None,
             )
+        return Responses(*(self.processes.gather(column) for column in vars(sampled).values()))
 
     def _score(self, rows: list[dict], sampled: Responses) -> Tensor:
         """Raw scores (B,), fp32 on the policy's device."""
-        queries = [row["query"] for row in rows]
-        scores = torch.tensor([float(s) for s in self.reward(queries, sampled.texts)], dtype=torch.float32)
-        if len(scores) != len(queries):
-            raise RLHFError(f"the reward returned {len(scores)} scores for {len(queries)} responses")
-        if not torch.isfinite(scores).all():
-            bad = int((~torch.isfinite(scores)).nonzero()[0])
-            raise RLHFError(
-                f"the reward gave {scores[bad]} at step {self.step} for the query {queries[bad]!r} with the response "
-                f"{sampled.texts[bad]!r}: mend the reward, PPO can't learn from it"
-            )
-        return scores.to(self.policy.device)
-
-    def _shape_scores(self, raw_B: Tensor, ended: list[bool]) -> Tensor:
-        """What PPO is paid: normalised, scaled by running moments, clipped, less the penalty for a missing EOS."""
-        mean, std = self.score_constants
-        scores_B = (raw_B - mean) / std
-        if self.config.scale_scores:
-            self.moments.update(scores_B)
-            scores_B = scores_B - self.moments.mean if self.config.normalize_scores else scores_B
-            scores_B = scores_B / (self.moments.std + 1e-8)
-        if self.config.clip_scores is not None:
-            scores_B = scores_B.clamp(-self.config.clip_scores, self.config.clip_scores)
-        if self.generation.missing_eos_penalty is not None:
-            cut_B = torch.tensor([not e for e in ended], device=scores_B.device)
-            scores_B = scores_B - self.generation.missing_eos_penalty * cut_B
-        return scores_B
+        share = self.processes.share(len(rows))
+        queries, texts = [row["query"] for row in rows], sampled.texts
+        scores = self.processes.gather([float(s) for s in self.reward(queries[share], texts[share])])
+        return checked_scores(scores, queries, texts, f"at step {self.step}").float().to(self.policy.device)
 
     @torch.no_grad()
     def _evaluate(self, sampled: Responses) -> Batch:
@@ -327,28 +312,21 @@ class PPOTrainer:
         nothing = torch.empty(0)
         batch = Batch(queries, responses, mask_BT, nothing, nothing, nothing, nothing)
 
-        with autocast(device, self.dtype):
+        with self.processes.whole(self.policy), autocast(device, self.dtype):
             if self.policy.shares_bottom:
                 batch.bottom = self._run_bottom(batch)
             batch.ref_logprobs_BT = self._spread(self._reference_logprobs(batch), mask_BT)
-        if self.reuse_sampled and sampled.logprobs and self.policy.critic is None:
+            reused = self.reuse_sampled and sampled.logprobs and self.policy.critic is None
+            if not reused:
+                parts = [self._forward(batch, rows, self.policy) for rows in self._parts(batch)]
+                logprobs, values, _ = (self._gather(part) for part in zip(*parts, strict=True))
+        if reused:
             batch.logprobs_BT = pad_sequence(sampled.logprobs, batch_first=True).to(device)
             batch.values_BT = pad_sequence(sampled.values, batch_first=True).to(device)
         else:
-            with autocast(device, self.dtype):
-                parts = [self._forward(batch, rows) for rows in self._parts(batch)]
-            logprobs, values, _ = (torch.cat(part) for part in zip(*parts, strict=True))
             batch.logprobs_BT, batch.values_BT = self._spread(logprobs, mask_BT), self._spread(values, mask_BT)
             if self.reuse_sampled is None and sampled.logprobs:
-                drift = torch.cat(sampled.logprobs) - logprobs.cpu()
-                self.reuse_sampled = sampling_agrees(drift, self.dtype)
-                if not self.reuse_sampled:
-                    rms, mean = float(drift.square().mean().sqrt()), float(drift.mean())
-                    logger.warning(
-                        "log-probs kept from sampling differ from a scoring pass (rms %.2g, mean %.2g, largest %.2g): "
-                        "they are recomputed from here on",
-                        *(rms, mean, float(drift.abs().max())),
-                    )
+                self.reuse_sampled = sampling_agrees(torch.cat(sampled.logprobs) - logprobs.cpu(), self.dtype)
         batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
         return batch
 
@@ -361,7 +339,7 @@ class PPOTrainer:
             assert isinstance(arranged, Packed)
             lengths = [len(batch.queries[i]) + len(batch.responses[i]) - 1 for i in rows]
             states += arranged.run_bottom(self.policy.model, top).split(lengths)
-        return states
+        return [state.to(self.policy.device) for state in self.processes.gather(states)]
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         parts = []
@@ -372,19 +350,25 @@ class PPOTrainer:
                 states = arranged.states(reference, self._bottom(batch, rows), self.policy.unfrozen_layers)
                 temperature = self.generation.temperature
                 parts.append(token_logprobs(states, arranged.targets_N, head, temperature, with_entropy=False)[0])
-        return torch.cat(parts)
+        return self._gather(parts)
 
-    def _forward(self, batch: Batch, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, batch: Batch, rows: np.ndarray, policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
-        return self.policy(self._arrange(batch, rows), self.generation.temperature, self._bottom(batch, rows))
+        return policy(self._arrange(batch, rows), self.generation.temperature, self._bottom(batch, rows))
 
     def _arrange(self, batch: Batch, rows: np.ndarray) -> Packed | Padded:
         return arrange(self.policy.model, [batch.queries[i] for i in rows], [batch.responses[i] for i in rows])
 
     def _parts(self, batch: Batch) -> Iterator[np.ndarray]:
-        lengths = [len(q) + len(r) for q, r in zip(batch.queries, batch.responses, strict=True)]
-        rows = np.arange(len(lengths))
+        """Micro-batches of this process's share of the batch."""
+        share = self.processes.share(len(batch.queries))
+        lengths = [len(q) + len(r) for q, r in zip(batch.queries[share], batch.responses[share], strict=True)]
+        rows = np.arange(share.start, share.stop)
         return (rows[part] for part in micro_batches(lengths, self.config.micro_batch_tokens))
+
+    def _gather(self, parts: Sequence[Tensor]) -> Tensor:
+        """Flat figures of this process's share to those of the whole batch."""
+        return torch.cat(self.processes.gather([torch.cat([*parts])])).to(self.policy.device)
 
     @staticmethod
     def _bottom(batch: Batch, rows: np.ndarray) -> Tensor | None:
@@ -394,21 +378,6 @@ class PPOTrainer:
     def _spread(flat_N: Tensor, mask_BT: Tensor) -> Tensor:
         """Flat response tokens to (B, T), zeros off the mask."""
         return torch.zeros_like(mask_BT).masked_scatter_(mask_BT.bool(), flat_N)
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """The head on the trunk's states must be the model's own logits; some architectures scale or cap them after."""
-        model, ids = self.policy.model, list(self.prompts[0]["input_ids"])
-        batch = arrange(model, [ids], [ids])
-        _, head = trunk_and_head(model)
-        if isinstance(batch, Padded):
-            theirs = model(input_ids=batch.query_ids_BS, decoder_input_ids=batch.decoder_ids_BT).logits[0]
-        else:
-            theirs = model(input_ids=batch.input_ids_RL).logits[0, -len(ids) :]
-        if not torch.allclose(head(batch.states(model)), theirs, atol=1e-3):
-            raise ModelError(
-                f"{type(model).__name__} changes its logits after the head, which PPO here doesn't reproduce"
-            )
 
     def _statistics(
         self, batch: Batch, raw_scores_B: Tensor, scores_B: Tensor, penalty_BT: Tensor, ended: list[bool], update: Stats
@@ -430,12 +399,3 @@ class PPOTrainer:
             "ppo/val/var_explained": 1 - update["ppo/val/error"] / max(update["ppo/returns/var"], 1e-12),
         }
         return stats
-
-
-def sampling_agrees(drift_N: Tensor, dtype: torch.dtype) -> bool:
-    """Whether log-probs kept from sampling may stand for a scoring pass: `drift` is their difference per token.
-
-    fp32: within 1e-4. bf16 never: its kernels differ by an rms near 0.01, and since the KL must subtract passes of the
-    same kind, the policy's scoring pass is needed anyway and gives the old log-probs for nothing.
-    """
-    return dtype == torch.float32 and bool(drift_N.abs().max() <= 1e-4)

@@ -1,6 +1,37 @@
 """Rewards: text in, scores out."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rlhf_lib.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # (queries, responses) -> one score each. A reward sees text, never tokens, and scores a text the same in any batch.
 Reward = Callable[[list[str], list[str]], list[float]]
+
+
+def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:
+    """A reward's answer as a tensor (B,), fp64. `where` tells in the message which reward, or when.
+
+    Raises ModelError unless it is one finite number for each response.
+    """
+    import torch
+
+    try:
+        scores = [float(score) for score in given]
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the reward {where} must give a list of numbers, not {given!r:.80}") from error
+    if len(scores) != len(responses):
+        raise ModelError(f"the reward {where} gave {len(scores)} scores for {len(responses)} responses")
+    scores_B = torch.tensor(scores, dtype=torch.float64)
+    if not scores_B.isfinite().all():
+        bad = int((~scores_B.isfinite()).nonzero()[0])
+        raise ModelError(
+            f"the reward {where} gave {scores[bad]} for the query {queries[bad]!r:.200} with the response "
+            f"{responses[bad]!r:.200}: mend the reward, PPO can't learn from it"
+        )
+    return scores_B

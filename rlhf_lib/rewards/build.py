@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
-from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards import Reward, checked_scores
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 
@@ -106,16 +105,6 @@ def function_reward(path: str) -> Reward:
     function = import_function(path)
 
     def checked(queries: list[str], responses: list[str]) -> list[float]:
-        given = function(queries, responses)
-        try:
-            scores = [float(score) for score in given]
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"reward function {path} must give a list of numbers, not {given!r:.80}") from error
-        if len(scores) != len(responses):
-            raise ModelError(f"reward function {path} gave {len(scores)} scores for {len(responses)} responses")
-        for i, score in enumerate(scores):
-            if not math.isfinite(score):
-                raise ModelError(f"reward function {path} gave {score} for response {responses[i]!r:.80}")
-        return scores
+        return checked_scores(function(queries, responses), queries, responses, f"function {path}").tolist()
 
     return checked

@@ -121,7 +121,7 @@ class PPOTrainer:
             dtype=torch.bfloat16 if bf16 else torch.float32,
         )
         if optimizer is not None:
-            self.engine.optimizer = optimizer  # type: ignore[assignment]
+            self.engine.optimizer = optimizer
             self.engine.scheduler = get_scheduler("constant", optimizer)
         if lr_scheduler is not None:
             self.engine.scheduler = lr_scheduler

@@ -1,0 +1,42 @@
+"""The optimizers that PPO learns with."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rlhf_lib.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rlhf_lib.recipe import PPO
+
+
+def build_optimizer(parameters: list[nn.Parameter], config: PPO) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' with moments of 8 bits (paged: moved to the host where a GPU's memory runs short).
+
+    Raises RecipeError where bitsandbytes is wanted and not installed.
+    """
+    check_optimizer(config)
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    import bitsandbytes
+
+    kind = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[config.optimizer]
+    return getattr(bitsandbytes.optim, kind)(parameters, **settings)
+
+
+def check_optimizer(config: PPO) -> None:
+    """Raises RecipeError where the optimizer's library isn't installed."""
+    if config.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            f"ppo.optimizer {config.optimizer} needs bitsandbytes: pip install 'ppo-rlhf[8bit]', or set adamw"
+        )

@@ -1,0 +1,268 @@
+"""PPO of a recipe, from its prompts and models to the exported policy: resumed, checkpointed, in one process or more.
+
+    for progress in run(job): ...          in this process
+    for progress in launch(job): ...       in `recipe.compute.processes` of their own, through `accelerate launch`
+
+`accelerate launch -m rlhf_lib.ppo.run JOB.json` is what each of those processes runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from rlhf_lib.errors import RLHFError
+from rlhf_lib.ppo.faults import Diverged
+from rlhf_lib.ppo.stats import Stats
+from rlhf_lib.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from rlhf_lib.ppo.trainer import PPOTrainer
+
+POLL = 0.2  # seconds between looks at what the processes have to tell
+
+
+class Job(BaseModel):
+    """What PPO needs to know beyond the recipe: where everything lies."""
+
+    recipe: Recipe
+    policy: str  # hub id or folder
+    prompts: dict[str, str]  # data sets on disk: train, test
+    reward: str | None  # of a reward model; None where the recipe's reward names its own
+    score_constants: tuple[float, float] | None = None
+    folder: str  # policy/ and reference/ are exported there
+    checkpoints: str
+    key: str  # of everything that decides the run: checkpoints with another are foreign
+
+
+class Progress(BaseModel):
+    """A step done."""
+
+    step: int
+    stats: Stats
+    resumed: bool = False  # by an interrupted run, whose checkpoint told of it
+    samples: list[dict[str, Any]] = []  # of every ppo.sample_every-th step
+
+
+def perform(job: Job) -> Iterator[Progress]:
+    """`run` or `launch`, as the recipe says."""
+    return launch(job) if job.recipe.compute.processes > 1 else run(job)
+
+
+def run(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
+    """Train to the end, going on from the newest good checkpoint, then export the policy (the best step's, where
+    `ppo.keep_best` names a statistic) and its reference. With an accelerator every process must run it."""
+    from rlhf_lib.ppo.checkpoint import load_best, resume, save_best, save_checkpoint
+    from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+
+    config, folder, checkpoints = job.recipe.ppo, Path(job.folder), Path(job.checkpoints)
+    trainer = build_trainer(job, accelerator)
+    history = resume(trainer, checkpoints, key=job.key) or []
+    for step, stats in enumerate(history, start=1):
+        yield Progress(step=step, stats=stats, resumed=True)
+
+    def save() -> None:
+        save_checkpoint(trainer, checkpoints, key=job.key, history=history, keep=config.keep_checkpoints)
+
+    with boundary_on_sigterm(trainer, save):
+        for stats in trainer.train():
+            history.append(stats)
+            kept = config.keep_best
+            if kept is not None and kept not in stats and not kept.startswith("eval/"):
+                raise RLHFError(f"ppo.keep_best is {kept}, which no step has: set one of {', '.join(sorted(stats))}")
+            if kept in stats and best_step(history, kept) == trainer.step:
+                save_best(trainer, checkpoints)
+            every = config.checkpoint_every
+            if every and trainer.step % every == 0 and trainer.step < config.steps:
+                save()
+            shown = trainer.step % config.sample_every == 0 or trainer.step in (1, config.steps)
+            samples = trainer.samples[: config.samples] if shown else []
+            yield Progress(step=trainer.step, stats=stats, samples=samples)
+    if config.keep_best is not None:
+        load_best(trainer, checkpoints)
+    export(trainer, job.policy, folder)
+
+
+def best_step(history: list[Stats], name: str) -> int | None:
+    """The first step with the highest such statistic; None where no step has it."""
+    values = [stats.get(name, -math.inf) for stats in history]
+    return values.index(max(values)) + 1 if max(values, default=-math.inf) > -math.inf else None
+
+
+def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTrainer:
+    """The trainer that the job describes."""
+    import torch
+    from datasets import load_from_disk
+
+    from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device, pick_dtype
+    from rlhf_lib.models.policy import Policy
+    from rlhf_lib.ppo.trainer import PPOTrainer
+    from rlhf_lib.rewards.build import build_reward
+
+    recipe = job.recipe
+    torch.manual_seed(recipe.seed)  # LoRA draws its weights, the same in every process
+    device = pick_device(recipe.compute) if accelerator is None else accelerator.device
+    trust = recipe.policy.trust_remote_code
+    model = load_policy(job.policy, dtype=torch.float32, trust_remote_code=trust)
+    held_out = load_from_disk(job.prompts["test"]).to_list()
+    trainer = PPOTrainer(
+        Policy(
+            model,
+            recipe.policy.lora,
+            unfrozen_layers=recipe.policy.unfrozen_layers,
+            critic=recipe.policy.critic == "separate",
+            gradient_checkpointing=recipe.policy.gradient_checkpointing,
+        ).to(device),
+        load_tokenizer(job.policy, trust_remote_code=trust),
+        build_reward(recipe.reward, job.reward, device),
+        load_from_disk(job.prompts["train"]).to_list(),
+        recipe.ppo,
+        recipe.generation,
+        seed=recipe.seed,
+        dtype=pick_dtype(recipe.compute, device),
+        score_constants=job.score_constants or (0.0, 1.0),
+        eval_prompts=held_out[: recipe.ppo.eval_prompts] if recipe.ppo.eval_every else None,
+        accelerator=accelerator,
+    )
+    if trainer.processes.rank:
+        torch.manual_seed(recipe.seed + trainer.processes.rank)  # what a reward draws differs between processes
+    return trainer
+
+
+def export(trainer: PPOTrainer, source: str, folder: Path) -> None:
+    """`policy` and `reference` as ordinary model folders; under an adapter the reference's base is loaded anew, free of
+    the adapter's layers."""
+    policy, processes = trainer.policy, trainer.processes
+    with processes.whole(policy), policy.reference() as reference:
+        if processes.main:
+            policy.save_pretrained(folder / "policy", trainer.tokenizer)
+            if policy.adapted is not None:
+                from rlhf_lib.models.loading import load_policy
+
+                reference = load_policy(source)
+            reference.save_pretrained(folder / "reference")
+            trainer.tokenizer.save_pretrained(folder / "reference")
+    processes.wait()
+
+
+# ------------------------------------------------------------ several processes
+
+
+def launch(job: Job) -> Iterator[Progress]:
+    """The same in processes of their own. Their output goes to `launch/log.txt` in the job's folder.
+
+    Raises what the run raised, or RLHFError where one of the processes was killed: all of them end then, and the same
+    job, launched again, goes on from the last checkpoint.
+    """
+    scratch = Path(job.folder) / "launch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    told, log = scratch / "progress.jsonl", scratch / "log.txt"
+    told.write_text("")
+    (scratch / "job.json").write_text(job.model_dump_json())
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            launch_command(job, scratch / "job.json"), stdout=output, stderr=output, env=_environment(job)
+        )
+    error: dict[str, Any] = {}
+    try:
+        with told.open() as lines:
+            ended = False
+            while not ended:
+                ended = process.poll() is not None  # looked at before the lines, so that none of them is missed
+                partial = ""
+                for line in lines:
+                    if not line.endswith("\n"):
+                        partial = line
+                        break
+                    event = json.loads(line)
+                    if "error" in event:
+                        error = event
+                    else:
+                        yield Progress.model_validate(event)
+                if partial:
+                    lines.seek(lines.tell() - len(partial.encode()))
+                if not ended:
+                    time.sleep(POLL)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    if error:
+        raise Diverged(error["error"], error["rows"]) if error["rows"] else RLHFError(error["error"])
+    if process.returncode:
+        with log.open(errors="replace") as output:
+            tail = "".join(deque(output, maxlen=30))
+        raise RLHFError(
+            f"one of PPO's {job.recipe.compute.processes} processes was killed or failed (exit code "
+            f"{process.returncode}), and all have ended. Start the run again: it goes on from its last checkpoint. The "
+            f"end of {log}:\n{tail}"
+        )
+
+
+def launch_command(job: Job, file: Path) -> list[str]:
+    """`accelerate launch` of this module, with the recipe's number of processes and configuration file."""
+    compute = job.recipe.compute
+    options = ["--num_processes", str(compute.processes)]
+    if compute.accelerate is not None:
+        options += ["--config_file", compute.accelerate]
+    else:
+        options += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        options += ["--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    return [*launcher, *options, "-m", "rlhf_lib.ppo.run", str(file)]
+
+
+def _environment(job: Job) -> dict[str, str]:
+    from rlhf_lib.models.loading import pick_device
+
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [os.getcwd(), *sys.path])
+    )  # a reward function may lie there
+    if pick_device(job.recipe.compute).type == "cpu":
+        environment["ACCELERATE_USE_CPU"] = "true"
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // job.recipe.compute.processes))
+    return environment
+
+
+def main() -> None:
+    """One of the processes that `launch` starts."""
+    from accelerate import Accelerator
+
+    file = Path(sys.argv[1])
+    job = Job.model_validate_json(file.read_text())
+    accelerator = Accelerator()
+    told = file.with_name("progress.jsonl")
+
+    def tell(event: dict[str, Any]) -> None:
+        if accelerator.is_main_process:
+            with told.open("a") as lines:
+                lines.write(json.dumps(event) + "\n")
+
+    try:
+        for progress in run(job, accelerator):
+            tell(progress.model_dump())
+    except RLHFError as error:
+        tell({"error": str(error), "rows": getattr(error, "rows", None)})
+        raise SystemExit(1) from None
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
