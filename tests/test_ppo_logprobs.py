@@ -43,6 +43,7 @@ def test_by_hand():
     """A head of zeros is uniform: log-prob -ln V, entropy ln V; a logit of ln 3 among them takes 3 of V + 2 parts."""
     head = nn.Linear(2, 4, bias=False)
     nn.init.zeros_(head.weight)
+    head.requires_grad_(False)
     flat, entropy = token_logprobs(torch.ones(1, 2), torch.tensor([1]), head, 1.0)
     assert float(flat) == pytest.approx(-math.log(4))
     assert float(entropy) == pytest.approx(math.log(4))

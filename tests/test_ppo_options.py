@@ -226,7 +226,7 @@ def test_a_score_that_is_no_number_is_named_and_nothing_learnt(bad):
 
     trainer = tiny_trainer(reward=reward)
     before = weights(trainer.policy)
-    with pytest.raises(RLHFError, match=rf"the reward gave {bad} at step 0 for the query 'w.*with the response"):
+    with pytest.raises(RLHFError, match=rf"the reward at step 0 gave {bad} for the query 'w.*with the response"):
         trainer.train_step()
     assert same(weights(trainer.policy), before)
     assert trainer.step == 0

@@ -175,7 +175,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_at_another_number_of_them(j
     broken.close()  # two steps by one process
 
     (tmp_path / "kill_rank_1_at").write_text("3")  # the third call to the reward: of step 4, by the second of two
-    with pytest.raises(RLHFError, match="one of PPO's 2 processes was killed.*goes on from its last checkpoint"):
+    with pytest.raises(RLHFError, match=r"one of PPO's 2 processes was killed.*goes on from its last checkpoint"):
         list(launch(job("broken", 2, **options)))
     folder = tmp_path / "broken" / "checkpoints"
     assert [path.name for path in checkpoints(folder)] == [f"step-00000{i}" for i in (4, 3, 2, 1)]

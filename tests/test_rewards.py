@@ -273,7 +273,7 @@ def test_function_rewards():
             check_reward(RewardSection(kind="function", function=path))
     for name, complaint in {
         "short": "gave 1 scores for 2 responses",
-        "broken": "gave nan for response 'abc'",
+        "broken": "my_reward:broken gave nan for the query 'q' with the response 'abc'",
         "words": "must give a list of numbers",
     }.items():
         with pytest.raises(ModelError, match=complaint):
