@@ -288,7 +288,7 @@ class PPO(Section):
     steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
     batch_size: Positive = 128
     mini_batch_size: Positive | None = Field(None, description="rows per optimizer step; null: the batch")
-    micro_batch_tokens: Positive = Field(16384, description="tokens per forward pass; bounds memory, changes no figure")
+    micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; bounds memory, changes no figure")
     ppo_epochs: Positive = 4
     learning_rate: float = Field(1.41e-5, ge=0)
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(

@@ -54,7 +54,9 @@ def test_every_import_is_a_declared_dependency():
     owners = packages_distributions()
     for module, file in imports(*PACKAGES).items():
         if module not in sys.stdlib_module_names and module not in PACKAGES:
-            assert names & {canonicalize_name(owner) for owner in owners.get(module, [module])}, f"{file} imports {module}"
+            assert names & {canonicalize_name(owner) for owner in owners.get(module, [module])}, (
+                f"{file} imports {module}"
+            )
 
 
 def test_every_dependency_is_pinned():
