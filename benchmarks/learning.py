@@ -2,8 +2,8 @@
 
     python benchmarks/learning.py POLICY CLASSIFIER REVIEWS.jsonl.gz [--seeds 0 1 2] [--precision bf16] [--steps 40]
 
-The published sentiment set-up at a small scale, with TRL's defaults: lr 1e-4, batch 128, 4 PPO epochs, queries of 2 to 7
-tokens of reviews over 200 characters, responses of 4 to 15, the POSITIVE logit as the score. Each seed draws its own
+The published sentiment set-up at a small scale, with TRL's defaults: lr 1e-4, batch 128, 4 PPO epochs, queries of 2 to
+7 tokens of reviews over 200 characters, responses of 4 to 15, the POSITIVE logit as the score. Each seed draws its own
 prompts. Prints a row a seed and their mean, and writes every step's statistics and a plot to --out.
 """
 

@@ -28,9 +28,8 @@ def seconds(batch: int, response: int, steps: int) -> dict[str, float]:
     """Medians of a step's phases, the first step left out."""
     torch.manual_seed(0)
     shape = {"n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": QUERY + 512, "vocab_size": VOCABULARY}
-    model = GPT2LMHeadModel(
-        GPT2Config(**shape, bos_token_id=0, eos_token_id=0, activation_function="gelu_pytorch_tanh")
-    )
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**shape, **ends, activation_function="gelu_pytorch_tanh"))
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0")
     trainer = PPOTrainer(
