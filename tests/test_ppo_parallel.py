@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config import load_config_from_file
 from datasets import Dataset
 from tiny_models import one_thread, tiny_gpt2, tiny_prompts, tiny_t5, weights, word_tokenizer  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlhf_lib.errors import RecipeError, RLHFError
+from rlhf_lib.ppo import run as ppo_run
 from rlhf_lib.ppo.checkpoint import checkpoints
 from rlhf_lib.ppo.parallel import Processes, divide
 from rlhf_lib.ppo.run import Job, launch, launch_command, perform, run
@@ -188,6 +190,26 @@ def test_a_killed_process_ends_the_run_which_goes_on_at_another_number_of_them(j
     near(learnt(last), learnt(whole))
 
 
+def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job, monkeypatch):
+    options = {"steps": 4, "checkpoint_every": 2}
+    whole = job("whole", 1, **options)
+    expected = list(run(whole))
+
+    begun = run(job("sharded", 1, **options))
+    for _ in range(3):
+        next(begun)
+    begun.close()  # its checkpoint is of step 2
+    command = launch_command(job("sharded", 2, **options), Path("job.json"))
+    at = command.index("-m", 4)
+    worker = [*command[:at], str(Path(__file__).with_name("fsdp_worker.py"))]
+    monkeypatch.setattr(ppo_run, "launch_command", lambda _job, file: [*worker, str(file)])
+    sharded = job("sharded", 2, **options)
+    events = list(launch(sharded))
+    assert [event.resumed for event in events] == [True, True, False, False]
+    agree(events, expected)
+    near(learnt(sharded), learnt(whole))
+
+
 def test_an_error_of_a_process_keeps_its_own_words(job):
     wrong = job("wrong", 2)
     wrong.recipe.reward.function = "shared_reward:absent"
@@ -200,3 +222,12 @@ def test_a_configuration_file_of_accelerate_takes_the_place_of_our_options(job):
     configured.recipe.compute.accelerate = "fsdp2.yaml"
     command = launch_command(configured, Path("job.json"))
     assert command[4:] == ["--num_processes", "4", "--config_file", "fsdp2.yaml", "-m", "rlhf_lib.ppo.run", "job.json"]
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "two-nodes", "deepspeed-zero2"])
+def test_the_example_configurations_are_what_accelerate_reads(name):
+    file = Path(__file__).parents[1] / "docs" / "accelerate" / f"{name}.yaml"
+    read = load_config_from_file(str(file))
+    assert read.num_processes == {"two-nodes": 8}.get(name, 4)
+    assert bool(read.fsdp_config) == (name == "fsdp2")
+    assert bool(read.deepspeed_config) == (name == "deepspeed-zero2")

@@ -110,6 +110,11 @@ class Policy(nn.Module):
         return self.model.config
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """What Accelerate shards as a unit where it is left to choose: the transformer blocks."""
+        return list(self.model._no_split_modules or [])
+
+    @property
     def device(self) -> torch.device:
         return self.v_head.summary.weight.device
 

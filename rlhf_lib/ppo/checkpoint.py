@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf_lib.ppo.parallel import gathered, sharded_like
 from rlhf_lib.ppo.stats import Stats
 from rlhf_lib.ppo.trainer import PPOTrainer
 
@@ -31,7 +32,7 @@ def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: lis
     """Write the trainer's state at its step boundary, then drop all but the `keep` newest checkpoints. A good one of
     this step stays as it is: it can only be the same. Of several processes all must call it, and the first writes."""
     random_now = trainer.processes.gather([random_states()])
-    weights, optimizer = _weights(trainer), trainer.optimizer.state_dict()
+    weights, optimizer = learnt_weights(trainer), gathered(trainer.optimizer.state_dict())
     final = folder / f"step-{trainer.step:06d}"
     if trainer.processes.main:
         _write(trainer, final, weights, optimizer, random_now, key=key, history=history)
@@ -101,11 +102,12 @@ def resume(trainer: PPOTrainer, folder: Path, *, key: str) -> list[Stats] | None
 
 
 def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
-    saved = load_file(path / "policy.safetensors", device=str(trainer.policy.device))
-    with torch.no_grad():
-        for name, parameter in _weights(trainer).items():
-            parameter.copy_(saved[name])
+    _put(trainer, path / "policy.safetensors")
     rest = torch.load(path / "optimizer.pt", weights_only=True, map_location=trainer.policy.device)
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    for number, state in rest["optimizer"]["state"].items():
+        for name, value in state.items():
+            state[name] = sharded_like(value, parameters[number]) if isinstance(value, torch.Tensor) else value
     trainer.optimizer.load_state_dict(rest["optimizer"])
     trainer.scheduler.load_state_dict(rest["scheduler"])
     state = json.loads((path / "state.json").read_text())
@@ -143,7 +145,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 def save_best(trainer: PPOTrainer, folder: Path) -> None:
     """Keep what has been learned so far as the best; replaces the one before at once."""
-    weights = _weights(trainer)
+    weights = learnt_weights(trainer)
     if not trainer.processes.main:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,16 +159,21 @@ def load_best(trainer: PPOTrainer, folder: Path) -> bool:
     """Put the best weights into the policy; False where none were kept."""
     if not (folder / BEST).is_file():
         return False
-    saved = load_file(folder / BEST, device=str(trainer.policy.device))
-    with torch.no_grad():
-        for name, parameter in _weights(trainer).items():
-            parameter.copy_(saved[name])
+    _put(trainer, folder / BEST)
     return True
 
 
-def _weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    """What learns, by name (tied weights once)."""
-    return {name: p.data for name, p in trainer.policy.named_parameters() if p.requires_grad}
+def learnt_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    """What learns, by name (tied weights once), whole: of several processes all must ask for it."""
+    return {name: gathered(p.data) for name, p in trainer.policy.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _put(trainer: PPOTrainer, file: Path) -> None:
+    saved = load_file(file, device=str(trainer.policy.device))
+    for name, parameter in trainer.policy.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(sharded_like(saved[name], parameter))
 
 
 def _fault(path: Path, key: str) -> str | None:

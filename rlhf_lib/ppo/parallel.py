@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.ppo.scoring import micro_batches
+from rlhf_lib.ppo.scoring import Packed, Padded, micro_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,6 +33,7 @@ class Processes:
         self.count = 1 if accelerator is None else accelerator.num_processes
         self.rank = 0 if accelerator is None else accelerator.process_index
         self.main = self.rank == 0
+        self.sharded = False  # whether each process holds a part of the weights alone (FSDP2)
 
     def check(self, **sizes: int | None) -> None:
         """Raises RecipeError for a number of rows that can't be shared out evenly."""
@@ -39,11 +41,21 @@ class Processes:
             if size is not None and size % self.count:
                 raise RecipeError(f"ppo.{name} is {size}, which {self.count} processes can't share evenly")
 
-    def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def prepare(
+        self, policy: Policy, optimizer: torch.optim.Optimizer, example: Packed | Padded
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The policy as it is to be called where gradients are wanted, and its optimizer."""
         if self.accelerator is None:
             return policy, optimizer
-        return self.accelerator.prepare(policy, optimizer)
+        from torch.distributed.fsdp import FSDPModule
+
+        learner, optimizer = self.accelerator.prepare(policy, optimizer)
+        self.sharded = isinstance(learner, FSDPModule)
+        if self.sharded:
+            with torch.no_grad():  # FSDP wants its first pass to be through the whole policy
+                learner(example, 1.0)
+            learner.reshard()
+        return learner, optimizer
 
     # ------------------------------------------------------------ rows
 
@@ -77,7 +89,10 @@ class Processes:
 
     def accumulating(self, learner: nn.Module, last: bool) -> AbstractContextManager:
         """Round a backward pass: gradients are exchanged in a mini-batch's last one alone."""
-        return nullcontext() if self.accelerator is None or last else self.accelerator.no_sync(learner)
+        if self.accelerator is None:
+            return nullcontext()
+        self.accelerator.sync_gradients = last  # which DeepSpeed and Accelerate's optimizers go by
+        return nullcontext() if last else self.accelerator.no_sync(learner)
 
     def backward(self, loss: Tensor) -> None:
         """The gradient of a loss whose sum over the processes is meant; data-parallel engines take the mean."""
@@ -100,7 +115,7 @@ class Processes:
         """Inside the block all weights are at hand in every process, for passes that no engine's hooks accompany."""
         from torch.distributed.fsdp import FSDPModule
 
-        parts = [module for module in policy.modules() if isinstance(module, FSDPModule)] if self.count > 1 else []
+        parts = [module for module in policy.modules() if isinstance(module, FSDPModule)] if self.sharded else []
         for part in parts:
             part.unshard()
             part.set_reshard_after_forward(False, recurse=False)
@@ -110,6 +125,22 @@ class Processes:
             for part in parts:
                 part.set_reshard_after_forward(True, recurse=False)
                 part.reshard()
+
+
+def gathered(state: Any) -> Any:
+    """A tensor, or what holds tensors, with sharded ones made whole: every process must ask for it."""
+    from torch.distributed.tensor import DTensor
+
+    return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
+
+
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor as the parameter is: sharded the same way, or whole."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def divide(rows: np.ndarray, lengths: Sequence[int], processes: int, tokens: int) -> list[list[np.ndarray]]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from rlhf_lib.recipe import Recipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from rlhf_lib.models.policy import Policy
     from rlhf_lib.ppo.trainer import PPOTrainer
 
 POLL = 0.2  # seconds between looks at what the processes have to tell
@@ -67,7 +69,7 @@ def run(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
     from rlhf_lib.ppo.checkpoint import load_best, resume, save_best, save_checkpoint
     from rlhf_lib.ppo.interrupt import boundary_on_sigterm
 
-    config, folder, checkpoints = job.recipe.ppo, Path(job.folder), Path(job.checkpoints)
+    config, checkpoints = job.recipe.ppo, Path(job.checkpoints)
     trainer = build_trainer(job, accelerator)
     history = resume(trainer, checkpoints, key=job.key) or []
     for step, stats in enumerate(history, start=1):
@@ -92,7 +94,7 @@ def run(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
             yield Progress(step=trainer.step, stats=stats, samples=samples)
     if config.keep_best is not None:
         load_best(trainer, checkpoints)
-    export(trainer, job.policy, folder)
+    export(trainer, job)
 
 
 def best_step(history: list[Stats], name: str) -> int | None:
@@ -106,26 +108,16 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     import torch
     from datasets import load_from_disk
 
-    from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device, pick_dtype
-    from rlhf_lib.models.policy import Policy
+    from rlhf_lib.models.loading import load_tokenizer, pick_device, pick_dtype
     from rlhf_lib.ppo.trainer import PPOTrainer
     from rlhf_lib.rewards.build import build_reward
 
     recipe = job.recipe
-    torch.manual_seed(recipe.seed)  # LoRA draws its weights, the same in every process
     device = pick_device(recipe.compute) if accelerator is None else accelerator.device
-    trust = recipe.policy.trust_remote_code
-    model = load_policy(job.policy, dtype=torch.float32, trust_remote_code=trust)
     held_out = load_from_disk(job.prompts["test"]).to_list()
     trainer = PPOTrainer(
-        Policy(
-            model,
-            recipe.policy.lora,
-            unfrozen_layers=recipe.policy.unfrozen_layers,
-            critic=recipe.policy.critic == "separate",
-            gradient_checkpointing=recipe.policy.gradient_checkpointing,
-        ).to(device),
-        load_tokenizer(job.policy, trust_remote_code=trust),
+        build_policy(job).to(device),
+        load_tokenizer(job.policy, recipe.policy.trust_remote_code),
         build_reward(recipe.reward, job.reward, device),
         load_from_disk(job.prompts["train"]).to_list(),
         recipe.ppo,
@@ -141,20 +133,39 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     return trainer
 
 
-def export(trainer: PPOTrainer, source: str, folder: Path) -> None:
-    """`policy` and `reference` as ordinary model folders; under an adapter the reference's base is loaded anew, free of
-    the adapter's layers."""
-    policy, processes = trainer.policy, trainer.processes
-    with processes.whole(policy), policy.reference() as reference:
-        if processes.main:
-            policy.save_pretrained(folder / "policy", trainer.tokenizer)
-            if policy.adapted is not None:
-                from rlhf_lib.models.loading import load_policy
+def build_policy(job: Job) -> Policy:
+    """The policy as it is before anything is learnt, the same in every process, on the CPU."""
+    import torch
 
-                reference = load_policy(source)
-            reference.save_pretrained(folder / "reference")
-            trainer.tokenizer.save_pretrained(folder / "reference")
-    processes.wait()
+    from rlhf_lib.models.loading import load_policy
+    from rlhf_lib.models.policy import Policy
+
+    settings = job.recipe.policy
+    torch.manual_seed(job.recipe.seed)  # LoRA draws its weights
+    return Policy(
+        load_policy(job.policy, torch.float32, settings.trust_remote_code),
+        settings.lora,
+        unfrozen_layers=settings.unfrozen_layers,
+        critic=settings.critic == "separate",
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+
+
+def export(trainer: PPOTrainer, job: Job) -> None:
+    """`policy` and `reference`, what it was at the start, as ordinary model folders."""
+    from rlhf_lib.models.loading import load_policy
+    from rlhf_lib.ppo.checkpoint import learnt_weights
+
+    weights = learnt_weights(trainer) if trainer.processes.sharded else None
+    if trainer.processes.main:
+        policy, folder = trainer.policy, Path(job.folder)
+        if weights is not None:
+            policy = build_policy(job)
+            policy.load_state_dict(weights, strict=False)
+        policy.save_pretrained(folder / "policy", trainer.tokenizer)
+        load_policy(job.policy, None, job.recipe.policy.trust_remote_code).save_pretrained(folder / "reference")
+        trainer.tokenizer.save_pretrained(folder / "reference")
+    trainer.processes.wait()
 
 
 # ------------------------------------------------------------ several processes
@@ -206,8 +217,9 @@ def launch(job: Job) -> Iterator[Progress]:
     if error:
         raise Diverged(error["error"], error["rows"]) if error["rows"] else RLHFError(error["error"])
     if process.returncode:
-        with log.open(errors="replace") as output:
-            tail = "".join(deque(output, maxlen=30))
+        with log.open(errors="replace") as output:  # what the launcher says of its own comes last, and tells nothing
+            said = itertools.takewhile(lambda line: "torch/distributed/elastic" not in line, output)
+            tail = "".join(deque(said, maxlen=30))
         raise RLHFError(
             f"one of PPO's {job.recipe.compute.processes} processes was killed or failed (exit code "
             f"{process.returncode}), and all have ended. Start the run again: it goes on from its last checkpoint. The "
@@ -241,13 +253,13 @@ def _environment(job: Job) -> dict[str, str]:
     return environment
 
 
-def main() -> None:
+def main(accelerator: Accelerator | None = None) -> None:
     """One of the processes that `launch` starts."""
     from accelerate import Accelerator
 
     file = Path(sys.argv[1])
     job = Job.model_validate_json(file.read_text())
-    accelerator = Accelerator()
+    accelerator = accelerator or Accelerator()
     told = file.with_name("progress.jsonl")
 
     def tell(event: dict[str, Any]) -> None:

@@ -112,7 +112,10 @@ class PPOTrainer:
             else FixedKL(config.kl_coef)
         )
         check_head(policy.model, prompts[0]["input_ids"])
-        self.learner, self.optimizer = self.processes.prepare(policy, build_optimizer(policy.trainable(), config))
+        example = arrange(policy.model, [prompts[0]["input_ids"]], [prompts[0]["input_ids"]])
+        self.learner, self.optimizer = self.processes.prepare(
+            policy, build_optimizer(policy.trainable(), config), example
+        )
         self.scheduler = get_scheduler(
             "constant_with_warmup" if config.schedule == "constant" else config.schedule,
             self.optimizer,
