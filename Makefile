@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RECIPE := embedded
+METHODS := full lora unfrozen
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format ui bench clean clean-runs
+.PHONY: help setup run test lint format ui bench parity clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,7 +43,12 @@ format: $(READY)  ## format the code and mend what ruff can
 ui: $(READY)  ## open the results: Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000
 	$(BIN)/rlhf ui $(ARGS)
 
-bench: $(READY)  ## compute TRL 0.11.4's PPO statistics anew, in an environment of its own, and hold ours against them
+bench: $(READY)  ## speed and memory beside TRL 0.11.4, in an environment of its own: make bench METHODS='full lora'
+	test -x build/trl/bin/python || PYTHON=$(BIN)/python sh benchmarks/trl_environment.sh build/trl
+	for method in $(METHODS); do \
+		PYTHONPATH=. $(BIN)/python benchmarks/speed.py --method $$method $(ARGS) || exit 1; done
+
+parity: $(READY)  ## compute TRL 0.11.4's PPO statistics anew and hold ours against them
 	test -x build/trl/bin/python || PYTHON=$(BIN)/python sh benchmarks/trl_environment.sh build/trl
 	build/trl/bin/python benchmarks/trl_parity.py
 	$(BIN)/python -m pytest tests/test_ppo_parity.py

@@ -21,7 +21,7 @@ def count(queries: list[str], responses: list[str]) -> list[float]:
     return [float(response.split().count("w3")) for response in responses]
 
 
-def trainer(seed: int, **ppo) -> PPOTrainer:
+def trainer(seed: int, dtype: torch.dtype = torch.float32, **ppo) -> PPOTrainer:
     """A GPT-2 that starts exactly uniform (its tied embeddings are zero), answering with 8 tokens of 16."""
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(
@@ -39,6 +39,7 @@ def trainer(seed: int, **ppo) -> PPOTrainer:
         PPO(**{"steps": 200, "batch_size": 64, "ppo_epochs": 2, "learning_rate": 1e-2} | ppo),
         Generation(max_new_tokens=LENGTH, ignore_eos=True),
         seed=seed,
+        dtype=dtype,
     )
 
 
@@ -46,11 +47,12 @@ def mean(history: list[dict], name: str) -> float:
     return sum(stats[name] for stats in history) / len(history)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_best_score_is_found(seed):
+def test_the_best_score_is_found(seed, dtype):
     """Without a KL term the best response says the word at every token: a score of 8, from 0.5 by chance."""
     threshold = 0.9 * LENGTH
-    history = list(trainer(seed, kl_coef=0.0, kl_controller="fixed", stop_at_reward=threshold).train())
+    history = list(trainer(seed, dtype, kl_coef=0.0, kl_controller="fixed", stop_at_reward=threshold).train())
     assert history[0]["ppo/mean_scores"] < 1.5
     assert history[-1]["ppo/mean_scores"] >= threshold
 

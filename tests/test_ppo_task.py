@@ -15,6 +15,7 @@ from prefect.exceptions import TerminationSignal
 from tiny_models import one_thread, remainder_reward, same, tiny_gpt2, tiny_prompts, weights, word_tokenizer  # noqa: F401
 from transformers import GPT2LMHeadModel
 
+from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.checkpoint import checkpoints
 from rlhf_lib.recipe import Recipe
 from tasks.ppo import run_ppo
@@ -101,6 +102,13 @@ def test_the_best_step_is_exported_where_one_is_named(train):
     assert record["steps"] == 4
     assert same(exported(record), exported(praised_at_step_2("until", steps=2)[0]))
     assert not same(exported(record), exported(praised_at_step_2("last")[0]))
+
+
+@pytest.mark.parametrize("name", ["ppo/mean_score", "eval/mean_score"])
+def test_a_statistic_that_no_step_has_cannot_name_the_best(train, name):
+    with pytest.raises(RLHFError, match=rf"ppo\.keep_best is {name}, which no step has: set one of .*ppo/mean_scores"):
+        train(keep_best=name, eval_every=2, eval_prompts=2)
+    assert len(calls) <= 3  # the step of the first evaluation at the latest
 
 
 def test_an_interrupted_run_goes_on_with_another_micro_batch_too(train):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.scoring import start_id
@@ -17,13 +19,49 @@ def decoding(model: PreTrainedModel, prompts: Sequence[Sequence[int]], steps: in
     return (Seq2SeqDecoding if model.config.is_encoder_decoder else CausalDecoding)(model, prompts, steps)
 
 
+class ReservedLayer(DynamicLayer):
+    """A layer's cache with room for `room` tokens from its first on. The library's own is copied whole for each token
+    that it gains, which makes long responses cost the square of their length."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add (B, H, new tokens, D) each, and return all that there is."""
+        filled = self.get_seq_length()
+        if filled == 0:
+            self.lazy_initialization(key_states, value_states)
+            rows, heads = key_states.shape[:2]
+            self.reserved = [s.new_empty(rows, heads, self.room, s.shape[-1]) for s in (key_states, value_states)]
+        end = filled + key_states.shape[-2]
+        for reserved, new in zip(self.reserved, (key_states, value_states), strict=True):
+            reserved[..., filled:end, :] = new
+        self.keys, self.values = (reserved[..., :end, :] for reserved in self.reserved)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        filled = self.get_seq_length()
+        if filled:
+            self.reserved = [reserved[indices] for reserved in self.reserved]
+            self.keys, self.values = (reserved[..., :filled, :] for reserved in self.reserved)
+
+
+def reserved_cache(model: PreTrainedModel, room: int) -> DynamicCache:
+    """The cache of the model's architecture, with room for so many tokens where its layers keep them all."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [ReservedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
 class CausalDecoding:
     """Prompts left-padded, positions from the mask."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], steps: int) -> None:
         self.trunk, _ = trunk_and_head(model)
-        self.cache = DynamicCache(config=model.config)
         self.width = max(map(len, prompts))
+        self.cache = reserved_cache(model, self.width + steps)
         ids = torch.zeros(len(prompts), self.width, dtype=torch.long)
         mask = torch.zeros(len(prompts), self.width + steps, dtype=torch.long)
         for row, prompt in enumerate(prompts):
@@ -63,7 +101,7 @@ class Seq2SeqDecoding:
         lengths = torch.tensor([len(p) for p in prompts])
         self.mask = (torch.arange(query_ids.shape[1]) < lengths[:, None]).long().to(device)
         self.encoded = model.get_encoder()(query_ids.to(device), attention_mask=self.mask).last_hidden_state
-        self.cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+        self.cache = EncoderDecoderCache(reserved_cache(model, steps), DynamicCache(config=model.config))
         self.ids = torch.full((len(prompts), 1), start_id(model), device=device)
 
     def states(self) -> Tensor:

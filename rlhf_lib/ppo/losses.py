@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, cliprange: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, cliprange: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of max(-A r, -A clip(r, 1-c, 1+c)), and sums of the ratio, approxkl, policykl and clipped tokens."""
     log_ratio = logprobs - old_logprobs
@@ -28,7 +28,7 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange_value: float
+    values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Half the sum of max((V - R)^2, (clip(V, V_old +- c) - R)^2), and sums of V, its squared error, clipped tokens."""
     clipped = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)

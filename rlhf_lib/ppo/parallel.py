@@ -44,7 +44,7 @@ class Processes:
     def prepare(
         self, policy: Policy, optimizer: torch.optim.Optimizer, example: Packed | Padded
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The policy as it is to be called where gradients are wanted, and its optimizer."""
+        """The policy as it is to be called where gradients are wanted, and its optimizer. `example` is any batch."""
         if self.accelerator is None:
             return policy, optimizer
         from torch.distributed.fsdp import FSDPModule
@@ -106,6 +106,8 @@ class Processes:
         if self.accelerator is None:
             return torch.nn.utils.clip_grad_norm_(parameters, norm)
         found = self.accelerator.clip_grad_norm_(parameters, norm)
+        if not isinstance(found, Tensor):
+            return torch.tensor(float(found or 0.0))  # DeepSpeed clips by its own settings, and tells what it found
         return found.full_tensor() if hasattr(found, "full_tensor") else found
 
     # ------------------------------------------------------------ sharded weights

@@ -82,7 +82,8 @@ def run(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
         for stats in trainer.train():
             history.append(stats)
             kept = config.keep_best
-            if kept is not None and kept not in stats and not kept.startswith("eval/"):
+            due = "eval/mean_scores" in stats or not (kept or "").startswith("eval/")
+            if kept is not None and kept not in stats and due:
                 raise RLHFError(f"ppo.keep_best is {kept}, which no step has: set one of {', '.join(sorted(stats))}")
             if kept in stats and best_step(history, kept) == trainer.step:
                 save_best(trainer, checkpoints)
@@ -112,6 +113,11 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     from rlhf_lib.ppo.trainer import PPOTrainer
     from rlhf_lib.rewards.build import build_reward
 
+    # The same kernels in every run; warn_only, since a GPU has none such for some. Filling fresh memory with NaN, which
+    # comes with it, finds mistakes of ours and costs a pass over all of it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     recipe = job.recipe
     device = pick_device(recipe.compute) if accelerator is None else accelerator.device
     held_out = load_from_disk(job.prompts["test"]).to_list()

@@ -186,10 +186,10 @@ def score_responses(
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel, ids: Sequence[int]) -> None:
+def check_head(model: PreTrainedModel, ids: Sequence[int]) -> Packed | Padded:
     """The head on the trunk's states must be the model's own logits: some architectures scale or cap them after it.
 
-    Tried on the token ids given. Raises ModelError.
+    Tried on the token ids given, as query and response, which come back arranged. Raises ModelError.
     """
     batch = arrange(model, [ids], [ids])
     _, head = trunk_and_head(model)
@@ -199,3 +199,4 @@ def check_head(model: PreTrainedModel, ids: Sequence[int]) -> None:
         theirs = model(input_ids=batch.input_ids_RL).logits[0, -len(ids) :]
     if not torch.allclose(head(batch.states(model)), theirs, atol=1e-3):
         raise ModelError(f"{type(model).__name__} changes its logits after the head, which PPO here doesn't reproduce")
+    return batch

@@ -111,11 +111,9 @@ class PPOTrainer:
             if config.kl_controller == "adaptive"
             else FixedKL(config.kl_coef)
         )
-        check_head(policy.model, prompts[0]["input_ids"])
-        example = arrange(policy.model, [prompts[0]["input_ids"]], [prompts[0]["input_ids"]])
-        self.learner, self.optimizer = self.processes.prepare(
-            policy, build_optimizer(policy.trainable(), config), example
-        )
+        tried = check_head(policy.model, prompts[0]["input_ids"])
+        optimizer = build_optimizer(policy.trainable(), config)
+        self.learner, self.optimizer = self.processes.prepare(policy, optimizer, tried)
         self.scheduler = get_scheduler(
             "constant_with_warmup" if config.schedule == "constant" else config.schedule,
             self.optimizer,
@@ -235,12 +233,8 @@ class PPOTrainer:
             with self.processes.accumulating(self.learner, last=number == len(parts)):
                 with autocast(self.policy.device, self.dtype):
                     logprobs, values, entropy = self._forward(batch, micro, self.learner)
-                policy, policy_sums = policy_loss(
-                    logprobs, flat["logprobs"], flat["advantages"], cliprange=config.cliprange
-                )
-                value, value_sums = value_loss(
-                    values, flat["values"], flat["returns"], cliprange_value=config.cliprange_value
-                )
+                policy, policy_sums = policy_loss(logprobs, flat["logprobs"], flat["advantages"], config.cliprange)
+                value, value_sums = value_loss(values, flat["values"], flat["returns"], config.cliprange_value)
                 loss = policy + config.vf_coef * value
                 if config.kl_in == "loss":
                     kl = kl_estimate(logprobs, flat["ref_logprobs"], config.kl_estimator).sum()

@@ -1,0 +1,43 @@
+"""The benchmarks run, on workloads too small to tell anything, and give the figures that they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments: object) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_speed_tells_phases_memory_and_the_share_of_the_peak(tmp_path):
+    said = run("speed.py", "--alone", "--size", "tiny", "--batch", 8, "--steps", 1, "--out", tmp_path)
+    assert "% of the peak" in said
+    report = json.loads((tmp_path / "tiny-full-fp32-cpu.json").read_text())
+    (figures,) = report["medians"].values()
+    phases = [figures[name] for name in ("generation", "reward", "forward", "update")]
+    assert min(phases) > 0
+    assert sum(phases) <= figures["total"]
+    assert 4 <= figures["response_tokens"] <= 15
+    assert figures["peak_gb"] > 0
+    assert 0 < report["update_share_of_peak"] < 1
+
+
+def test_scaling_tells_what_a_token_costs(tmp_path):
+    run("scaling.py", "--batches", 8, "--responses", 4, 8, "--steps", 1, "--out", tmp_path)
+    rows = json.loads((tmp_path / "scaling.json").read_text())
+    sizes = [(row["batch"], row["response"], row["tokens"]) for row in rows]
+    assert sizes == [(8, 32, 320), (64, 4, 768), (64, 8, 1024)]
+        (8, 32, 320),
+        (64, 4, 768),
+        (64, 8, 1024),
+    ]
+    assert all(row["total"] > 0 for row in rows)
+    assert (tmp_path / "scaling.png").stat().st_size > 5000
