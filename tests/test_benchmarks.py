@@ -35,9 +35,5 @@ def test_scaling_tells_what_a_token_costs(tmp_path):
     rows = json.loads((tmp_path / "scaling.json").read_text())
     sizes = [(row["batch"], row["response"], row["tokens"]) for row in rows]
     assert sizes == [(8, 32, 320), (64, 4, 768), (64, 8, 1024)]
-        (8, 32, 320),
-        (64, 4, 768),
-        (64, 8, 1024),
-    ]
     assert all(row["total"] > 0 for row in rows)
     assert (tmp_path / "scaling.png").stat().st_size > 5000
