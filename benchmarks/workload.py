@@ -28,7 +28,13 @@ LORA = {"r": 32, "lora_alpha": 32}
 GPT2: dict[str, dict[str, Any]] = {
     "gpt2": {},  # the configuration's defaults: 12 blocks of 768, 50,257 tokens
     "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "mini": {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192},  # that of learning.py
     "tiny": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 1000},  # to test the benchmark itself
+}
+
+CLASSIFIER = {
+    "mini": {"dim": 192, "n_layers": 2, "n_heads": 3, "hidden_dim": 768},
+    "tiny": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64},
 }
 
 
@@ -38,7 +44,7 @@ def prepare(folder: Path, size: str) -> None:
     policy = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **GPT2[size]))
     policy.save_pretrained(folder / "policy")
     words = policy.config.vocab_size
-    small = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64} if size == "tiny" else {}
+    small = CLASSIFIER.get(size, {})
     classifier = DistilBertConfig(vocab_size=min(30522, words), id2label={0: "NEGATIVE", 1: "POSITIVE"}, **small)
     DistilBertForSequenceClassification(classifier).save_pretrained(folder / "classifier")
     for name, size_ in (("policy", words), ("classifier", classifier.vocab_size)):
