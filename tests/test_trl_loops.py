@@ -45,7 +45,7 @@ def run_loop(assets):
     return run
 
 
-@pytest.mark.parametrize("options", [["--lr", "1e-4"], ["--lr", "1e-3", "--lora"]], ids=["full", "lora"])
+@pytest.mark.parametrize("options", [["--lr", "1e-3"], ["--lr", "1e-3", "--lora"]], ids=["full", "lora"])
 def test_the_sentiment_loop_runs(run_loop, options):
     steps = run_loop("sentiment_loop", Path("imdb/train.jsonl.gz"), "--steps", "2", *options)
     assert len(steps) == 2
