@@ -195,21 +195,15 @@ def launch(job: Job) -> Iterator[Progress]:
     error: dict[str, Any] = {}
     try:
         with told.open() as lines:
-            ended = False
+            ended, partial = False, ""
             while not ended:
                 ended = process.poll() is not None  # looked at before the lines, so that none of them is missed
-                partial = ""
-                for line in lines:
-                    if not line.endswith("\n"):
-                        partial = line
-                        break
-                    event = json.loads(line)
+                *whole, partial = (partial + lines.read()).split("\n")
+                for event in map(json.loads, whole):
                     if "error" in event:
                         error = event
                     else:
                         yield Progress.model_validate(event)
-                if partial:
-                    lines.seek(lines.tell() - len(partial.encode()))
                 if not ended:
                     time.sleep(POLL)
     finally:
@@ -250,9 +244,7 @@ def _environment(job: Job) -> dict[str, str]:
     from rlhf_lib.models.loading import pick_device
 
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [os.getcwd(), *sys.path])
-    )  # a reward function may lie there
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))  # where a reward may lie
     if pick_device(job.recipe.compute).type == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // job.recipe.compute.processes))
@@ -278,7 +270,7 @@ def main(accelerator: Accelerator | None = None) -> None:
             tell(progress.model_dump())
     except RLHFError as error:
         tell({"error": str(error), "rows": getattr(error, "rows", None)})
-        raise SystemExit(1) from None
+        raise SystemExit(str(error)) from None  # to the log: what one process alone has met with is told there
     accelerator.end_training()
 
 
