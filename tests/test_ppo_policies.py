@@ -22,7 +22,6 @@ from tiny_models import (
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.policy import Policy
-from rlhf_lib.models.trunk import freeze_below
 from rlhf_lib.ppo.checkpoint import load_best, save_best
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.ppo.scoring import arrange, score_responses
@@ -214,7 +213,17 @@ def test_top_layers_of_a_seq2seq_policy():
 
 def test_no_more_layers_can_learn_than_there_are():
     with pytest.raises(ModelError, match="unfrozen_layers is 2, but GPT2LMHeadModel has 2 blocks: set it to at most 1"):
-        freeze_below(tiny_gpt2(), 2)
+        Policy(tiny_gpt2(), unfrozen_layers=2)
+
+
+@pytest.mark.parametrize("build", [tiny_gpt2, tiny_t5])
+def test_a_negative_number_of_layers_leaves_the_bottom_ones_frozen(build):
+    """trlX freezes decoder.block[:-num_layers_unfrozen], which for -1 of 2 blocks is the first."""
+    learns = [
+        {name for name, p in Policy(build(), unfrozen_layers=n).model.named_parameters() if p.requires_grad}
+        for n in (1, -1)
+    ]
+    assert learns[0] == learns[1] != set()
 
 
 # ---------------------------------------------------------------- a critic of its own

@@ -39,6 +39,7 @@ def load_split(source: Source, default: str | None = None, key: str = "data.prom
     where = describe_source(source, default)
     base = re.split(r"[\[+]", source.split)[0].strip()
     path = Path(name).expanduser()
+    folder = None if source.data_dir == "." else source.data_dir
     try:
         if name.startswith("embedded/"):
             if name != EMBEDDED:
@@ -53,16 +54,14 @@ def load_split(source: Source, default: str | None = None, key: str = "data.prom
             saved = load_from_disk(str(path))
             return _slice(saved if isinstance(saved, Mapping) else {base: saved}, source.split)
         if path.is_dir():
-            if source.data_dir and not (path / source.data_dir).is_dir():
+            if folder and not (path / folder).is_dir():
                 folders = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir())) or "none"
                 raise DataError(f"{where}: no such folder in {path}, which has: {folders}. Set {key}.data_dir")
         elif _looks_local(name):
             raise DataError(
                 f"{where}: {path} doesn't exist. Set {key}.dataset to a hub id or an existing folder or file"
             )
-        return load_dataset(
-            str(path) if path.is_dir() else name, source.name, data_dir=source.data_dir, split=source.split
-        )
+        return load_dataset(str(path) if path.is_dir() else name, source.name, data_dir=folder, split=source.split)
     except DataError:
         raise
     except Exception as error:  # the readers of the formats raise whatever they like
@@ -91,9 +90,13 @@ def sources(recipe: Recipe) -> dict[str, tuple[Source, str | None, str]]:
     found: dict[str, tuple[Source, str | None, str]] = {"prompts/train": (prompts, None, "data.prompts")}
     if prompts.test is not None:
         found["prompts/test"] = (prompts.test, prompts.dataset, "data.prompts.test")
-    if preferences is not None:
+    if preferences is not None and preferences.rankings is None:
         found["preferences/train"] = (preferences.train, prompts.dataset, "data.preferences.train")
         found["preferences/test"] = (preferences.test, prompts.dataset, "data.preferences.test")
+    for name in ("corpus", "labelled"):
+        if (section := getattr(recipe.data, name)) is not None:
+            found[f"{name}/train"] = (section.train, prompts.dataset, f"data.{name}.train")
+            found[f"{name}/test"] = (section.test, prompts.dataset, f"data.{name}.test")
     return found
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import ModelError
-from rlhf_lib.models.trunk import blocks, freeze_below, trunk_and_head
+from rlhf_lib.models.trunk import blocks, freeze_below, top_blocks, trunk_and_head
 from rlhf_lib.recipe import Lora
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Policy(nn.Module):
     the model that learns values alone.
 
     What learns: everything; or a LoRA/DoRA adapter (`lora`, or `model` is a PeftModel, whose adapter goes on learning);
-    or the top `unfrozen_layers` blocks, with the rest frozen, tied embeddings included. The reference is what the
-    policy is at construction: a frozen copy, which shares whatever is frozen in the policy; the base under an adapter
-    that starts at zero; a frozen second adapter where it doesn't (with `reference` "base", the
+    or the top `unfrozen_layers` blocks (-n: all but the bottom n), with the rest frozen, tied embeddings included. The
+    reference is what the policy is at construction: a frozen copy, which shares whatever is frozen in the policy; the
+    base under an adapter that starts at zero; a frozen second adapter where it doesn't (with `reference` "base", the
     base all the same).
 
     Dropout is off for good: it would make the ratio's two passes differ by chance. Raises ModelError where the
@@ -71,7 +71,6 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.adapted: PeftModel | None = None
-        self.unfrozen_layers = unfrozen_layers
         if isinstance(model, PeftModel):
             self.adapted = model
         base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore
@@ -80,11 +79,12 @@ class Policy(nn.Module):
                 # T5's position bias learns, and fused attention has one kernel for a bias with a gradient and another,
                 # which rounds otherwise, for one without: the ratio's two passes must not differ by that
                 part.set_attn_implementation("eager")
+        self.unfrozen_layers = top_blocks(base, unfrozen_layers) if unfrozen_layers is not None else None
         self.critic = copy.deepcopy(base) if critic else None
         if lora is not None:
             self.adapted = add_adapter(base, lora)
-        elif unfrozen_layers is not None:
-            freeze_below(base, unfrozen_layers)
+        elif self.unfrozen_layers is not None:
+            freeze_below(base, self.unfrozen_layers)
         self.model = base
         self.v_head = ValueHead(base.get_output_embeddings().in_features)
         self._reference: PreTrainedModel | None = None

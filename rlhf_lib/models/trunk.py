@@ -28,19 +28,24 @@ def blocks(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     raise ModelError(f"{type(trunk).__name__} has no list of blocks: policy.unfrozen_layers can't be used with it")
 
 
+def top_blocks(model: PreTrainedModel, unfrozen: int) -> int:
+    """How many blocks learn: `unfrozen`, or with -n all but the bottom n (trlX's num_layers_unfrozen for T5).
+
+    Raises ModelError if the model has no more blocks than that."""
+    count = len(blocks(trunk_and_head(model)[0])[1])
+    if abs(unfrozen) >= count:
+        raise ModelError(
+            f"policy.unfrozen_layers is {unfrozen}, but {type(model).__name__} has {count} blocks: "
+            f"set it to at most {count - 1}, or to null for full fine-tuning"
+        )
+    return unfrozen if unfrozen > 0 else count + unfrozen
+
+
 def freeze_below(model: PreTrainedModel, unfrozen: int) -> None:
     """Leave only the top `unfrozen` blocks, what follows them and an untied head to learn. Tied embeddings are frozen,
-    and with them the head; so is a seq2seq model's encoder.
-
-    Raises ModelError if the model has no more blocks than that.
-    """
+    and with them the head; so is a seq2seq model's encoder."""
     trunk, _ = trunk_and_head(model)
     name, layers = blocks(trunk)
-    if unfrozen >= len(layers):
-        raise ModelError(
-            f"policy.unfrozen_layers is {unfrozen}, but {type(model).__name__} has {len(layers)} blocks: "
-            f"set it to at most {len(layers) - 1}, or to null for full fine-tuning"
-        )
     model.requires_grad_(False)
     learning: list[nn.Module] = [*layers[-unfrozen:]]
     past = False

@@ -29,6 +29,7 @@ from rlhf_lib.recipe import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerBase
 
     from rlhf_lib.models.policy import Policy
     from rlhf_lib.ppo.trainer import PPOTrainer
@@ -120,10 +121,10 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     recipe = job.recipe
     device = pick_device(recipe.compute) if accelerator is None else accelerator.device
-    held_out = load_from_disk(job.prompts["test"]).to_list()
+    tokenizer = load_tokenizer(job.policy, recipe.policy.trust_remote_code)
     trainer = PPOTrainer(
         build_policy(job).to(device),
-        load_tokenizer(job.policy, recipe.policy.trust_remote_code),
+        tokenizer,
         build_reward(recipe.reward, job.reward, device),
         load_from_disk(job.prompts["train"]).to_list(),
         recipe.ppo,
@@ -131,12 +132,27 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
         seed=recipe.seed,
         dtype=pick_dtype(recipe.compute, device),
         score_constants=job.score_constants or (0.0, 1.0),
-        eval_prompts=held_out[: recipe.ppo.eval_prompts] if recipe.ppo.eval_every else None,
+        eval_prompts=_eval_prompts(job, tokenizer) if recipe.ppo.eval_every else None,
         accelerator=accelerator,
     )
     if trainer.processes.rank:
         torch.manual_seed(recipe.seed + trainer.processes.rank)  # what a reward draws differs between processes
     return trainer
+
+
+def _eval_prompts(job: Job, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+    """`ppo.eval_texts` in turn, each time with random numbers of its own, or held-out prompts."""
+    from datasets import load_from_disk
+
+    recipe, count = job.recipe, job.recipe.ppo.eval_prompts
+    if recipe.ppo.eval_texts is None:
+        return load_from_disk(job.prompts["test"]).to_list()[:count]
+    template = recipe.data.prompts.template or "{query}"
+    rows = [
+        {"query": text, "input_ids": tokenizer(template.replace("{query}", text)).input_ids}
+        for text in recipe.ppo.eval_texts
+    ]
+    return [rows[i % len(rows)] for i in range(count)]
 
 
 def build_policy(job: Job) -> Policy:

@@ -18,7 +18,7 @@ class ClassifierReward:
     `pair` encodes (query, response) as the two segments of a pair instead. `append_eos` ends each text with the
     tokenizer's EOS, as preference models are trained here. Texts longer than `max_length` tokens, or than the model's
     positions, are cut from the left. A probability is a softmax over the outputs, or a sigmoid where there is one
-    output or the model says problem_type multi_label_classification.
+    output or the model says problem_type multi_label_classification; `softmax` is one whatever the model says.
 
     Raises ModelError for a label that the classifier doesn't have, or for none where it has several.
     """
@@ -29,7 +29,7 @@ class ClassifierReward:
         tokenizer: PreTrainedTokenizerBase,
         *,
         label: str | None = None,
-        output: Literal["logit", "probability"] = "logit",
+        output: Literal["logit", "probability", "softmax"] = "logit",
         pair: bool = False,
         append_eos: bool = False,
         max_length: int | None = None,
@@ -100,7 +100,7 @@ class ClassifierReward:
         if self.output == "logit":
             return logits_BK[:, self.column]
         multi_label = self.model.config.problem_type == "multi_label_classification"
-        if multi_label or logits_BK.shape[1] == 1:
+        if self.output == "probability" and (multi_label or logits_BK.shape[1] == 1):
             return logits_BK[:, self.column].sigmoid()
         return logits_BK.softmax(-1)[:, self.column]
 

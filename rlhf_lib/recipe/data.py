@@ -1,0 +1,131 @@
+"""Where prompts, preference pairs and training texts come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_lib.recipe.section import Fraction, Positive, Section
+
+
+class Source(Section):
+    """One split of a data set, in the words of `datasets.load_dataset`."""
+
+    dataset: str | None = Field(
+        None, description="hub id, local folder or file, or embedded/customer-service; null: as data.prompts.dataset"
+    )
+    name: str | None = Field(None, description="the data set's configuration name, where it has several")
+    data_dir: str | None = Field(
+        None, description="sub-folder of the data set; null where dataset is null too: that of data.prompts; '.': none"
+    )
+    split: str = Field("train", description="split, slices such as train[:1000] included")
+
+
+class EvaluationSource(Source):
+    split: str = Field("test", description="split, slices such as test[:1000] included")
+
+
+class Query(Section):
+    """How a row becomes the query that the policy continues."""
+
+    kind: Literal["first_tokens", "first_words", "first_turn", "dialogue", "text"] = Field(
+        "text",
+        description="first_tokens / first_words: that many of the row's text; first_turn: the first human turn of a "
+        "dialogue, newlines to spaces; dialogue: everything up to the last assistant turn; text: the row as it is",
+    )
+    min: Positive = Field(2, description="fewest tokens or words")
+    max: Positive = Field(
+        8, description="most tokens or words, exclusive (TRL's LengthSampler); min = max - 1 is fixed"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Query:
+        if self.max <= self.min:
+            raise ValueError(f"max ({self.max}) is exclusive and must be above min ({self.min})")
+        return self
+
+
+class Prompts(Source):
+    column: str = Field("text", description="column that holds the text or the dialogue")
+    min_chars: int | None = Field(None, description="rows with no more characters than this are left out")
+    max_query_chars: int | None = Field(None, description="queries with this many characters or more are left out")
+    limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
+    held_out: Fraction = Field(0.1, description="fraction of the prompts kept for evaluation, where `test` is null")
+    test: EvaluationSource | None = Field(None, description="evaluation prompts from another split or set")
+    template: str | None = Field(
+        None, description="text around the query for the policy, with {query}; the reward sees the bare query"
+    )
+    query: Query = Query()
+
+    @model_validator(mode="after")
+    def _template_has_query(self) -> Prompts:
+        if self.template is not None and "{query}" not in self.template:
+            raise ValueError("template must contain {query}")
+        return self
+
+
+class Rankings(Section):
+    """Human rankings of several responses to a prompt, or thumbs up and down, made into preference pairs."""
+
+    tasks: list[str] = Field([], description="files that `rlhf collect` wrote: prompts and their responses, by id")
+    rankings: list[str] = Field([], description="annotators' rankings of these, JSONL or CSV; rounds join")
+    feedback: list[str] = Field([], description="files of thumbs up and down: prompt, response, thumb, annotator")
+    consensus: Literal["majority", "bradley_terry", "none"] = Field(
+        "majority",
+        description="of several annotators: majority of each pair's votes, a Bradley-Terry fit of each prompt's, or "
+        "none: every annotator's pairs as they are",
+    )
+    annotators: list[str] | None = Field(None, description="only these; null: all")
+    criterion: str | None = Field(
+        None, description="helpful, honest, harmless or your own; null: the one that the files name"
+    )
+    flag_below: float = Field(
+        0.0, ge=-1, le=1, description="annotators whose agreement with the rest (alpha) is below this are flagged"
+    )
+    drop_flagged: bool = Field(False, description="leave flagged annotators out of the consensus")
+    held_out: Fraction = Field(0.1, description="fraction of the prompts whose pairs are the test pairs")
+
+    @model_validator(mode="after")
+    def _some_file(self) -> Rankings:
+        if not self.rankings and not self.feedback:
+            raise ValueError("needs files in rankings or feedback")
+        return self
+
+
+class Preferences(Section):
+    rankings: Rankings | None = Field(None, description="pairs from human rankings, instead of `train` and `test`")
+    train: Source = Source()
+    test: EvaluationSource = EvaluationSource()
+    limit: Positive | None = Field(None, description="most training pairs to keep, drawn with the recipe's seed")
+    chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
+    rejected: str = Field("rejected", description="column of the other one")
+    margin: str | None = Field(None, description="column with how much better the chosen one is")
+
+
+class Corpus(Section):
+    """Plain texts for policy.train, instead of the preference pairs' answers: a causal model learns them whole, a
+    seq2seq model what follows each text's query (cut as data.prompts.query says)."""
+
+    train: Source = Source()
+    test: EvaluationSource = EvaluationSource()
+    column: str = "text"
+    limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
+
+
+class Labelled(Section):
+    """Texts with labels, to train reward.kind classifier on."""
+
+    train: Source = Source()
+    test: EvaluationSource = EvaluationSource()
+    text: str = Field("text", description="column of the texts")
+    label: str = Field("label", description="column of a text's label (number or name), or of the list of its labels")
+    names: list[str] | None = Field(None, description="the labels' names in their numbers' order; null: as the set's")
+    limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
+
+
+class Data(Section):
+    prompts: Prompts
+    preferences: Preferences | None = None
+    corpus: Corpus | None = None
+    labelled: Labelled | None = None

@@ -1,0 +1,52 @@
+"""What is measured after PPO, and what a version needs to become champion."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rlhf_lib.recipe.data import Source
+from rlhf_lib.recipe.section import Positive, Section
+
+
+class PerplexitySet(Source):
+    split: str = "test"
+    column: str = "chosen"
+    prompt: str | None = Field(
+        None,
+        description="column of the prompt that each text answers: the text is scored given it. null: the whole text, "
+        "or for a seq2seq policy what follows the query (cut as data.prompts.query says)",
+    )
+    add_start_token: bool = Field(True, description="score the first token too, after BOS (as Hugging Face's metric)")
+    batch_size: Positive = 16
+    limit: Positive | None = None
+
+
+class TokenProbe(Section):
+    """Which of two words follows a text: the difference of their next-token logits, before and after."""
+
+    prompt: str
+    token: str = Field(description="with its leading space, where the tokenizer has one")
+    against: str
+
+
+class Evaluation(Section):
+    prompts: Positive = Field(256, description="held-out prompts, at most")
+    perplexity: PerplexitySet | None = None
+    probes: list[TokenProbe] = Field([], description="next-token logit differences, shown in the report")
+
+
+class Gates(Section):
+    """What a version needs to become champion; null switches a gate off."""
+
+    min_reward_delta: float | None = Field(0.0, description="the interval's lower end must be above this")
+    max_perplexity_ratio: float | None = Field(2.0, gt=0, description="policy against reference")
+    max_kl: float | None = Field(None, gt=0, description="nats per response")
+    min_distinct_2_ratio: float | None = Field(0.5, ge=0, description="policy against reference")
+
+
+class Registration(Section):
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="registered model; null: the recipe's name"
+    )
+    promote: bool = Field(True, description="false: a passing version stays challenger")
+    gates: Gates = Gates()

@@ -1,0 +1,122 @@
+"""Recipes from YAML: shipped ones, the user's own, and overrides on top; errors that name the key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rlhf_lib.errors import RecipeError
+from rlhf_lib.recipe.root import Recipe
+
+
+def shipped() -> list[str]:
+    """Names of the recipes in the package, sorted."""
+    folder = resources.files("rlhf_lib") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """Read a shipped recipe by name, or any YAML file by path, apply `a.b=c` overrides and validate.
+
+    Raises RecipeError for an unknown recipe, unreadable YAML, an unknown key or a value of the wrong type.
+    """
+    tree = _read(name_or_path)
+    for override in overrides or []:
+        _apply(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, name_or_path)) from None
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """`{"ppo.learning_rate": 1.41e-05, ...}`: every setting under its dotted name, lists as they are."""
+    return leaves(recipe.model_dump(mode="json"))
+
+
+def leaves(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: what isn't a mapping, under its keys joined."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}{separator}{name}": leaf for name, leaf in leaves(value, separator).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"recipe file {name_or_path} doesn't exist")
+        text = path.read_text()
+    elif name_or_path in shipped():
+        text = (resources.files("rlhf_lib") / "recipes" / f"{name_or_path}.yaml").read_text()
+    else:
+        near = difflib.get_close_matches(name_or_path, shipped(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RecipeError(
+            f"unknown recipe '{name_or_path}': {hint}shipped are {', '.join(shipped())}; a file of yours ends in .yaml"
+        )
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {name_or_path} is no valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {name_or_path} must be a mapping of sections (name, data, policy, ...)")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set `a.b=c` in the tree, the value read as YAML; sections that are null or absent are opened."""
+    dotted, separator, value = override.partition("=")
+    if not separator or not dotted:
+        raise RecipeError(f"override '{override}' must have the form section.key=value")
+    node = tree
+    *parents, leaf = dotted.strip().split(".")
+    for key in parents:
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"override '{override}': '{key}' is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override '{override}': the value is no valid YAML: {error}") from None
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _keys_beside(fault["loc"]), n=1)
+            lines.append(f"unknown key '{where}'" + (f": did you mean '{near[0]}'?" if near else ""))
+        else:
+            given = fault.get("input")
+            shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
+            lines.append(f"{where or 'recipe'}: {fault['msg'].removeprefix('Value error, ')}{shown}")
+    return f"recipe {origin}: " + "; ".join(lines)
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `location`'s parent knows."""
+    section: Any = Recipe
+    for key in location[:-1]:
+        field = section.model_fields.get(str(key)) if hasattr(section, "model_fields") else None
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
