@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format ui bench parity clean clean-runs
+.PHONY: help setup run test lint format docs ui bench parity clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(READY)  ## ruff, mypy, and the import contracts
 format: $(READY)  ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## write docs/recipes.md anew: what the shipped recipes take, and every key
+	$(BIN)/python -m rlhf_lib.recipe.document docs/recipes.md
 
 ui: $(READY)  ## open the results: Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000
 	$(BIN)/rlhf ui $(ARGS)

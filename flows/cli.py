@@ -98,13 +98,27 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
+    from textwrap import fill
+
     from rlhf_lib.recipe import load_recipe, shipped
 
-    names = shipped()
-    width = max(map(len, names))
-    for name in names:
-        print(f"{name:<{width}}  {load_recipe(name).description}")
+    recipes = [load_recipe(name) for name in shipped()]
+    widths = (max(len(recipe.name) for recipe in recipes), 31, 22, 36)
+    print(_row(("RECIPE", "MODELS", "HARDWARE", "TIME"), widths))
+    for recipe in recipes:
+        print(_row((recipe.name, recipe.about.models, recipe.about.hardware, recipe.about.time), widths))
+        print(fill(recipe.description, 120, initial_indent="  ", subsequent_indent="  "))
     return 0
+
+
+def _row(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    """The cells side by side, each wrapped to its width."""
+    from itertools import zip_longest
+    from textwrap import wrap
+
+    wrapped = zip_longest(*map(wrap, cells, widths), fillvalue="")
+    lines = ("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)) for line in wrapped)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _show(args: argparse.Namespace) -> int:

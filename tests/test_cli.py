@@ -23,9 +23,17 @@ def test_help_is_quick_and_names_every_command():
 
 def test_recipes_lists_what_is_shipped(capsys):
     assert cli.main(["recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == shipped()
-    assert all(load_recipe(line.split()[0]).description in line for line in lines)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["RECIPE", "MODELS", "HARDWARE", "TIME"]
+    assert [line.split()[0] for line in lines if line[0] != " "] == shipped()
+    assert max(map(len, lines)) <= 120
+    words = " ".join(lines).split()
+    for recipe in map(load_recipe, shipped()):
+        about = recipe.about
+        assert all((about.models, about.hardware, about.time)), f"{recipe.name}: its section about is incomplete"
+        start = words.index(recipe.name)
+        assert set(f"{about.models} {about.hardware} {about.time}".split()) <= set(words[start : start + 60])
+        assert recipe.description in " ".join(words)
 
 
 @pytest.mark.parametrize("name", shipped())

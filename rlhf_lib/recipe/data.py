@@ -19,10 +19,14 @@ class Source(Section):
     data_dir: str | None = Field(
         None, description="sub-folder of the data set; null where dataset is null too: that of data.prompts; '.': none"
     )
-    split: str = Field("train", description="split, slices such as train[:1000] included")
+    split: str = Field(
+        "train", description="split, slices such as train[:1000] included; a single file is whichever is asked for"
+    )
 
 
 class EvaluationSource(Source):
+    """One split of a data set; the test split where none is named."""
+
     split: str = Field("test", description="split, slices such as test[:1000] included")
 
 
@@ -47,8 +51,13 @@ class Query(Section):
 
 
 class Prompts(Source):
+    """The rows that become queries, filtered, without duplicates, in an order drawn with the seed."""
+
+    dataset: str | None = Field(
+        None, description="hub id, local folder or file, or embedded/customer-service; required"
+    )
     column: str = Field("text", description="column that holds the text or the dialogue")
-    min_chars: int | None = Field(None, description="rows with no more characters than this are left out")
+    min_chars: int | None = Field(None, description="rows of this many characters or fewer are left out")
     max_query_chars: int | None = Field(None, description="queries with this many characters or more are left out")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
     held_out: Fraction = Field(0.1, description="fraction of the prompts kept for evaluation, where `test` is null")
@@ -94,6 +103,8 @@ class Rankings(Section):
 
 
 class Preferences(Section):
+    """Two answers to one prompt, the better one known: what reward models and base models are trained on."""
+
     rankings: Rankings | None = Field(None, description="pairs from human rankings, instead of `train` and `test`")
     train: Source = Source()
     test: EvaluationSource = EvaluationSource()
@@ -109,7 +120,7 @@ class Corpus(Section):
 
     train: Source = Source()
     test: EvaluationSource = EvaluationSource()
-    column: str = "text"
+    column: str = Field("text", description="column of the texts")
     limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
 
 
@@ -125,6 +136,8 @@ class Labelled(Section):
 
 
 class Data(Section):
+    """Every set that the recipe reads."""
+
     prompts: Prompts
     preferences: Preferences | None = None
     corpus: Corpus | None = None

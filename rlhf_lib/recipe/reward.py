@@ -12,12 +12,12 @@ from rlhf_lib.recipe.section import Fraction, Positive, Section
 class ClassifierFromScratch(Section):
     """A small RoBERTa with a byte-level BPE tokenizer of its own, both made from the labelled texts."""
 
-    layers: Positive = 2
-    width: Positive = 192
-    heads: Positive = 4
-    positions: Positive = 128
-    vocab_size: Positive = 8192
-    dropout: Fraction = 0.1
+    layers: Positive = Field(2, description="transformer blocks")
+    width: Positive = Field(192, description="of the hidden states; a multiple of heads")
+    heads: Positive = Field(4, description="attention heads")
+    positions: Positive = Field(128, description="tokens of a text that it can take")
+    vocab_size: Positive = Field(8192, description="tokens of the tokenizer")
+    dropout: Fraction = Field(0.1, description="while it is trained; scores are taken without")
 
     @model_validator(mode="after")
     def _divisible(self) -> ClassifierFromScratch:
@@ -31,10 +31,10 @@ class RewardTraining(Section):
     data.labelled: cross-entropy, each label apart where texts have several."""
 
     from_scratch: ClassifierFromScratch | None = Field(None, description="kind classifier: instead of reward.model")
-    epochs: float = Field(1.0, gt=0)
-    max_steps: Positive | None = None
-    batch_size: Positive = 32
-    learning_rate: float = Field(1e-4, gt=0)
+    epochs: float = Field(1.0, gt=0, description="passes over the pairs or texts; fractions are fine")
+    max_steps: Positive | None = Field(None, description="optimizer steps, instead of epochs")
+    batch_size: Positive = Field(32, description="pairs or texts per optimizer step")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's highest, after 5% warm-up, then falling to 0")
     max_length: Positive | None = Field(
         None, description="tokens of a dialogue, cut from the left; null: all positions"
     )
@@ -46,9 +46,9 @@ class RewardTraining(Section):
 class Probe(Section):
     """A sentence pair whose order is known: the reward model must prefer `better`."""
 
-    query: str = ""
-    better: str
-    worse: str
+    query: str = Field("", description="what both answer")
+    better: str = Field(description="the response that must score higher")
+    worse: str = Field(description="the other")
 
 
 class Checks(Section):
@@ -57,7 +57,7 @@ class Checks(Section):
     pairs: Positive = Field(1000, description="held-out pairs used, at most")
     min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
     probes: list[Probe] = Field([], description="sentence pairs whose order is known")
-    min_probe_accuracy: Fraction | None = 1.0
+    min_probe_accuracy: Fraction | None = Field(1.0, description="share of the probes in their order")
     max_calibration_error: Fraction | None = Field(
         0.15, description="expected calibration error of sigmoid(score difference); trained preference models only"
     )
@@ -71,6 +71,8 @@ class Checks(Section):
 
 
 class Reward(Section):
+    """(queries, responses) in, one number each out. It sees text, never tokens."""
+
     kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum"] = Field(
         "preference",
         description="classifier: an existing one, or trained here on data.labelled, on query+response; preference: "
@@ -91,14 +93,14 @@ class Reward(Section):
     )
     function: str | None = Field(None, description="package.module:name of f(queries, responses) -> scores")
     terms: list[Term] | None = Field(None, description="sum: each {weight, reward}; a preference term names its model")
-    batch_size: Positive = 64
+    batch_size: Positive = Field(64, description="texts scored together; changes no figure")
     max_length: Positive | None = Field(None, description="tokens the reward model sees, cut from the left")
     normalize: bool = Field(
         False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples"
     )
     train: RewardTraining = RewardTraining()
     checks: Checks = Checks()
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
 
     @model_validator(mode="after")
     def _complete(self) -> Reward:
@@ -118,8 +120,10 @@ class Reward(Section):
 
 
 class Term(Section):
-    weight: float = 1.0
-    reward: Reward
+    """One reward of a sum."""
+
+    weight: float = Field(1.0, description="its score is multiplied by this; negative: a penalty")
+    reward: Reward = Field(description="a section as `reward`, of any kind; its checks and training are not used")
 
 
 Reward.model_rebuild()

@@ -15,6 +15,8 @@ from rlhf_lib.recipe.section import Positive, Section
 
 
 class Compute(Section):
+    """Where it is computed, and how."""
+
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     processes: Positive = Field(1, description="PPO shares its batches between so many processes, one a GPU")
     accelerate: str | None = Field(
@@ -29,13 +31,16 @@ class About(Section):
     """What a run takes, for the list of recipes."""
 
     models: str = Field("", description="sizes of policy and reward model")
-    hardware: str = ""
-    time: str = ""
+    hardware: str = Field("", description="what it needs")
+    time: str = Field("", description="of a whole run on it")
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="letters, digits, and . _ - after the first; names the runs and the registered model",
+    )
+    description: str = Field("", description="one line for people: in lists, and with the registered model")
     about: About = About()
     data: Data
     policy: Policy
@@ -45,7 +50,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     registration: Registration = Registration()
     compute: Compute = Compute()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of every random draw: orders, new weights, sampling")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
