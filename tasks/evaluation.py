@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefect import task
@@ -25,23 +26,31 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
+    from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report
-    from rlhf_lib.models.loading import load_causal_lm, load_tokenizer, pick_device, pick_dtype
+    from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
 
     logger = get_run_logger()
     with stage("evaluation", run) as s:
         wanted = recipe.evaluation.perplexity
-        texts = load_texts(wanted, default=recipe.data.prompts.dataset, seed=recipe.seed) if wanted else []
+        remote = recipe.policy.trust_remote_code
+        texts: list[str] = []
+        given: list[str] | None = None
+        if wanted:
+            settings = recipe.data.prompts
+            seq2seq = load_config(ppo["policy"], remote).is_encoder_decoder
+            texts, given = load_texts(
+                wanted, default=settings.dataset, seed=recipe.seed, prompts=settings if seq2seq else None
+            )
         prompts = held_out_prompts(policy["prompts"]["test"], recipe)
 
         device = pick_device(recipe.compute)
         dtype = pick_dtype(recipe.compute, device)
-        remote = recipe.policy.trust_remote_code
         tokenizer = load_tokenizer(ppo["policy"], remote)
         models: dict[str, Any] = {}
         for name in ("reference", "policy"):
-            models[name] = load_causal_lm(ppo[name], dtype, remote).to(device)  # type: ignore[arg-type]
+            models[name] = load_policy(ppo[name], dtype, remote).to(device)  # type: ignore[arg-type]
         logger.info("evaluation: %d prompts, %d texts for perplexity", len(prompts), len(texts))
         comparison = compare(
             models["reference"],
@@ -62,6 +71,7 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
             measured = {
                 name: Perplexity(keep_in_memory=True).compute(
                     predictions=texts,
+                    prompts=given,
                     model=model,
                     tokenizer=tokenizer,
                     batch_size=wanted.batch_size,
@@ -76,11 +86,21 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
             counts = {"texts": len(texts)} | {key: counted[key] for key in ("tokens", "truncated", "skipped", "rule")}
             metrics |= {f"perplexity/{name}": figure for name, figure in perplexity.items()}
             metrics |= {f"perplexity/{name}": counts[name] for name in ("texts", "tokens", "truncated", "skipped")}
+            start = f"{'with' if wanted.add_start_token else 'without'} a start token"
             notes.append(
                 f"Perplexity of {len(texts):,} texts (column {wanted.column}, split {wanted.split}), "
-                f"{counts['tokens']:,} tokens scored, {'with' if wanted.add_start_token else 'without'} a start token: "
+                f"{counts['tokens']:,} tokens scored, {start if given is None else 'given their prompts'}: "
                 f"{counts['rule']} (cut: {counts['truncated']:,}; without a token to score: {counts['skipped']:,})."
             )
+
+        asked = recipe.evaluation.probes
+        answers = {name: next_token_differences(model, tokenizer, asked) for name, model in models.items()}
+        probes = [
+            ProbeResult(probe.prompt, probe.token, probe.against, reference=before, policy=after)
+            for probe, before, after in zip(asked, answers["reference"], answers["policy"], strict=True)
+        ]
+        for i, probe in enumerate(probes, start=1):
+            metrics |= {f"probes/{i}/reference": probe.reference, f"probes/{i}/policy": probe.policy}
 
         before, after = comparison.reference, comparison.policy
         drawings = {
@@ -88,7 +108,12 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
             "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95),
             "lengths": plots.length_histogram(before.lengths, after.lengths),
         }
-        report = build_report(f"Evaluation of {recipe.name}", comparison, perplexity, notes, seed=recipe.seed)
+        if probes:
+            drawings["probes"] = plots.probe_chart(probes)
+            mlflow.log_dict({"probes": [asdict(probe) for probe in probes]}, "probes.json")
+        report = build_report(
+            f"Evaluation of {recipe.name}", comparison, perplexity, notes, probes=probes, seed=recipe.seed
+        )
         page, markdown = s.folder / "report.html", report.markdown()
         page.write_text(report.html(drawings), encoding="utf-8")
 

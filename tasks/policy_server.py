@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 
 class GreedyPolicy(PythonModel):
@@ -24,13 +24,14 @@ class GreedyPolicy(PythonModel):
         source: dict[str, Any] = {"trust_remote_code": self.settings["trust_remote_code"]}
         folder = context.artifacts["model"]
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **source)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, **source
-        )
+        auto: Any = AutoModelForSeq2SeqLM if self.settings["seq2seq"] else AutoModelForCausalLM
+        self.model: Any = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
         self.model.eval().to(self.device)
         # replaced whole: a repetition penalty or a minimum length in the model's own config would change the words
         self.model.generation_config = GenerationConfig(
-            eos_token_id=self.settings["end_ids"] or None, pad_token_id=self.tokenizer.eos_token_id
+            eos_token_id=self.settings["end_ids"] or None,
+            pad_token_id=self.tokenizer.eos_token_id,
+            decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
         )
 
     def predict(self, context, model_input: list[str], params: dict | None = None) -> list[str]:
@@ -40,7 +41,8 @@ class GreedyPolicy(PythonModel):
     def respond(self, prompt: str, limit: int) -> str:
         prompt_ids = self.tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
         length, stop = prompt_ids.shape[1], self.settings["stop"]
-        room = min(limit, self.settings["positions"] - length)
+        seq2seq = self.settings["seq2seq"]
+        room = limit if seq2seq else min(limit, self.settings["positions"] - length)
         if not length or room < 1:
             raise ValueError(
                 f"a prompt of {length} tokens and a response of up to {limit}: both need at least 1, and the prompt "
@@ -53,7 +55,8 @@ class GreedyPolicy(PythonModel):
             max_new_tokens=room,
             **({"stop_strings": [stop], "tokenizer": self.tokenizer} if stop else {}),
         )
-        text = self.tokenizer.decode(output_ids[0, length:], skip_special_tokens=True)
+        # a decoder's answer follows the prompt, a seq2seq model's its start token
+        text = self.tokenizer.decode(output_ids[0, 1 if seq2seq else length :], skip_special_tokens=True)
         return text.split(stop)[0] if stop else text
 
 

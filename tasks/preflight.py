@@ -15,6 +15,7 @@ def preflight(recipe: Recipe) -> Recipe:
     Raises RLHFError naming the first thing that is missing.
     """
     from rlhf_lib.evaluation.perplexity import load_texts
+    from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.loading import load_config, load_tokenizer, pick_device
     from rlhf_lib.ppo.optimizer import check_optimizer
     from rlhf_lib.rewards.build import check_reward
@@ -27,10 +28,18 @@ def preflight(recipe: Recipe) -> Recipe:
     for section in (recipe.policy, recipe.reward):
         if section.model is not None:
             section.model = resolve_model(section.model)
+    scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
+    seq2seq = scratch is not None and scratch.architecture == "t5"
     if recipe.policy.model is not None:
-        load_config(recipe.policy.model, recipe.policy.trust_remote_code)
-        load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
+        seq2seq = bool(load_config(recipe.policy.model, recipe.policy.trust_remote_code).is_encoder_decoder)
+        tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
+        probe_tokens(recipe.evaluation.probes, tokenizer)
     check_reward(recipe.reward)
     if recipe.evaluation.perplexity is not None:
-        load_texts(recipe.evaluation.perplexity, recipe.data.prompts.dataset, seed=recipe.seed)
+        load_texts(
+            recipe.evaluation.perplexity,
+            recipe.data.prompts.dataset,
+            seed=recipe.seed,
+            prompts=recipe.data.prompts if seq2seq else None,
+        )
     return recipe

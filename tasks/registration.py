@@ -111,16 +111,19 @@ def register_policy(
 def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
     """Log the policy's folder and hold what MLflow loads back against it."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from rlhf_lib.models.loading import load_tokenizer, positions
+    from rlhf_lib.models.loading import load_config, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import end_ids
 
-    model = AutoModelForCausalLM.from_pretrained(
+    seq2seq = bool(load_config(folder, recipe.policy.trust_remote_code).is_encoder_decoder)
+    auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    model = auto.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.policy.trust_remote_code
     ).eval()
     tokenizer = load_tokenizer(folder, recipe.policy.trust_remote_code)
     settings = {
+        "seq2seq": seq2seq,
         "max_new_tokens": recipe.generation.response_limit,
         "positions": positions(model.config),
         "end_ids": [] if recipe.generation.ignore_eos else sorted(end_ids(model, tokenizer)),
@@ -147,7 +150,8 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
 
 def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_ids: list[list[int]]) -> float:
     """Largest absolute difference of two models' logits over the prompts, each alone in fp32: 0.0 only if they are
-    equal bit by bit, inf if one of them has a logit that isn't finite or another vocabulary."""
+    equal bit by bit, inf if one of them has a logit that isn't finite or another vocabulary. A seq2seq model's decoder
+    is given the prompt too."""
     import torch
 
     largest = 0.0
@@ -155,7 +159,8 @@ def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_id
     with torch.no_grad():
         for ids in prompt_ids:
             tokens = torch.tensor([ids], device=other.device)
-            ours, theirs = model(tokens).logits.float(), other(tokens).logits.float()
+            given = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})
+            ours, theirs = model(**given).logits.float(), other(**given).logits.float()
             if not torch.equal(ours, theirs):
                 comparable = ours.shape == theirs.shape and torch.isfinite(ours - theirs).all()
                 largest = max(largest, float((ours - theirs).abs().max()) if comparable else float("inf"))

@@ -94,7 +94,7 @@ def _train(
 def _normalize(recipe: Recipe, policy: dict[str, Any], model: str | None) -> Normalization:
     from datasets import load_from_disk
 
-    from rlhf_lib.models.loading import load_causal_lm, load_tokenizer, pick_device
+    from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device
     from rlhf_lib.ppo.rollout import sample_responses
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.normalization import fit_normalization
@@ -104,7 +104,7 @@ def _normalize(recipe: Recipe, policy: dict[str, Any], model: str | None) -> Nor
     prompts = prompts.select(range(min(len(prompts), REFERENCE_SAMPLES)))
     trust = recipe.policy.trust_remote_code
     responses = sample_responses(
-        load_causal_lm(policy["model"], trust_remote_code=trust).to(device),  # type: ignore[arg-type]
+        load_policy(policy["model"], trust_remote_code=trust).to(device),  # type: ignore[arg-type]
         load_tokenizer(policy["model"], trust),
         list(prompts["input_ids"]),
         recipe.generation,

@@ -119,9 +119,9 @@ def tokenize_prompts(
             queries = tokenizer.batch_decode(cut, skip_special_tokens=True)
             ids = cut if settings.template is None else None
         elif settings.query.kind == "first_words":
-            queries = [" ".join(text.split()[: _draw(settings.query, recipe.seed, text)]) for text in queries]
+            queries = [first_words(text, settings.query, recipe.seed)[0] for text in queries]
         if settings.query.kind in _OPENINGS:
-            prompts = [_prompt(query, settings) for query in queries]
+            prompts = [with_template(query, settings) for query in queries]
         for query, prompt, input_ids in zip(
             queries, prompts, ids or tokenizer(prompts, verbose=False)["input_ids"], strict=True
         ):
@@ -226,9 +226,31 @@ def _query(text: str, row: int, settings: PromptSettings, where: str) -> str:
         ) from None
 
 
-def _draw(query: Query, seed: int, text: str) -> int:
-    """Uniform in [min, max), by seed and text."""
+def draw_length(query: Query, seed: int, text: str) -> int:
+    """How many tokens or words of the text its query has: uniform in [min, max), by seed and text."""
     return random.Random(f"{seed}:{text}").randrange(query.min, query.max)
+
+
+def first_words(text: str, query: Query, seed: int) -> tuple[str, str]:
+    """(the text's first N words, the rest), words joined by spaces."""
+    words = text.split()
+    count = draw_length(query, seed, text)
+    return " ".join(words[:count]), " ".join(words[count:])
+
+
+def cut(text: str, query: Query, seed: int, key: str) -> tuple[str, str]:
+    """(query, what follows it): a text as a prompt and its response, for models that read the two apart.
+
+    Raises DataError for kinds of query that don't cut a text in two; `key` tells what to set instead."""
+    match query.kind:
+        case "first_words":
+            return first_words(text, query, seed)
+        case "dialogue":
+            return split_dialogue(text)
+    raise DataError(
+        f"a seq2seq model reads a prompt and writes what follows, and data.prompts.query.kind {query.kind} doesn't cut "
+        f"texts in two: {key}"
+    )
 
 
 def _first_tokens(texts: list[str], query: Query, seed: int, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -237,13 +259,14 @@ def _first_tokens(texts: list[str], query: Query, seed: int, tokenizer: PreTrain
     encoded = tokenizer(openings, return_special_tokens_mask=True, verbose=False)
     cut = []
     for text, ids, special in zip(texts, encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-        limit = _draw(query, seed, text)
+        limit = draw_length(query, seed, text)
         place = accumulate(1 - mark for mark in special)  # a token's number among the text's own
         cut.append([token for token, own, mark in zip(ids, place, special, strict=True) if mark or own <= limit])
     return cut
 
 
-def _prompt(query: str, settings: PromptSettings) -> str:
+def with_template(query: str, settings: PromptSettings) -> str:
+    """The query inside the recipe's template."""
     # no str.format: templates may hold other braces
     return query if settings.template is None else settings.template.replace("{query}", query)
 
@@ -273,5 +296,5 @@ def _dataset(queries: list[str], settings: PromptSettings) -> Dataset:
     from datasets import Dataset
 
     opening = settings.query.kind in _OPENINGS
-    prompts = queries if opening else [_prompt(query, settings) for query in queries]
+    prompts = queries if opening else [with_template(query, settings) for query in queries]
     return Dataset.from_dict({"query": queries, "prompt": prompts})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from rlhf_lib.evaluation.probes import ProbeResult
 
 BEFORE, AFTER, INK = "#8a94a6", "#d9622b", "#2b303b"  # told apart in grey and by the colour-blind
 _SIZE = (4.4, 3.0)
@@ -35,6 +38,28 @@ def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float]) -> Figur
     axes.axvline(0, color=INK, linewidth=1)
     axes.axvspan(*ci95, color=INK, alpha=0.15, linewidth=0)
     axes.axvline(float(np.mean(deltas)), color=INK, linestyle="--", linewidth=1.2, label="mean, 95% interval shaded")
+    _legend(axes)
+    return figure
+
+
+def probe_chart(probes: Sequence[ProbeResult]) -> Figure:
+    """Each probe's logit difference before and after, an arrow from one to the other."""
+    figure = Figure(figsize=(_SIZE[0], 1.3 + 0.42 * len(probes)), dpi=180, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title("Next token", loc="left", fontsize=11, color=INK, fontweight="bold", pad=22)
+    rows = range(len(probes))
+    for row, probe in zip(rows, probes, strict=True):
+        arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.0, "shrinkA": 4, "shrinkB": 4}
+        axes.annotate("", (probe.policy, row), (probe.reference, row), arrowprops=arrow)
+    axes.scatter([p.reference for p in probes], rows, color=BEFORE, s=34, zorder=3, label="before")
+    axes.scatter([p.policy for p in probes], rows, color=AFTER, s=34, zorder=3, label="after")
+    axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
+    names = [f"{textwrap.fill(p.prompt, 30)}\n{p.token.strip()} (+) / {p.against.strip()} (-)" for p in probes]
+    axes.set_yticks(list(rows), names, fontsize=7)
+    axes.set_ylim(len(probes) - 0.4, -0.6)
+    axes.set_xlabel("logit difference, nats", fontsize=9, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", labelsize=8, colors=INK)
     _legend(axes)
     return figure
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.evaluation.reward_delta import reward_delta
-from rlhf_lib.models.loading import load_causal_lm, load_config, load_tokenizer, positions
+from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import Gates, Generation
 from rlhf_lib.rewards import Reward
@@ -102,7 +102,7 @@ def compare_policies(
     queries = [prompts[row]["query"] for row in rows]
     scores = []
     for folder, tokenizer, ids in zip((candidate, champion), tokenizers, encoded, strict=True):
-        model = load_causal_lm(folder, dtype, trust_remote_code).to(device)  # type: ignore[arg-type]
+        model = load_policy(folder, dtype, trust_remote_code).to(device)  # type: ignore[arg-type]
         responses = sample_responses(model, tokenizer, [ids[row] for row in rows], generation, seed=seed)
         scores.append(reward(queries, responses.texts))
         del model

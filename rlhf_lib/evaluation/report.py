@@ -13,6 +13,8 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from rlhf_lib.evaluation.comparison import Comparison
+from rlhf_lib.evaluation.probes import ProbeResult
+from rlhf_lib.evaluation.words import Shift, shifts
 
 QUERY_CHARS = 400  # a long dialogue shows its end, which is what the responses answer
 
@@ -53,6 +55,8 @@ class Report:
     groups: dict[str, list[Sample]]
     notes: list[str]
     perplexity: Mapping[str, float] | None
+    probes: Sequence[ProbeResult]
+    shifts: Sequence[Shift]
 
     def html(self, figures: Mapping[str, Figure]) -> str:
         """One file, no scripts, nothing fetched; `figures` by their captions."""
@@ -70,13 +74,14 @@ def build_report(
     perplexity: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
     *,
+    probes: Sequence[ProbeResult] = (),
     samples: int = 5,
     seed: int = 0,
 ) -> Report:
     """Collect the figures, and the samples with the largest gain, the largest loss, and drawn at random.
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
-    `notes`: how it was measured, in sentences.
+    `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -104,7 +109,9 @@ def build_report(
         "Largest gains": [_sample(c, i) for i in order[:most]],
         "Largest losses": [_sample(c, i) for i in reversed(order[-most:])],
     }
-    return Report(title, comparison, rows, groups, [*notes, *_DEFINITIONS], perplexity)
+    moved = shifts(c.reference.texts, c.policy.texts)
+    definitions = [*_DEFINITIONS, *([_PROBES] if probes else []), *([_SHIFTS] if moved else [])]
+    return Report(title, comparison, rows, groups, [*notes, *definitions], perplexity, probes, moved)
 
 
 def _sample(c: Comparison, i: int) -> Sample:
@@ -151,6 +158,15 @@ _DEFINITIONS = [
     "the share inside one response that occurred in it before.",
 ]
 
+_PROBES = (
+    "Next token: the logit of the first word less that of the second, as the token after the prompt; of a word that "
+    "the tokenizer splits, its first token's."
+)
+_SHIFTS = (
+    "Words that moved: z-scores of the log-odds ratio under a Dirichlet prior (Monroe et al. 2008), those beyond 1.96; "
+    "with many words some pass by chance."
+)
+
 _TEMPLATES = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _MARKDOWN_TEMPLATES = Environment(trim_blocks=True, lstrip_blocks=True)
 for _environment in (_TEMPLATES, _MARKDOWN_TEMPLATES):
@@ -170,6 +186,27 @@ per response (standard error {{ c.kl_error|number }}).
 {% for row in report.rows %}
 | {{ row.name }} | {{ row.before|number }} | {{ row.after|number }} |
 {% endfor %}
+{% if report.probes %}
+
+## Next token
+
+| prompt | word (+) | against (-) | before | after |
+|---|---|---|---:|---:|
+{% for p in report.probes %}
+| {{ p.prompt|cell }} | {{ p.token|cell }} | {{ p.against|cell }} | {{ p.reference|number(true) }} | \
+{{ p.policy|number(true) }} |
+{% endfor %}
+{% endif %}
+{% if report.shifts %}
+
+## Words that moved
+
+| word | before | after | z |
+|---|---:|---:|---:|
+{% for s in report.shifts %}
+| {{ s.word|cell }} | {{ s.before }} | {{ s.after }} | {{ s.z|number(true) }} |
+{% endfor %}
+{% endif %}
 {% for title, samples in report.groups.items() %}
 
 ## {{ title }}
@@ -226,6 +263,10 @@ _HTML = """\
   .score { display: block; font-size: 12px; font-weight: 600; font-variant-numeric: tabular-nums; margin-bottom: 2px; }
   .before .score { color: var(--before); } .after .score { color: var(--after); }
   .mark { color: var(--quiet); font-size: 12px; font-style: italic; }
+  .words { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; }
+  .words span { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 3px 12px; }
+  .words small { color: var(--quiet); margin-left: 4px; font-variant-numeric: tabular-nums; }
+  .words .gained { border-color: var(--after); } .words .lost { border-color: var(--before); border-style: dashed; }
   ul { padding-left: 20px; color: var(--quiet); font-size: 14px; } li { margin-bottom: 4px; }
   @media print { body { background: #fff; } tr, figure { break-inside: avoid; } }
 </style>
@@ -277,6 +318,28 @@ and seeds for both.</p>
   {%- endif %}</td></tr>
   {% endfor %}
 </table>
+
+{% if report.probes %}
+<h2>Next token</h2>
+<table>
+  <thead><tr><th>after</th><th>word (+)</th><th>against (-)</th><th class="n">before</th><th class="n">after</th>
+    <th class="n">change</th></tr></thead>
+  {% for p in report.probes %}
+  <tr><td>{{ p.prompt }}</td><td>{{ p.token.strip() }}</td><td>{{ p.against.strip() }}</td>
+  <td class="n">{{ p.reference|number(true) }}</td><td class="n">{{ p.policy|number(true) }}</td>
+  <td class="n">{{ (p.policy - p.reference)|number(true) }}</td></tr>
+  {% endfor %}
+</table>
+{% endif %}
+{% if report.shifts %}
+<h2>Words that moved</h2>
+<p class="words">
+{% for s in report.shifts %}
+  <span class="{{ 'gained' if s.z > 0 else 'lost' }}" title="z {{ s.z|number(true) }}">{{ s.word }}
+    <small>{{ s.before }} &rarr; {{ s.after }}</small></span>
+{% endfor %}
+</p>
+{% endif %}
 
 {% for title, samples in report.groups.items() %}
 <h2>{{ title }}</h2>

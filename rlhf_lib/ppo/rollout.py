@@ -35,7 +35,9 @@ class Responses:
 
     prompt_ids: list[list[int]]
     response_ids: list[list[int]]
-    texts: list[str]  # decoded, without special tokens and without the stop text
+    # decoded, without special tokens and without the stop text; a seq2seq model's begin with a space, so that query +
+    # response reads as text
+    texts: list[str]
     ended: list[bool]  # by EOS or stop text, rather than by the length limit
     logprobs: list[Tensor]  # (T_i,) fp32 each: the full softmax's at the given temperature
     values: list[Tensor]  # (T_i,) fp32 each; empty where no value head was given
@@ -77,6 +79,8 @@ def sample_responses(
     for i, ids in enumerate(out.response_ids):
         text = str(tokenizer.decode(ids, skip_special_tokens=True))
         out.texts[i] = text.split(generation.stop)[0] if generation.stop else text
+        if model.config.is_encoder_decoder and out.texts[i] and not out.texts[i][0].isspace():
+            out.texts[i] = f" {out.texts[i]}"
     return out
 
 
