@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from rlhf_lib.errors import ModelError, RecipeError
 
@@ -115,7 +116,8 @@ def fingerprint(name: str) -> str:
             with file.open("rb") as content:
                 digest.update(f"{relative}\0".encode() + hashlib.file_digest(content, "sha256").digest())
     else:
-        digest.update(f"{name}\0{load_config(name)._commit_hash}".encode())
+        with _explained(name, "model"):
+            digest.update(f"{name}\0{extract_commit_hash(cached_file(name, 'config.json'), None)}".encode())
     return digest.hexdigest()[:16]
 
 
