@@ -28,8 +28,9 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
 
     settings, given = recipe.policy.train, recipe.policy.model
     assert settings is not None, "only for recipes with policy.train"
-    pairs, texts = (
-        {split: load_from_disk(folder) for split, folder in data[kind].items()} for kind in ("preferences", "texts")
+    rows, texts = (
+        {split: load_from_disk(folder) for split, folder in data[kind].items()}
+        for kind in ("corpus" if data.get("corpus") else "preferences", "texts")
     )
     device = pick_device(recipe.compute)
     key = content_key(
@@ -37,9 +38,9 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
         recipe.data.prompts.model_dump(mode="json", include={"query", "template", "max_query_chars"}),
         recipe.generation.model_dump(mode="json", include={"max_new_tokens", "length_sampler"}),
         fingerprint(given) if given else None,
-        [rows_fingerprint(rows) for rows in (*pairs.values(), *texts.values())],
+        [rows_fingerprint(part) for part in (*rows.values(), *texts.values())],
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
-        code_key("models/loading", "models/base", "models/supervised", "data/prompts"),
+        code_key("models/loading", "models/base", "models/seq2seq", "models/supervised", "data/prompts"),
     )
     with stage("base_model", run, key=key) as current:
         if current.reused:
@@ -47,8 +48,12 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
         mlflow.log_params(settings.model_dump(mode="json"))
         if settings.from_scratch is not None:
             size = settings.from_scratch
-            corpus = (text for row in pairs["train"] for text in (row["prompt"] + row["chosen"], row["rejected"]))
-            tokenizer: Any = base.train_tokenizer(corpus, size.vocab_size, size.positions)
+            corpus = (
+                text for row in rows["train"] for text in (row["prompt"] + row["chosen"], row.get("rejected")) if text
+            )
+            tokenizer: Any = base.train_tokenizer(
+                corpus, size.vocab_size, size.positions, append_eos=size.architecture == "t5"
+            )
             longest = size.positions
         else:
             assert given is not None, "the recipe requires a model here"
@@ -61,7 +66,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
 
         folder = current.folder / "model"
         metrics, log = base.train_base_model(
-            pairs["train"],
+            rows["train"],
             folder,
             train=settings,
             compute=recipe.compute,
@@ -69,7 +74,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
             model=given,
             tokenizer=tokenizer,
             lora=recipe.policy.lora if given else None,
-            held_out=pairs["test"],
+            held_out=rows["test"],
             trust_remote_code=recipe.policy.trust_remote_code,
             on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
         )

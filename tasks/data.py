@@ -1,4 +1,4 @@
-"""Prompts and preference pairs as a Prefect task: read, filtered, tokenized, saved and shown in MLflow."""
+"""All of a recipe's data as a Prefect task: read, filtered, tokenized, saved and shown in MLflow."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from tasks.tracking import PipelineRun, code_key, content_key, stage
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from rlhf_lib.data.corpus import Corpus
+    from rlhf_lib.data.labelled import LabelledTexts
+
 EXAMPLES = 10
 _DIGEST = 36  # MLflow's database keeps no more characters of a data set's digest
 
@@ -26,9 +29,12 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     """Save what the later stages read; reused where the content of rows, settings and tokenizer is the same.
 
     The record holds the folders `prompts` (null where the tokenizer is still to be trained), `texts` (the prompts
-    without their ids) and `preferences` (null where the recipe has none), each {"train", "test"}; the sets'
-    `fingerprints` by role; the filters' `report`; and `metrics`. Raises DataError, and ModelError for a missing model.
+    without their ids), `preferences`, `corpus` and `labelled` (null where the recipe has none), each {"train", "test"};
+    the `label_names` of the last; the sets' `fingerprints` by role; the filters' `report`; and `metrics`. Raises
+    DataError, and ModelError for a missing model, or a label to reward that the labelled texts don't have.
     """
+    from rlhf_lib.data.corpus import is_seq2seq, load_corpus
+    from rlhf_lib.data.labelled import load_labelled
     from rlhf_lib.data.preferences import load_preferences
     from rlhf_lib.data.prompts import load_prompts, shared_with_pairs
     from rlhf_lib.data.sources import fingerprint, load_sources
@@ -41,14 +47,17 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     model = None if from_scratch else recipe.policy.model
     # where the rows lie is no part of the key: their content is
     place = {"dataset", "name", "data_dir", "split", "test"}
-    settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, "preferences": {"train", "test"}})
+    splits = {kind: {"train", "test"} for kind in ("preferences", "corpus", "labelled")}
+    settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, **splits})
     policy = (model_fingerprint(model), recipe.generation.response_limit) if model else None
-    key = content_key(settings, fingerprints, recipe.seed, policy, code_key("data", "recipe"))
+    cut = recipe.data.corpus is not None and is_seq2seq(recipe)
+    key = content_key(settings, fingerprints, recipe.seed, policy, cut, code_key("data", "recipe"))
 
     for role, digest in fingerprints.items():
         mlflow.MlflowClient().set_tag(run.parent_run_id, f"fingerprint.{role}", digest)
     with stage("data", run, key=key) as current:
         if current.reused:
+            _check_label(recipe, current.record["label_names"])
             return current.record
         prompts = load_prompts(recipe, loaded)
         texts = {"train": prompts.train, "test": prompts.test}
@@ -63,18 +72,27 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
             shared = shared_with_pairs(prompts, found.train["prompt"], recipe.data.prompts.query)
             report |= {"evaluation prompts in training pairs": shared} if shared is not None else {}
 
+        corpus = load_corpus(recipe, loaded) if recipe.data.corpus is not None else None
+        labelled = load_labelled(recipe, loaded) if recipe.data.labelled is not None else None
+        names = labelled.names if labelled else None
+        _check_label(recipe, names)
+        report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
+
         metrics = {name.replace(" ", "_"): float(figure) for name, figure in leaves(report, "/").items()}
-        metrics |= _show(tokenized or texts, pairs)
+        metrics |= _show(tokenized or texts, pairs, corpus)
+        if labelled:
+            _show_labels(labelled)
         _log_sets(recipe, loaded, fingerprints)
         mlflow.log_dict(report, "report.json")
         current.log_metrics(metrics)
         with _no_progress_bars():
-            folders = {
-                name: _save(splits, current.folder / name)
-                for name, splits in (("prompts", tokenized), ("texts", texts), ("preferences", pairs))
-            }
+            made = {"prompts": tokenized, "texts": texts, "preferences": pairs}
+            for kind, rows in (("corpus", corpus), ("labelled", labelled)):
+                made[kind] = {"train": rows.train, "test": rows.test} if rows else None
+            folders = {name: _save(rows, current.folder / name) for name, rows in made.items()}
         current.record = {
             **folders,
+            "label_names": names,
             "fingerprints": fingerprints,
             "policy_fingerprint": policy[0] if policy else None,
             "report": report,
@@ -101,7 +119,29 @@ def _save(splits: dict[str, Dataset] | None, folder: Path) -> dict[str, str] | N
     return {name: str(folder / name) for name in splits}
 
 
-def _show(prompts: dict[str, Dataset], pairs: dict[str, Dataset] | None) -> dict[str, float]:
+def _check_label(recipe: Recipe, names: list[str] | None) -> None:
+    """Raise ModelError where the reward's label is none of the labels that its classifier is to be trained on."""
+    from transformers import PreTrainedConfig
+
+    from rlhf_lib.rewards.classifier import label_column
+
+    if names is not None:
+        label_column(PreTrainedConfig(id2label=dict(enumerate(names))), recipe.reward.label)
+
+
+def _show_labels(labelled: LabelledTexts) -> None:
+    from rlhf_lib.data.describe import label_bars
+
+    splits = {"train": labelled.train, "test": labelled.test}
+    mlflow.log_figure(label_bars(labelled.names, {k: list(rows["labels"]) for k, rows in splits.items()}), "labels.png")
+    rows = labelled.train[:EXAMPLES]
+    names = [", ".join(labelled.names[i] for i in numbers) for numbers in rows["labels"]]
+    mlflow.log_table({"text": rows["text"], "labels": names}, "examples/labelled.json")
+
+
+def _show(
+    prompts: dict[str, Dataset], pairs: dict[str, Dataset] | None, corpus: Corpus | None = None
+) -> dict[str, float]:
     """Length histograms and example rows to MLflow; returns the lengths' figures."""
     from rlhf_lib.data.describe import length_histogram, summarize
 
@@ -112,6 +152,10 @@ def _show(prompts: dict[str, Dataset], pairs: dict[str, Dataset] | None) -> dict
         answers = {name: [len(text) for text in pairs["train"][name]] for name in ("chosen", "rejected")}
         panels["answer of the training pairs, characters"] = answers
         mlflow.log_table(pairs["train"][:EXAMPLES], "examples/preferences.json")
+    if corpus is not None:
+        splits = {"train": corpus.train, "test": corpus.test}
+        panels["corpus, characters"] = {name: [len(text) for text in rows["chosen"]] for name, rows in splits.items()}
+        mlflow.log_table(corpus.train[:EXAMPLES], "examples/corpus.json")
     mlflow.log_figure(length_histogram(panels), "lengths.png")
     return {
         f"{panel.split(',')[0].split()[0]}_{panel.split(', ')[1]}/{series}/{name}": figure

@@ -62,12 +62,12 @@ def test_what_is_trained_on(tokenizer):
     assert len(prompt) == 2  # bytes that no merge joined
     whole = [*prompt, *chosen, 0]
 
-    made, truncated = base.tokenize_answers(rows, tokenizer, 48, "both", False)
+    made, truncated = base.tokenize_answers(rows, tokenizer, 48, ("chosen", "rejected"), False)
     assert made["input_ids"] == [whole, [*prompt, *rejected, 0]]
     assert made["labels"] == made["input_ids"]
     assert (list(made["length"]), truncated) == ([len(whole), len(prompt) + len(rejected) + 1], 0)
 
-    made, truncated = base.tokenize_answers(rows, tokenizer, len(whole) - 1, "chosen", True)
+    made, truncated = base.tokenize_answers(rows, tokenizer, len(whole) - 1, ("chosen",), True)
     assert made["input_ids"] == [whole[1:]]
     assert made["labels"] == [[-100, *chosen, 0]]
     assert (list(made["length"]), truncated) == ([len(whole) - 1], 1)

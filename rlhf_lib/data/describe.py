@@ -1,4 +1,4 @@
-"""What a data set looks like: lengths in figures and drawn."""
+"""What a data set looks like: lengths in figures and drawn, labels drawn."""
 
 from __future__ import annotations
 
@@ -49,4 +49,25 @@ def length_histogram(panels: Mapping[str, Lengths]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.15)
         axes.legend(frameon=False, loc="upper right")
+    return figure
+
+
+def label_bars(names: Sequence[str], splits: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
+    """Share of each split's texts that have a label, the first split's most frequent on top; texts may have several."""
+    figure = Figure(figsize=(6, 1.2 + 0.22 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    shares = {
+        split: np.bincount([i for labels in rows for i in labels], minlength=len(names)) / max(1, len(rows)) * 100
+        for split, rows in splits.items()
+    }
+    order = np.argsort(next(iter(shares.values())), kind="stable")
+    height = 0.8 / len(shares)
+    for place, (split, values) in enumerate(shares.items()):
+        at = np.arange(len(names)) - place * height
+        axes.barh(at, values[order], height, label=f"{split}: {len(splits[split]):,} texts")
+    axes.set_yticks(np.arange(len(names)) - 0.4 + height / 2, [names[i] for i in order])
+    axes.set_ylim(-1, len(names))
+    axes.set_xlabel("texts with the label, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
     return figure

@@ -1,20 +1,20 @@
-"""The base model: supervised fine-tuning on the preference pairs' texts, from scratch or of a given model.
+"""The base model: supervised fine-tuning on a corpus or the preference pairs' texts, from scratch or of a given model.
 
-A text is prompt + answer + EOS. Prompt and answer are tokenized apart, so that the model learns the very boundary that
-it meets when it continues a prompt.
+A causal model's text is prompt + answer + EOS. Prompt and answer are tokenized apart, so that the model learns the very
+boundary that it meets when it continues a prompt.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -26,7 +26,9 @@ from transformers import (
 )
 
 from rlhf_lib.errors import DataError, ModelError
-from rlhf_lib.models.loading import PAD, load_causal_lm, load_tokenizer, pick_device, positions, quiet
+from rlhf_lib.models.loading import PAD, load_policy, load_tokenizer, pick_device, positions, quiet
+from rlhf_lib.models.seq2seq import scratch_t5, seq2seq_trainer
+from rlhf_lib.models.seq2seq import tokenize_answers as seq2seq_answers
 from rlhf_lib.models.supervised import LengthGroups, OnLog, fit, trainer_arguments
 
 if TYPE_CHECKING:
@@ -39,11 +41,14 @@ SMALL_LOGITS = 1 << 25  # of a batch: 128 MB in fp32
 HELD_OUT = 512  # answers that the held-out loss is taken over, at most
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int | None = None) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int | None = None, *, append_eos: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer as GPT-2's, made from the texts, with a pad token of its own.
 
     `vocab_size` counts EOS (also BOS; id 0), pad (id 1) and the 256 bytes; a small corpus may fill less of it.
-    `max_length`: tokens that the model it is for can take.
+    `max_length`: tokens that the model it is for can take. `append_eos`: texts end with EOS, as T5's encoder reads
+    them, and there is no BOS.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -57,9 +62,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int | Non
             show_progress=False,
         ),
     )
+    if append_eos:
+        bpe.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        bos_token=EOS,
+        bos_token=None if append_eos else EOS,
         eos_token=EOS,
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
@@ -101,7 +108,9 @@ def train_base_model(
     trust_remote_code: bool = False,
     on_log: OnLog | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Train on the answers of `pairs` (columns prompt, chosen, rejected) with TRL's SFTTrainer; save an HF folder.
+    """Train on the answers of `pairs` (columns prompt, chosen, perhaps rejected); save an HF folder.
+
+    Causal models with TRL's SFTTrainer, seq2seq models with transformers' Seq2SeqTrainer.
 
     From scratch (`train.from_scratch`) with the given `tokenizer`, or from `model`, whose tokenizer is used where none
     is given. With `lora` an adapter is trained and merged before saving. Texts longer than `train.max_length` lose
@@ -111,39 +120,33 @@ def train_base_model(
     its exponential `perplexity/held_out`) and the logged figures per step.
     Raises ModelError for an absent model or a loss that diverges, DataError without a single answer to train on.
     """
-    from trl import SFTConfig, SFTTrainer
-
     if train.from_scratch is not None:
         if tokenizer is None:
             raise ValueError("a model from scratch needs the tokenizer made for it")
-        network: PreTrainedModel = scratch_model(train.from_scratch, tokenizer, seed)
+        build = scratch_t5 if train.from_scratch.architecture == "t5" else scratch_model
+        network: PreTrainedModel = build(train.from_scratch, tokenizer, seed)
     else:
         if model is None:
             raise ValueError("needs a model, or train.from_scratch")
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code)
-        network = load_causal_lm(model, trust_remote_code=trust_remote_code)
-    network.loss_type = network.loss_type or "ForCausalLM"  # GPT-2's class name doesn't say so
-    limit = min(train.max_length or positions(network.config), positions(network.config))
-    rows, truncated = tokenize_answers(pairs, tokenizer, limit, train.answers, train.completion_only)
+        network = load_policy(model, trust_remote_code=trust_remote_code)
+    longest = train.from_scratch.positions if train.from_scratch else positions(network.config)
+    limit = min(train.max_length or longest, longest)
+    answers = ("chosen", "rejected") if train.answers == "both" and "rejected" in pairs.column_names else ("chosen",)
+    seq2seq = network.config.is_encoder_decoder
+    if seq2seq:
+        rows, truncated = seq2seq_answers(pairs, tokenizer, limit, answers)
+    else:
+        rows, truncated = tokenize_answers(pairs, tokenizer, limit, answers, train.completion_only)
     if not len(rows):
-        raise DataError("no answer to train the base model on: are data.preferences empty?")
-
-    class LengthGroupedSFTTrainer(LengthGroups, SFTTrainer):
-        def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
-            """TRL computes the logits in chunks, twice, with figures of its own; small ones are far cheaper whole."""
-            small = inputs["input_ids"].numel() * model.config.vocab_size <= SMALL_LOGITS
-            return (Trainer if small else SFTTrainer).compute_loss(self, model, inputs, *args, **kwargs)
+        raise DataError("no text to train the base model on: are data.corpus or data.preferences empty?")
 
     set_seed(seed)
     with TemporaryDirectory() as scratch:
         arguments = trainer_arguments(train, len(rows), compute, seed, Path(scratch) / "base model", schedule="cosine")
-        trainer = LengthGroupedSFTTrainer(
-            model=network,
-            args=SFTConfig(**arguments),
-            train_dataset=rows,
-            processing_class=tokenizer,
-            peft_config=_peft(lora) if lora else None,
-        )
+        adapter = _peft(lora, "SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM") if lora else None
+        build_trainer = seq2seq_trainer if seq2seq else _causal_trainer
+        trainer = build_trainer(network, tokenizer, rows, arguments, adapter)
         log = fit(trainer, on_log)
     trained: Any = trainer.model
     if lora:
@@ -160,14 +163,36 @@ def train_base_model(
     return metrics, log
 
 
+def _causal_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    arguments: dict[str, Any],
+    adapter: PeftConfig | None,
+) -> Trainer:
+    from trl import SFTConfig, SFTTrainer
+
+    class LengthGroupedSFTTrainer(LengthGroups, SFTTrainer):
+        def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
+            """TRL computes the logits in chunks, twice, with figures of its own; small ones are far cheaper whole."""
+            small = inputs["input_ids"].numel() * model.config.vocab_size <= SMALL_LOGITS
+            return (Trainer if small else SFTTrainer).compute_loss(self, model, inputs, *args, **kwargs)
+
+    model.loss_type = model.loss_type or "ForCausalLM"  # GPT-2's class name doesn't say so
+    return LengthGroupedSFTTrainer(
+        model=model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer, peft_config=adapter
+    )
+
+
 def tokenize_answers(
-    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int, answers: str, completion_only: bool
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int, columns: Sequence[str], completion_only: bool
 ) -> tuple[Dataset, int]:
-    """Rows `input_ids`, `labels` (-100: no loss) and `length`, and how many lost tokens on the left to fit `limit`."""
+    """Rows `input_ids`, `labels` (-100: no loss) and `length`, of the answers in each of the `columns`, and how many
+    lost tokens on the left to fit `limit`."""
     prompts = tokenizer(list(pairs["prompt"]), verbose=False).input_ids if len(pairs) else []
     rows: list[dict] = []
     truncated = 0
-    for column in ("chosen", "rejected") if answers == "both" else ("chosen",):
+    for column in columns:
         texts = list(pairs[column])
         endings = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
         for prompt, answer in zip(prompts, endings, strict=True):
@@ -205,7 +230,7 @@ def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """An ordinary Hugging Face folder, its generation config ending and padding as the tokenizer does."""
     if model.generation_config is None:
-        raise ModelError(f"{type(model).__name__} can't generate: point to a causal language model")
+        raise ModelError(f"{type(model).__name__} can't generate: point to a language model")
     known = model.generation_config.eos_token_id
     ends = known if isinstance(known, list) else [known]
     if tokenizer.eos_token_id not in ends:
@@ -217,7 +242,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def _peft(lora: Lora) -> PeftConfig:
+def _peft(lora: Lora, task_type: str) -> PeftConfig:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -226,5 +251,5 @@ def _peft(lora: Lora) -> PeftConfig:
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         use_dora=lora.dora,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
