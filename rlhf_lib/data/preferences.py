@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rlhf_lib.data.consensus import Feedback, gather
 from rlhf_lib.data.dialogue import split_dialogue
 from rlhf_lib.data.filters import Funnel, first_seen
 from rlhf_lib.data.sources import describe_source, load_sources, require_columns, sources, text_column
@@ -27,6 +29,7 @@ class Pairs:
     train: Dataset
     test: Dataset
     report: dict[str, Any]
+    feedback: Feedback | None = None  # where the pairs come from human rankings
 
 
 class _Pair(NamedTuple):
@@ -38,10 +41,12 @@ class _Pair(NamedTuple):
 
 
 def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> Pairs:
-    """The recipe's pairs, whole dialogues or a `prompt` column beside the answers, in an order drawn with its seed.
+    """The recipe's pairs, whole dialogues or a `prompt` column beside the answers, or made of human rankings, in an
+    order drawn with its seed.
 
     Dropped and counted: pairs whose prompts differ (nothing says which of the two was answered better), empty answers,
-    identical answers, repeated pairs, and training pairs whose prompt a test pair has too.
+    identical answers, repeated pairs, and training pairs whose prompt a test pair has too. Of
+    human rankings, a prompt's pairs are all training or all test pairs, the same ones in every round.
 
     Args:
         loaded: the splits as `load_sources` opens them, where the caller has them already.
@@ -53,31 +58,69 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
     preferences = recipe.data.preferences
     if preferences is None:
         raise DataError("data.preferences is null: this recipe has no pairs")
-    loaded = loaded or load_sources(recipe, "preferences")
-    described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
-    train_where, test_where = described["preferences/train"], described["preferences/test"]
-
-    test, test_funnel = _clean(loaded["preferences/test"], preferences, test_where)
-    train, train_funnel = _clean(loaded["preferences/train"], preferences, train_where)
-    test_prompts = {pair.prompt for pair in test}
-    train = train_funnel.keep(
-        "prompt in test",
-        train,
-        (pair.prompt not in test_prompts for pair in train),
-        "Training and test pairs share their prompts: point data.preferences.test at other rows, e.g. by a split slice",
-    )
+    feedback = None
+    if preferences.rankings is not None:
+        feedback = gather(preferences.rankings)
+        train, test, train_funnel, test_funnel = _ranked(feedback, preferences, recipe.seed)
+    else:
+        loaded = loaded or load_sources(recipe, "preferences")
+        described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
+        train_where, test_where = described["preferences/train"], described["preferences/test"]
+        test, test_funnel = _clean(_read(loaded["preferences/test"], preferences, test_where), test_where)
+        train, train_funnel = _clean(_read(loaded["preferences/train"], preferences, train_where), train_where)
+        test_prompts = {pair.prompt for pair in test}
+        train = train_funnel.keep(
+            "prompt in test",
+            train,
+            (pair.prompt not in test_prompts for pair in train),
+            "Training and test pairs share their prompts: point data.preferences.test at other rows, e.g. by a split "
+            "slice",
+        )
     train = [train[i] for i in np.random.default_rng([recipe.seed, 1]).permutation(len(train))]
     test = [test[i] for i in np.random.default_rng([recipe.seed, 2]).permutation(len(test))]
     if preferences.limit is not None and preferences.limit < len(train):
         train_funnel.dropped["limit"] = len(train) - preferences.limit
         train = train[: preferences.limit]
     report = {"train": train_funnel.report(len(train)), "test": test_funnel.report(len(test))}
-    return Pairs(_dataset(train), _dataset(test), report)
+    if feedback is not None:
+        report["rankings"] = feedback.report
+    return Pairs(_dataset(train), _dataset(test), report, feedback)
 
 
-def _clean(dataset: Dataset, preferences: Preferences, where: str) -> tuple[list[_Pair], Funnel]:
-    funnel = Funnel(where, len(dataset))
-    pairs = _read(dataset, preferences, where)
+def _ranked(feedback: Feedback, preferences: Preferences, seed: int) -> tuple[list[_Pair], list[_Pair], Funnel, Funnel]:
+    """Training and test pairs. A prompt's side depends on its text and the seed alone, so that a later round tests on
+    the prompts of the earlier ones; either side gets one prompt at least."""
+    settings, where = preferences.rankings, "data.preferences.rankings"
+    assert settings is not None
+    pairs = [
+        _Pair(
+            pair.prompt,
+            pair.prompt,
+            _join(pair.prompt, pair.chosen.rstrip()),
+            _join(pair.prompt, pair.rejected.rstrip()),
+            pair.margin if preferences.margin else None,
+        )
+        for pair in feedback.pairs
+    ]
+    # with consensus none a repeated pair is another annotator's vote
+    pairs, funnel = _clean(pairs, where, repeats=settings.consensus == "none")
+    places = sorted({(_place(pair.prompt, seed), pair.prompt) for pair in pairs})
+    if len(places) < 2:
+        raise DataError(f"{where}: the pairs have one prompt only, and none is left to test on. Rank another prompt")
+    held_out = {prompt for place, prompt in places if place < settings.held_out} or {places[0][1]}
+    held_out.discard(places[-1][1])
+    test = [pair for pair in pairs if pair.prompt in held_out]
+    funnel.dropped["held out"] = len(test)
+    return [pair for pair in pairs if pair.prompt not in held_out], test, funnel, Funnel(where, len(test))
+
+
+def _place(prompt: str, seed: int) -> float:
+    """Uniform in [0, 1)."""
+    return int(hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:13], 16) / 16**13
+
+
+def _clean(pairs: list[_Pair], where: str, *, repeats: bool = False) -> tuple[list[_Pair], Funnel]:
+    funnel = Funnel(where, len(pairs))
     pairs = funnel.keep(
         "prompts differ",
         pairs,
@@ -96,7 +139,9 @@ def _clean(dataset: Dataset, preferences: Preferences, where: str) -> tuple[list
         (pair.chosen.strip() != pair.rejected.strip() for pair in pairs),
         "data.preferences.chosen and .rejected must name different columns",
     )
-    return funnel.keep("repeated pair", pairs, first_seen(pair[:4] for pair in pairs), ""), funnel
+    if not repeats:
+        pairs = funnel.keep("repeated pair", pairs, first_seen(pair[:4] for pair in pairs), "")
+    return pairs, funnel
 
 
 def _read(dataset: Dataset, preferences: Preferences, where: str) -> list[_Pair]:

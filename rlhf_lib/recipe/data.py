@@ -90,15 +90,22 @@ class Rankings(Section):
         None, description="helpful, honest, harmless or your own; null: the one that the files name"
     )
     flag_below: float = Field(
-        0.0, ge=-1, le=1, description="annotators whose agreement with the rest (alpha) is below this are flagged"
+        0.2,
+        ge=-1,
+        le=1,
+        description="annotators whose alpha against the others' majority is below this are flagged (0 is chance)",
     )
     drop_flagged: bool = Field(False, description="leave flagged annotators out of the consensus")
-    held_out: Fraction = Field(0.1, description="fraction of the prompts whose pairs are the test pairs")
+    held_out: Fraction = Field(
+        0.1, description="fraction of the prompts whose pairs are the test pairs, the same prompts in every round"
+    )
 
     @model_validator(mode="after")
     def _some_file(self) -> Rankings:
         if not self.rankings and not self.feedback:
             raise ValueError("needs files in rankings or feedback")
+        if self.rankings and not self.tasks:
+            raise ValueError("rankings needs the tasks that they rank: set tasks to the files that rlhf collect wrote")
         return self
 
 
@@ -111,7 +118,20 @@ class Preferences(Section):
     limit: Positive | None = Field(None, description="most training pairs to keep, drawn with the recipe's seed")
     chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
     rejected: str = Field("rejected", description="column of the other one")
-    margin: str | None = Field(None, description="column with how much better the chosen one is")
+    margin: str | None = Field(
+        None,
+        description="column with how much better the chosen one is; with rankings `consensus`: the share of votes for "
+        "the chosen one less that against it, or the difference of Bradley-Terry strengths",
+    )
+
+    @model_validator(mode="after")
+    def _margin_known(self) -> Preferences:
+        if self.rankings is not None and self.margin is not None:
+            if self.margin != "consensus":
+                raise ValueError(f"margin: rankings have no column {self.margin}; set it to consensus or null")
+            if self.rankings.consensus == "none":
+                raise ValueError("margin: without a consensus there is none; set rankings.consensus, or margin to null")
+        return self
 
 
 class Corpus(Section):
