@@ -60,7 +60,7 @@ def table(record: Record) -> str:
             "reward model",
             "",
             figure(record["reward_model"]["accuracy"]),
-            "held-out accuracy" if record["reward_model"]["accuracy"] is not None else "no held-out pairs",
+            "held-out accuracy" if record["reward_model"]["accuracy"] is not None else "no held-out pairs or labels",
         ),
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]

@@ -34,7 +34,7 @@ def preflight(recipe: Recipe) -> Recipe:
         seq2seq = bool(load_config(recipe.policy.model, recipe.policy.trust_remote_code).is_encoder_decoder)
         tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
         probe_tokens(recipe.evaluation.probes, tokenizer)
-    check_reward(recipe.reward)
+    check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
     if recipe.evaluation.perplexity is not None:
         load_texts(
             recipe.evaluation.perplexity,

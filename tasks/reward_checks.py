@@ -16,8 +16,9 @@ from tasks.tracking import PipelineRun, code_key, content_key, stage
 def check_reward_model(recipe: Recipe, run: PipelineRun, data: dict, reward: dict) -> dict[str, Any]:
     """Check the reward on held-out pairs, or without pairs on real texts, as `rlhf_lib.rewards.checks` says.
 
-    Record: `passed`, `accuracy` (None without pairs), `checks`, `metrics`. Raises GateFailed after the report is in
-    MLflow and Prefect; no record is kept then, so that a failed gate fails again.
+    Record: `passed`, `accuracy` (held-out; None for a reward that has neither pairs nor labels), `checks`, `metrics`.
+    Raises GateFailed after the report is in MLflow and Prefect; no record is kept then, so that a failed gate fails
+    again.
     """
     with stage("reward_checks", run, key=_key(recipe, data, reward)) as s:
         if s.reused:
@@ -66,7 +67,8 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: dict, reward: dic
         report.raise_if_failed()
         s.record = {
             "passed": report.passed,
-            "accuracy": report.accuracy,
+            # of a classifier trained here: on its held-out texts
+            "accuracy": reward["metrics"].get("accuracy/held_out") if report.accuracy is None else report.accuracy,
             "checks": report.as_dicts(),
             "metrics": report.metrics,
         }

@@ -1,4 +1,4 @@
-"""The reward model as a Prefect task: trained on the pairs, or an existing one looked at; normalised where asked."""
+"""The reward model as a Prefect task: trained on pairs or labelled texts, or an existing one; normalised on demand."""
 
 from __future__ import annotations
 
@@ -17,41 +17,50 @@ if TYPE_CHECKING:
     from rlhf_lib.rewards.normalization import Normalization
 
 REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
-_SOURCES = ("build", "classifier", "likelihood", "training", "normalization")
+_SOURCES = ("build", "classifier", "classifier_training", "likelihood", "training", "normalization")
 
 
 @task(name="reward_model")
 def prepare_reward_model(
     recipe: Recipe, run: PipelineRun, data: dict[str, Any], policy: dict[str, Any]
 ) -> dict[str, Any]:
-    """Train or check the reward model. The record holds `model` (folder or hub id, null for a function), `fingerprint`,
-    `normalization` ({"mean", "std"} of raw scores on the reference policy's samples, or null) and `metrics`.
+    """Train the reward model, on the pairs or as a classifier on the labelled texts, or check an existing one.
+
+    The record holds `model` (folder or hub id, null for a function), `fingerprint`, `normalization` ({"mean", "std"} of
+    raw scores on the reference policy's samples, or null) and `metrics`.
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
     from rlhf_lib.models.loading import pick_device, pick_dtype
     from rlhf_lib.rewards.build import check_reward
 
-    reward, trained = recipe.reward, recipe.reward.kind == "preference"
-    check_reward(reward)
-    source = policy["fingerprint"] if trained and reward.model is None else _fingerprint(reward)
+    reward, scratch = recipe.reward, recipe.reward.train.from_scratch is not None
+    rows = data["preferences"] if reward.kind == "preference" else data.get("labelled")
+    trained = rows is not None
+    check_reward(reward, trained_here=trained)
+    source = policy["fingerprint"] if trained and reward.model is None and not scratch else _fingerprint(reward)
     device = pick_device(recipe.compute)
     settings = reward.model_dump(mode="json", exclude={"checks", "model" if trained else "train"})
     key = content_key(
         settings,
         source,
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
-        _rows(data["preferences"]) if trained else None,
+        [_rows(rows), data.get("label_names")] if rows else None,
         [policy["fingerprint"], recipe.generation.model_dump(mode="json"), _rows(policy["prompts"])]
         if reward.normalize
         else None,
         code_key("models/loading", "models/supervised", *(f"rewards/{name}" for name in _SOURCES)),
     )
     with stage("reward_model", run, key=key) as current:
+        if trained and data.get("criterion"):
+            mlflow.set_tag("criterion", data["criterion"])
         if current.reused:
             return current.record
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
-        model, metrics = _train(recipe, data, policy, current) if trained else (reward.model, {})
+        model, metrics = reward.model, {}
+        if trained:
+            train = _train_classifier if reward.kind == "classifier" else _train
+            model, metrics = train(recipe, data, policy, current)
         normalization = None
         if reward.normalize:
             normalization = _normalize(recipe, policy, model)
@@ -88,6 +97,32 @@ def _train(
         on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
     )
     mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), "curve.png")
+    return str(folder), metrics
+
+
+def _train_classifier(
+    recipe: Recipe, data: dict[str, Any], policy: dict[str, Any], current: Stage
+) -> tuple[str, dict[str, float]]:
+    from datasets import load_from_disk
+
+    from rlhf_lib.models.supervised import curve
+    from rlhf_lib.rewards.classifier_training import label_figure, train_classifier
+
+    texts = {split: load_from_disk(folder) for split, folder in data["labelled"].items()}
+    folder = current.folder / "model"
+    metrics, log, table = train_classifier(
+        texts["train"],
+        data["label_names"],
+        folder,
+        reward=recipe.reward,
+        compute=recipe.compute,
+        seed=recipe.seed,
+        held_out=texts["test"],
+        on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
+    )
+    mlflow.log_figure(curve(log, "loss", "learning_rate"), "curve.png")
+    mlflow.log_figure(label_figure(table), "labels.png")
+    mlflow.log_table({key: [row[key] for row in table] for key in table[0]}, "labels.json")
     return str(folder), metrics
 
 

@@ -63,9 +63,10 @@ def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
     return total
 
 
-def check_reward(reward: recipe.Reward) -> None:
+def check_reward(reward: recipe.Reward, *, trained_here: bool = False) -> None:
     """Raise what `build_reward` would, as far as it shows without reading weights: absent model, tokenizer, label or
-    function. A preference model that is still to be trained has nothing to check but what it starts from."""
+    function. A model that is still to be trained has nothing to check but what it starts from, whose labels are no
+    matter."""
     for term in reward.terms or []:
         check_reward(term.reward)
     if reward.kind == "function":
@@ -73,7 +74,7 @@ def check_reward(reward: recipe.Reward) -> None:
     elif reward.model is not None:
         config = load_config(reward.model, reward.trust_remote_code)
         load_tokenizer(reward.model, reward.trust_remote_code, need_eos=reward.kind == "preference")
-        if reward.kind in ("classifier", "pair"):
+        if reward.kind in ("classifier", "pair") and not trained_here:
             label_column(config, reward.label)
 
 

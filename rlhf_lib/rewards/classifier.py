@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -61,14 +62,20 @@ class ClassifierReward:
         else:
             texts = [q + r for q, r in zip(queries, responses, strict=True)]
             rows = encode(self.tokenizer, texts, self.max_length, append_eos=self.append_eos)
+        return self._chosen(self._logits(rows)).tolist()
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """Every output for N texts: (N, K), fp32, on the CPU."""
+        return self._logits(encode(self.tokenizer, list(texts), self.max_length, append_eos=self.append_eos))
+
+    def _logits(self, rows: dict[str, list[list[int]]]) -> Tensor:
+        """As `logits`, in batches of like length."""
         order = sorted(range(len(rows["input_ids"])), key=lambda i: len(rows["input_ids"][i]))
-        scores = [0.0] * len(order)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            outputs_BK = self._outputs({key: [values[i] for i in batch] for key, values in rows.items()})
-            for i, score in zip(batch, self._chosen(outputs_BK).tolist(), strict=True):
-                scores[i] = score
-        return scores
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        outputs = [
+            self._outputs({key: [values[i] for i in batch] for key, values in rows.items()}) for batch in batches
+        ]
+        return torch.cat(outputs).cpu()[torch.tensor(order).argsort()]
 
     @torch.inference_mode()
     def _outputs(self, rows: dict[str, list[list[int]]]) -> Tensor:
