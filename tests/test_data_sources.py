@@ -39,6 +39,15 @@ def test_folders_in_the_hubs_layout(folder) -> None:
     assert load_split(Source(data_dir="a", split="train[2:4]"), default=str(folder)).to_list() == ROWS[2:4]
 
 
+def test_folders_with_the_same_readme_are_told_apart_and_read_anew_when_edited(tmp_path) -> None:
+    for number, place in enumerate(("one", "other", "one")):
+        folder = tmp_path / place / "set"
+        write(folder / "data/train.jsonl", [{"text": f"{place} {number}"}])
+        described = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/train.jsonl}\n"
+        (folder / "README.md").write_text(f"---\n{described}---\n")
+        assert load_split(Source(dataset=str(folder))).to_list() == [{"text": f"{place} {number}"}]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz"])
 def test_a_single_json_file_is_the_split_asked_for(tmp_path, name: str) -> None:
     assert load_split(Source(dataset=write(tmp_path / name), split="test[:2]")).to_list() == ROWS[:2]

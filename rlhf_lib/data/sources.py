@@ -61,7 +61,8 @@ def load_split(source: Source, default: str | None = None, key: str = "data.prom
             raise DataError(
                 f"{where}: {path} doesn't exist. Set {key}.dataset to a hub id or an existing folder or file"
             )
-        return load_dataset(str(path) if path.is_dir() else name, source.name, data_dir=folder, split=source.split)
+        place = str(path) if path.is_dir() else name
+        return load_dataset(place, source.name, data_dir=folder, split=source.split, cache_dir=_own_cache(path))
     except DataError:
         raise
     except Exception as error:  # the readers of the formats raise whatever they like
@@ -133,6 +134,17 @@ def require_columns(dataset: Dataset, columns: Sequence[str], where: str, key: s
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         raise DataError(f"{where} has no column '{missing[0]}', but {', '.join(dataset.column_names)}. Set {key}")
+
+
+def _own_cache(folder: Path) -> str | None:
+    """A cache for a local folder that describes its files in a README.md: `datasets` tells such folders apart by the
+    folder's name and that text alone, and would give one folder's rows for another's, or those before an edit."""
+    if not (folder / "README.md").is_file():
+        return None
+    from datasets import config
+
+    files = sorted((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in folder.resolve().rglob("*") if f.is_file())
+    return str(Path(config.HF_DATASETS_CACHE) / "folders" / hashlib.sha256(repr(files).encode()).hexdigest()[:16])
 
 
 def _slice(splits: Mapping[str, Dataset], spec: str) -> Dataset:
