@@ -20,6 +20,7 @@ os.environ |= {
     "MLFLOW_TRACKING_URI": f"sqlite:///{_HOME}/mlflow.db",
     "PREFECT_HOME": str(_HOME / "prefect"),
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_CACHE": str(_HOME / "hub"),
     "MPLBACKEND": "agg",
 }
 os.environ.setdefault("OMP_NUM_THREADS", "2")
