@@ -22,10 +22,6 @@ class ProbeResult:
     reference: float
     policy: float
 
-    @property
-    def name(self) -> str:
-        return f"{self.prompt} [{self.token.strip()} / {self.against.strip()}]"
-
 
 def probe_tokens(probes: Sequence[TokenProbe], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
     """The ids of each probe's two words: of a word that the tokenizer splits, its first token.
