@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from flows import annotation
 from rlhf_lib.errors import RLHFError
 
 
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("recipe")
     _override_option(show)
 
+    annotation.add_commands(commands, _override_option)
+
     ui = commands.add_parser("ui", help="start the Prefect server and MLflow's UI on 127.0.0.1")
     ui.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)")
     ui.add_argument("--prefect-port", type=int, default=4200)
@@ -37,7 +40,14 @@ def main(argv: list[str] | None = None) -> int:
 
     args = parser.parse_args(argv)
     try:
-        return {"run": _run, "recipes": _recipes, "show": _show, "ui": _ui}[args.command](args)
+        return {
+            "run": _run,
+            "recipes": _recipes,
+            "show": _show,
+            "collect": annotation.collect,
+            "rankings": annotation.rankings,
+            "ui": _ui,
+        }[args.command](args)
     except RLHFError as error:
         from rlhf_lib.errors import GateFailed
 

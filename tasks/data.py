@@ -12,6 +12,7 @@ import mlflow
 from prefect import task
 
 from rlhf_lib.recipe import Recipe, leaves
+from tasks.rankings import FILES, ranking_fingerprints, show_feedback
 from tasks.tracking import PipelineRun, code_key, content_key, stage
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
 
     The record holds the folders `prompts` (null where the tokenizer is still to be trained), `texts` (the prompts
     without their ids), `preferences`, `corpus` and `labelled` (null where the recipe has none), each {"train", "test"};
-    the `label_names` of the last; the sets' `fingerprints` by role; the filters' `report`; and `metrics`. Raises
-    DataError, and ModelError for a missing model, or a label to reward that the labelled texts don't have.
+    the `label_names` of the last; the `criterion` of human rankings; the sets' `fingerprints` by role; the filters'
+    `report`; and `metrics`. Raises DataError, and ModelError for a missing model, or a label to reward that the
+    labelled texts don't have.
     """
     from rlhf_lib.data.corpus import is_seq2seq, load_corpus
     from rlhf_lib.data.labelled import load_labelled
@@ -42,12 +44,13 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
 
     loaded = load_sources(recipe)
     digests = {key: fingerprint(rows) for key, rows in {id(rows): rows for rows in loaded.values()}.items()}
-    fingerprints = {role: digests[id(rows)] for role, rows in loaded.items()}
+    fingerprints = {role: digests[id(rows)] for role, rows in loaded.items()} | ranking_fingerprints(recipe)
     from_scratch = recipe.policy.train is not None and recipe.policy.train.from_scratch is not None
     model = None if from_scratch else recipe.policy.model
     # where the rows lie is no part of the key: their content is
     place = {"dataset", "name", "data_dir", "split", "test"}
-    splits = {kind: {"train", "test"} for kind in ("preferences", "corpus", "labelled")}
+    splits: dict[str, Any] = {kind: {"train": True, "test": True} for kind in ("preferences", "corpus", "labelled")}
+    splits["preferences"]["rankings"] = set(FILES)
     settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, **splits})
     policy = (model_fingerprint(model), recipe.generation.response_limit) if model else None
     cut = recipe.data.corpus is not None and is_seq2seq(recipe)
@@ -65,12 +68,16 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
         tokenized = None
         if model:
             tokenized, report["tokenized"] = _tokenize(recipe, model, texts)
-        pairs = None
+        pairs = criterion = None
+        shown: dict[str, float] = {}
         if recipe.data.preferences is not None:
             found = load_preferences(recipe, loaded)
             pairs, report["preferences"] = {"train": found.train, "test": found.test}, found.report
             shared = shared_with_pairs(prompts, found.train["prompt"], recipe.data.prompts.query)
             report |= {"evaluation prompts in training pairs": shared} if shared is not None else {}
+            if found.feedback is not None and recipe.data.preferences.rankings is not None:
+                criterion = found.feedback.criterion
+                shown = show_feedback(found.feedback, recipe.data.preferences.rankings)
 
         corpus = load_corpus(recipe, loaded) if recipe.data.corpus is not None else None
         labelled = load_labelled(recipe, loaded) if recipe.data.labelled is not None else None
@@ -79,7 +86,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
         report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
 
         metrics = {name.replace(" ", "_"): float(figure) for name, figure in leaves(report, "/").items()}
-        metrics |= _show(tokenized or texts, pairs, corpus)
+        metrics |= shown | _show(tokenized or texts, pairs, corpus)
         if labelled:
             _show_labels(labelled)
         _log_sets(recipe, loaded, fingerprints)
@@ -93,6 +100,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
         current.record = {
             **folders,
             "label_names": names,
+            "criterion": criterion,
             "fingerprints": fingerprints,
             "policy_fingerprint": policy[0] if policy else None,
             "report": report,

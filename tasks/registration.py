@@ -87,6 +87,8 @@ def register_policy(
             "promoted": str(promoted).lower(),
             "reason": reason,
         }
+        if recipe.reward.kind == "preference" and (data or {}).get("criterion"):
+            tags["criterion"] = str((data or {})["criterion"])
         version = registry.create_version(
             name, logged, about=recipe.description, card=card, tags=tags, promoted=promoted
         ).version

@@ -1,0 +1,75 @@
+"""Responses for annotators: sampled from a policy for a recipe's prompts, to be ranked by people.
+
+rlhf collect RECIPE --out tasks.jsonl
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows import logs
+from flows.environment import check, run_dir
+from rlhf_lib.errors import DataError, EnvironmentFault
+from rlhf_lib.recipe import load_recipe
+
+logs.calm()
+
+
+@flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, validate_parameters=True)
+def collect(
+    recipe: str,
+    out: str,
+    overrides: list[str] | None = None,
+    policy: str | None = None,
+    responses: int = 4,
+    prompts: int = 100,
+    criterion: str = "helpful",
+    instructions: str | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Write a file of tasks for annotators, and a form for spreadsheets beside it.
+
+    Args:
+        recipe: shipped recipe or YAML file: its data.prompts, generation and compute are used.
+        out: the tasks' file, .jsonl.
+        overrides: settings on top of the recipe, each `section.key=value`.
+        policy: hub id, folder or models:/NAME@champion; null: the recipe's policy.model, or where that is still to be
+            trained its champion.
+        responses: sampled for each prompt.
+        prompts: how many of the recipe's training prompts.
+        criterion: what the annotators judge.
+        instructions: for the annotators; null: the usual ones.
+        seed: another round's other prompts and samples; null: the recipe's.
+    """
+    from pathlib import Path
+
+    import mlflow
+
+    from tasks.collect import collect_responses
+    from tasks.tracking import git_commit, use_experiment
+
+    loaded = load_recipe(recipe, overrides)
+    if Path(out).suffix != ".jsonl" or not Path(out).absolute().parent.is_dir():
+        raise EnvironmentFault(f"{out}: must be a .jsonl file in a folder that exists")
+    if responses < 2 or prompts < 1:
+        raise DataError(f"{responses} responses to {prompts} prompts: there is nothing to rank")
+    check()
+    if policy is None:
+        trained = loaded.policy.train is not None or loaded.policy.model is None
+        policy = f"models:/{loaded.registration.name or loaded.name}@champion" if trained else loaded.policy.model
+    use_experiment(str(run_dir()))
+    tags = {"recipe": loaded.name, "stage": "collect", "criterion": criterion, "git_commit": git_commit() or ""}
+    with mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run:
+        record = collect_responses(
+            loaded,
+            str(policy),
+            out,
+            responses=responses,
+            prompts=prompts,
+            criterion=criterion,
+            instructions=instructions,
+            seed=loaded.seed if seed is None else seed,
+        )
+    return record | {"mlflow_run_id": run.info.run_id}
