@@ -162,6 +162,8 @@ def scratch_classifier(
             intermediate_size=4 * size.width,
             max_position_embeddings=size.positions + pad + 1,  # positions are numbered from pad + 1
             type_vocab_size=1,
+            initializer_range=0.55
+            * size.width**-0.5,  # 0.02 at RoBERTa's width, where narrower models learn too slowly
             hidden_dropout_prob=size.dropout,
             attention_probs_dropout_prob=size.dropout,
             bos_token_id=tokenizer.bos_token_id,
