@@ -120,7 +120,7 @@ def test_each_bad_ranking_of_a_table_is_named_by_the_line_at_fault(tasks, tmp_pa
         (20, "missing field"),
     ]
     by_line = {row.line: row.detail for row in rejected}
-    assert by_line[6] == "response a of task 2 has more than one rank (the ranking of lines 5, 6, 7)"
+    assert by_line[6] == "response a of task 2 has more than one rank (its lines: 5, 6, 7)"
 
 
 def test_an_annotator_twice_is_found_across_files(tasks, tmp_path):

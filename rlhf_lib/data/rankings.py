@@ -212,7 +212,7 @@ def _csv_rankings(file: str, tasks: dict[str, Task]) -> Iterator[tuple[int, Rank
             except _Fault as fault:  # `line` is the one at fault
                 reason, detail = fault.args
                 lines = ", ".join(str(number) for number, _ in block)
-                yield line, _Fault(reason, f"{detail} (the ranking of lines {lines})")
+                yield line, _Fault(reason, f"{detail} (its lines: {lines})")
 
 
 def _blocks(
