@@ -251,6 +251,7 @@ _HTML = """\
   .card .name { display: block; font-size: 13px; color: var(--ink); }
   .good { color: var(--good); } .bad { color: var(--bad); }
   .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(310px, 1fr)); gap: 12px; margin-top: 12px; }
+  .plots.pairs { grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); }
   figure { margin: 0; padding: 8px; } figure img { width: 100%; display: block; }
   table { border-collapse: separate; border-spacing: 0; width: 100%; overflow: hidden; }
   th { text-align: left; font-size: 12px; color: var(--quiet); font-weight: 600; background: #fafbfc; }
@@ -303,7 +304,7 @@ and seeds for both.</p>
     <span>was {{ c.diversity["distinct_2_reference"]|number }}</span></div>
 </section>
 
-<section class="plots">
+<section class="plots{{ ' pairs' if images|length == 4 }}">
 {% for caption, image in images.items() %}
   <figure><img alt="{{ caption }}" src="data:image/png;base64,{{ image }}"></figure>
 {% endfor %}
