@@ -102,7 +102,8 @@ def _run(args: argparse.Namespace) -> int:
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     print(f"\n{table(record)}\n")
     run_page = f"http://127.0.0.1:5000/#/experiments/1/runs/{record['mlflow_run_id']}"
-    print(f"make ui       Prefect on http://127.0.0.1:4200/runs, this run in MLflow on {run_page}")
+    opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"
+    print(f"{opened}       Prefect on http://127.0.0.1:4200/runs, this run in MLflow on {run_page}")
     print(f"{opener} {report_page(record, environment.run_dir())}")
     return 0
 
