@@ -40,7 +40,10 @@ def prepare_reward_model(
     check_reward(reward, trained_here=trained)
     source = policy["fingerprint"] if trained and reward.model is None and not scratch else _fingerprint(reward)
     device = pick_device(recipe.compute)
-    settings = reward.model_dump(mode="json", exclude={"checks", "model" if trained else "train"})
+    unused = {"checks", "model" if trained else "train"}
+    if trained and not reward.normalize:
+        unused |= {"label", "output"}  # another emotion to reward needs no other classifier
+    settings = reward.model_dump(mode="json", exclude=unused)
     key = content_key(
         settings,
         source,
