@@ -63,8 +63,8 @@ class Policy(Section):
     lora: Lora | None = None
     unfrozen_layers: int | None = Field(
         None,
-        description="only the top N blocks learn, or with -N all but the bottom N; tied embeddings and a seq2seq model's "
-        "encoder are frozen too. A causal model's frozen part runs once a batch",
+        description="only the top N blocks learn, or with -N all but the bottom N; tied embeddings and a seq2seq "
+        "model's encoder are frozen too. A causal model's frozen part runs once a batch",
     )
     critic: Literal["shared", "separate"] = Field(
         "shared", description="the value head's trunk: the policy's, or a copy"
