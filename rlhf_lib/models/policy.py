@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -192,7 +193,9 @@ def add_adapter(model: PreTrainedModel, lora: Lora) -> PeftModel:
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():  # what peft says of GPT-2's transposed weights, and of names in Transformers
+            warnings.simplefilter("ignore")
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"LoRA can't be put on this model: {error} (policy.lora.target_modules)") from None
 
