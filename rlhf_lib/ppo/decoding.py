@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +102,10 @@ class Seq2SeqDecoding:
         lengths = torch.tensor([len(p) for p in prompts])
         self.mask = (torch.arange(query_ids.shape[1]) < lengths[:, None]).long().to(device)
         self.encoded = model.get_encoder()(query_ids.to(device), attention_mask=self.mask).last_hidden_state
-        self.cache = EncoderDecoderCache(reserved_cache(model, steps), DynamicCache(config=model.config))
+        # layers as the decoder asks for them: a configuration's number of layers may be the encoder's
+        own, cross = DynamicCache(), DynamicCache()
+        own.layer_class_to_replicate = partial(ReservedLayer, steps)  # type: ignore[assignment]
+        self.cache = EncoderDecoderCache(own, cross)
         self.ids = torch.full((len(prompts), 1), start_id(model), device=device)
 
     def states(self) -> Tensor:
