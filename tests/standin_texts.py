@@ -46,6 +46,7 @@ _JUDGED = (
     "The {part} was {word} and so was the {other}.",
     "I {felt} the {part}, it is {word}.",
     "{who} said that the {part} is {word}.",
+    "This movie was {word}, I {felt} every minute.",
     "This is a {word} film with a {word} {part}.",
     "What a {word} {part} this {day} film has.",
 )
@@ -102,11 +103,15 @@ _FIRMS = _words("The company|The bank|The group|The airline|The retailer|The man
 NEWS = {
     "positive": (
         "{firm} said that profit rose {n} percent on strong growth.",
+        "Operating profit rose in {n} of its markets.",
+        "Sales rose to a record on {day}.",
         "{firm} reported higher sales and record earnings, up {n} percent.",
         "Shares of the firm gained {n} percent after strong results, profit increased.",
     ),
     "negative": (
         "{firm} said that profit fell {n} percent on weak demand.",
+        "Operating profit fell in {n} of its markets.",
+        "Sales fell sharply on {day}.",
         "{firm} reported a heavy loss and lower sales, down {n} percent.",
         "Shares of the firm dropped {n} percent after weak results, losses increased and it cut jobs.",
     ),
