@@ -11,11 +11,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.loading import positions
-from rlhf_lib.recipe import Compute, Reward
+from rlhf_lib.recipe import ClassifierFromScratch, Compute, Reward
 from rlhf_lib.rewards.build import build_reward, check_reward
 from rlhf_lib.rewards.classifier_training import (
     label_figure,
     measure,
+    scratch_classifier,
+    start_at_shares,
     tokenize_texts,
     train_classifier,
     train_tokenizer,
@@ -86,6 +88,16 @@ def test_what_is_trained_on():
     assert list(made["labels"]) == [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
     assert (list(made["length"]), truncated) == ([4, 5], 1)
     assert list(tokenize_texts(rows.select([0]), 3, tokenizer, 5, single=True)[0]["labels"]) == [1]
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_the_first_probabilities_are_the_labels_shares(single):
+    tokenizer = train_tokenizer(["ab"], 259, 8)
+    model = scratch_classifier(ClassifierFromScratch(**SIZE), tokenizer, {"id2label": dict(enumerate(NAMES))})
+    start_at_shares(model, [[0]] * 69 + [[1]] * 30, single=single)
+    logits = model.classifier.out_proj.bias.detach()
+    found = logits.exp() if single else logits.sigmoid()
+    assert found.tolist() == pytest.approx([0.695, 0.305, 0.005])  # half a text more each: no label is impossible
 
 
 def test_one_label_a_text_is_learnt_by_cross_entropy(trained):

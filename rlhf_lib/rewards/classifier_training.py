@@ -71,6 +71,7 @@ def train_classifier(
         size = reward.train.from_scratch
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(rows["text"], size.vocab_size, size.positions)
         network: PreTrainedModel = scratch_classifier(size, tokenizer, settings)
+        start_at_shares(network, list(rows["labels"]), single=single)
     else:
         if reward.model is None:
             raise ValueError("needs reward.model, or reward.train.from_scratch")
@@ -172,6 +173,18 @@ def scratch_classifier(
             **settings,
         )
     )
+
+
+def start_at_shares(model: PreTrainedModel, labels: Sequence[Sequence[int]], *, single: bool) -> None:
+    """Set the bias of the head so that the probabilities start at the labels' shares (Lin et al. 2017, 4.1). In place.
+
+    Without it the first hundreds of steps go by learning that most labels are rare.
+    """
+    bias = model.classifier.out_proj.bias
+    counts = np.bincount([i for own in labels for i in own], minlength=len(bias))
+    shares = torch.tensor((counts + 0.5) / (len(labels) + 1), dtype=bias.dtype)
+    with torch.no_grad():
+        bias.copy_(shares.log() if single else shares.logit())
 
 
 def tokenize_texts(
