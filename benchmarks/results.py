@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 from matplotlib.figure import Figure
 
-from rlhf_lib.evaluation.report import markdown_cell, number
+from rlhf_lib.evaluation.page import markdown_cell, number
 from rlhf_lib.evaluation.words import shifts
 from rlhf_lib.statistics import bootstrap_mean
 

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 
 from rlhf_lib.errors import EnvironmentFault, RLHFError
-from rlhf_lib.recipe import Recipe, leaves
+from rlhf_lib.evaluation.figures import flat_figures
+from rlhf_lib.recipe import Recipe
 from tasks import registry
 from tasks.model_card import model_card
 from tasks.tracking import PipelineRun, mlflow_link, run_logger, stage
@@ -207,19 +208,10 @@ def _duel(
 
 def _figures(evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
     """The headline figures of a version, flat; those that don't apply are left out."""
-    learned = dict(evaluation["reward"])
-    low, high = learned.pop("ci95")
-    tree: dict[str, Any] = {
-        "reward": learned | {"ci95_low": low, "ci95_high": high},
+    tree: dict[str, Any] = {key: evaluation[key] for key in ("reward", "diversity", "kl")} | {
         "perplexity": evaluation["perplexity"] or {},
-        "diversity": evaluation["diversity"],
-        "kl": evaluation["kl"],
         "reward_model": {"accuracy": accuracy},
     }
     if duel and "error" not in duel:
-        low, high = duel["ci95"]
-        tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "win_rate", "prompts")} | {
-            "ci95_low": low,
-            "ci95_high": high,
-        }
-    return {key: float(value) for key, value in leaves(tree, "/").items() if value is not None}
+        tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}
+    return flat_figures(tree)

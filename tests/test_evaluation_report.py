@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_lib.evaluation import plots
 from rlhf_lib.evaluation.comparison import Comparison, Sampled, compare
-from rlhf_lib.evaluation.report import build_report, markdown_cell, number
+from rlhf_lib.evaluation.page import markdown_cell, number
+from rlhf_lib.evaluation.report import build_report
 from rlhf_lib.evaluation.reward_delta import reward_delta
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import Generation

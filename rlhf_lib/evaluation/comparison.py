@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.evaluation.diversity import distinct, repetition
+from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.evaluation.reward_delta import RewardDelta, kl_per_response, reward_delta
 from rlhf_lib.ppo.rollout import Responses, sample_responses
 from rlhf_lib.ppo.scoring import score_responses
@@ -45,18 +46,8 @@ class Comparison:
 
     def metrics(self) -> dict[str, float | None]:
         """Flat figures under the names that the tracker's compare view shows; None where one doesn't apply."""
-        low, high = self.reward.ci95
-        figures: dict[str, float | None] = {
-            "reward/reference": self.reward.reference,
-            "reward/policy": self.reward.policy,
-            "reward/delta": self.reward.delta,
-            "reward/ci95_low": low,
-            "reward/ci95_high": high,
-            "reward/win_rate": self.reward.win_rate,
-            "reward/reference_std": self.reward.reference_std,
-            "kl": self.kl,
-            "kl_standard_error": self.kl_error if len(self.queries) > 1 else None,
-        }
+        figures: dict[str, float | None] = {**flat_figures({"reward": asdict(self.reward)}), "kl": self.kl}
+        figures["kl_standard_error"] = self.kl_error if len(self.queries) > 1 else None
         figures |= {f"diversity/{name}": figure for name, figure in self.diversity.items()}
         for name, side in (("reference", self.reference), ("policy", self.policy)):
             figures[f"length/{name}"] = fmean(side.lengths)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from rlhf_lib.evaluation.comparison import Comparison
+from rlhf_lib.evaluation.page import markdown, page, shortened
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.words import Shift, shifts
-
-QUERY_CHARS = 400  # a long dialogue shows its end, which is what the responses answer
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,11 @@ class Report:
 
     def html(self, figures: Mapping[str, Figure]) -> str:
         """One file, no scripts, nothing fetched; `figures` by their captions."""
-        images = {caption: _png(figure) for caption, figure in figures.items()}
-        return _TEMPLATES.from_string(_HTML).render(report=self, c=self.comparison, images=images)
+        return page(_HTML, figures, title=self.title, report=self, c=self.comparison)
 
     def markdown(self) -> str:
         """For a terminal, a tracker's artifact page or a model card."""
-        return _MARKDOWN_TEMPLATES.from_string(_MARKDOWN).render(report=self, c=self.comparison)
+        return markdown(_MARKDOWN, report=self, c=self.comparison)
 
 
 def build_report(
@@ -115,10 +109,9 @@ def build_report(
 
 
 def _sample(c: Comparison, i: int) -> Sample:
-    query = c.queries[i]
     ends_matter = any(c.reference.ended) or any(c.policy.ended)
     return Sample(
-        query=query if len(query) <= QUERY_CHARS else "... " + query[-QUERY_CHARS:],
+        query=shortened(c.queries[i]),
         before=c.reference.texts[i],
         after=c.policy.texts[i],
         score_before=c.reference.scores[i],
@@ -126,28 +119,6 @@ def _sample(c: Comparison, i: int) -> Sample:
         cut_before=ends_matter and not c.reference.ended[i],
         cut_after=ends_matter and not c.policy.ended[i],
     )
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def number(value: float | None, signed: bool = False) -> str:
-    """Three digits that matter, no exponent for ordinary sizes; n/a for None."""
-    if value is None:
-        return "n/a"
-    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:#.3g}".rstrip(".")
-    return f"+{text}" if signed and value > 0 else text
-
-
-def markdown_cell(text: str) -> str:
-    """Text as a Markdown table's cell shows it literally: HTML and Markdown marks escaped, line breaks kept."""
-    escaped = html.escape(text.strip(), quote=False)
-    for mark in "\\`*_{}[]#|~$":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped.replace("\r", "").replace("\n", "<br>") or "(empty)"
 
 
 _DEFINITIONS = [
@@ -166,11 +137,6 @@ _SHIFTS = (
     "Words that moved: z-scores of the log-odds ratio under a Dirichlet prior (Monroe et al. 2008), those beyond 1.96; "
     "with many words some pass by chance."
 )
-
-_TEMPLATES = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-_MARKDOWN_TEMPLATES = Environment(trim_blocks=True, lstrip_blocks=True)
-for _environment in (_TEMPLATES, _MARKDOWN_TEMPLATES):
-    _environment.filters |= {"number": number, "cell": markdown_cell}
 
 _MARKDOWN = """\
 # {{ report.title }}
@@ -227,61 +193,12 @@ per response (standard error {{ c.kl_error|number }}).
 """
 
 _HTML = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ report.title }}</title>
-<style>
-  :root { --ink: #2b303b; --quiet: #687082; --line: #e3e6ec; --before: #8a94a6; --after: #d9622b; --good: #1d7f4e;
-    --bad: #b3261e; }
-  * { box-sizing: border-box; }
-  body { font: 15px/1.5 system-ui, "Segoe UI", "Liberation Sans", Arial, sans-serif; color: var(--ink);
-    background: #f6f7f9; margin: 0; }
-  main { max-width: 1120px; margin: 0 auto; padding: 32px 24px 64px; }
-  h1 { font-size: 26px; line-height: 1.25; margin: 0 0 6px; overflow-wrap: anywhere; }
-  h2 { font-size: 18px; margin: 40px 0 12px; }
-  .lead { color: var(--quiet); margin: 0 0 24px; }
-  .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; }
-  .card, figure, table { background: #fff; border: 1px solid var(--line); border-radius: 10px; }
-  .card { padding: 14px 16px; }
-  .card b { display: block; font-size: 27px; line-height: 1.2; font-variant-numeric: tabular-nums; }
-  .card span { color: var(--quiet); font-size: 13px; }
-  .card .name { display: block; font-size: 13px; color: var(--ink); }
-  .good { color: var(--good); } .bad { color: var(--bad); }
-  .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(310px, 1fr)); gap: 12px; margin-top: 12px; }
-  .plots.pairs { grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); }
-  figure { margin: 0; padding: 8px; } figure img { width: 100%; display: block; }
-  table { border-collapse: separate; border-spacing: 0; width: 100%; overflow: hidden; }
-  th { text-align: left; font-size: 12px; color: var(--quiet); font-weight: 600; background: #fafbfc; }
-  th, td { padding: 9px 14px; border-bottom: 1px solid var(--line); vertical-align: top; }
-  tr:last-child td { border-bottom: 0; }
-  .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-  .samples { table-layout: fixed; } .samples td { font-size: 14px; }
-  .samples .text { white-space: pre-wrap; overflow-wrap: anywhere; }
-  .query { color: var(--quiet); }
-  .score { display: block; font-size: 12px; font-weight: 600; font-variant-numeric: tabular-nums; margin-bottom: 2px; }
-  .before .score { color: var(--before); } .after .score { color: var(--after); }
-  .mark { color: var(--quiet); font-size: 12px; font-style: italic; }
-  .words { display: flex; flex-wrap: wrap; gap: 8px; margin: 0; }
-  .words span { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 3px 12px; }
-  .words small { color: var(--quiet); margin-left: 4px; font-variant-numeric: tabular-nums; }
-  .words .gained { border-color: var(--after); } .words .lost { border-color: var(--before); border-style: dashed; }
-  ul { padding-left: 20px; color: var(--quiet); font-size: 14px; } li { margin-bottom: 4px; }
-  @media print { body { background: #fff; } tr, figure { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<main>
+{% extends "page.html" %}
+{% block body %}
+{% from "parts.html" import response, plots, notes %}
 {% macro change(value) %}
 <span class="{{ 'good' if value > 0 else 'bad' if value < 0 else '' }}">{{ value|number(true) }}</span>
 {%- endmacro %}
-{% macro response(text, score, cut, side) %}
-<td class="{{ side }}"><span class="score">{{ score|number }}</span><span class="text">{{ text.strip() }}</span>
-{% if not text.strip() %}<span class="mark">(empty)</span>{% endif %}
-{% if cut %}<span class="mark" title="reached the length limit">[cut]</span>{% endif %}</td>
-{% endmacro %}
 {% set r = c.reward %}
 <h1>{{ report.title }}</h1>
 <p class="lead">Reference (before) against policy (after) on {{ c.queries|length }} held-out prompts, the same prompts
@@ -304,11 +221,7 @@ and seeds for both.</p>
     <span>was {{ c.diversity["distinct_2_reference"]|number }}</span></div>
 </section>
 
-<section class="plots{{ ' pairs' if images|length == 4 }}">
-{% for caption, image in images.items() %}
-  <figure><img alt="{{ caption }}" src="data:image/png;base64,{{ image }}"></figure>
-{% endfor %}
-</section>
+{{ plots(images) }}
 
 <h2>Figures</h2>
 <table>
@@ -356,13 +269,6 @@ and seeds for both.</p>
 </table>
 {% endfor %}
 
-<h2>How it was measured</h2>
-<ul>
-{% for note in report.notes %}
-  <li>{{ note }}</li>
-{% endfor %}
-</ul>
-</main>
-</body>
-</html>
+{{ notes(report.notes) }}
+{% endblock %}
 """
