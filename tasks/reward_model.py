@@ -55,7 +55,7 @@ def prepare_reward_model(
         code_key("models/loading", "models/supervised", *(f"rewards/{name}" for name in _SOURCES)),
     )
     with stage("reward_model", run, key=key) as current:
-        if trained and data.get("criterion"):
+        if reward.kind == "preference" and data.get("criterion"):
             mlflow.set_tag("criterion", data["criterion"])
         if current.reused:
             return current.record
