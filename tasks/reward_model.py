@@ -60,7 +60,7 @@ def prepare_reward_model(
         if current.reused:
             return current.record
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
-        model, metrics = reward.model, {}
+        model, metrics = reward.model, dict[str, float]()
         if trained:
             train = _train_classifier if reward.kind == "classifier" else _train
             model, metrics = train(recipe, data, policy, current)

@@ -61,7 +61,7 @@ def train_classifier(
         raise DataError("no text to train the classifier on: is data.labelled empty?")
     parts = [rows, held_out] if held_out is not None and len(held_out) else [rows]
     single = all(len(labels) == 1 for part in parts for labels in part["labels"])
-    settings = {
+    settings: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
         "problem_type": "single_label_classification" if single else "multi_label_classification",
@@ -180,7 +180,8 @@ def start_at_shares(model: PreTrainedModel, labels: Sequence[Sequence[int]], *, 
 
     Without it the first hundreds of steps go by learning that most labels are rare.
     """
-    bias = model.classifier.out_proj.bias
+    head: Any = model.classifier
+    bias = head.out_proj.bias
     counts = np.bincount([i for own in labels for i in own], minlength=len(bias))
     shares = torch.tensor((counts + 0.5) / (len(labels) + 1), dtype=bias.dtype)
     with torch.no_grad():
