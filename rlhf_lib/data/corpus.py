@@ -93,14 +93,13 @@ def is_seq2seq(recipe: Recipe) -> bool:
 
 
 def cut_text(text: str, recipe: Recipe) -> tuple[str, str]:
-    """(the prompt as the policy meets it, what follows it, right-stripped and with the white space that joins them).
+    """(the prompt as the policy meets it, what follows it, with the white space that joins them).
 
     Raises DataError for a text that is no dialogue though the query kind asks for one, or a kind that cuts no text.
     """
     prompts = recipe.data.prompts
     query, rest = cut(text, prompts.query, recipe.seed, "set it to first_words, or to dialogue for dialogues")
-    rest = rest.rstrip()
-    return with_template(query, prompts), rest if rest[:1].isspace() else f" {rest}"
+    return with_template(query, prompts), rest
 
 
 def _dataset(rows: list[tuple[str, str, str]]) -> Dataset:

@@ -232,10 +232,10 @@ def draw_length(query: Query, seed: int, text: str) -> int:
 
 
 def first_words(text: str, query: Query, seed: int) -> tuple[str, str]:
-    """(the text's first N words, the rest), words joined by spaces."""
+    """(the text's first N words, the rest), words joined by spaces, and the rest with the one that joins them."""
     words = text.split()
     count = draw_length(query, seed, text)
-    return " ".join(words[:count]), " ".join(words[count:])
+    return " ".join(words[:count]), "".join(f" {word}" for word in words[count:])
 
 
 def cut(text: str, query: Query, seed: int, key: str) -> tuple[str, str]:
