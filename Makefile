@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format docs ui bench parity clean clean-runs
+.PHONY: help setup run test test-recipes lint format docs ui bench parity clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,10 @@ run: $(READY)  ## run a recipe end to end: make run RECIPE=embedded ARGS='--set 
 	$(BIN)/rlhf run $(RECIPE) $(ARGS)
 
 test: $(READY)  ## run the tests: make test ARGS='-k kl'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-recipes: $(READY)  ## every published recipe, unchanged and offline, against small stand-ins
+	$(BIN)/python -m pytest tests/test_recipes.py tests/test_recipes_run.py $(ARGS)
 
 lint: $(READY)  ## ruff, mypy, and the import contracts
 	$(BIN)/ruff check .

@@ -72,12 +72,14 @@ _MIDDLES = (
 )
 HAPPY_ENDINGS = (
     "{name} was very happy and they all lived happily ever after.",
+    "They were all very happy and had a wonderful {day}.",
     "They smiled and hugged, and it was the best day ever.",
     "{name} laughed and played with the {thing} and felt great.",
 )
 SAD_ENDINGS = (
     "{name} was very sad and cried, for the {thing} was lost forever.",
     "It was broken and bad, and nobody came to help.",
+    "It was the worst and most terrible day of all for {name}.",
     "{name} felt awful and alone and never saw the {thing} again.",
 )
 
