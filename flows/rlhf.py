@@ -6,12 +6,13 @@ python -m flows.rlhf [RECIPE]        or        rlhf run RECIPE
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import logs
+from flows import form, logs
 from flows.environment import check, run_dir
 from flows.summary import build_record
 from rlhf_lib.recipe import Recipe, load_recipe
@@ -19,18 +20,43 @@ from rlhf_lib.recipe import Recipe, load_recipe
 logs.calm()
 
 
-@flow(name="rlhf", flow_run_name="rlhf-{recipe}", persist_result=False, validate_parameters=True)
-def rlhf(recipe: str = "embedded", overrides: list[str] | None = None, fresh: bool = False) -> dict[str, Any]:
+def run_name() -> str:
+    """`rlhf-RECIPE`, of the flow run that is under way."""
+    given = flow_run.parameters
+    return f"rlhf-{Path(given['recipe_file']).stem if given.get('recipe_file') else given['recipe']}"
+
+
+@flow(name="rlhf", flow_run_name=run_name, persist_result=False, validate_parameters=True)
+def rlhf(
+    recipe: form.RecipeName = "embedded",
+    ppo_steps: form.Steps = None,
+    learning_rate: form.LearningRate = None,
+    kl_coef: form.KLCoefficient = None,
+    batch_size: form.BatchSize = None,
+    seed: form.Seed = None,
+    reward_label: form.Label = None,
+    promote: form.Promote = True,
+    overrides: form.Overrides = None,
+    recipe_file: form.RecipeFile = None,
+    fresh: form.Fresh = False,
+) -> dict[str, Any]:
     """Run a recipe end to end.
 
     Args:
-        recipe: name of a shipped recipe, or the path of a YAML file.
-        overrides: settings on top of it, each `section.key=value`.
-        fresh: do everything anew instead of reusing unchanged stages.
+        recipe: What is run: one of the shipped recipes.
+        promote: Off: a version that passes its gates stays challenger. On: as the recipe says.
+        overrides: Any other setting of the recipe, one a line: section.key=value, as in generation.temperature=0.9.
+            They come after the fields above.
+        recipe_file: A YAML file of your own instead, on the machine that runs it.
+        fresh: Do everything anew instead of reusing unchanged stages.
     """
-    loaded = load_recipe(recipe, overrides)
+    filled = form.settings(locals())
+    loaded = load_recipe(recipe_file or recipe, [*filled, *(overrides or [])])
     check()
     return run_pipeline(loaded, fresh=fresh)
+
+
+rlhf.__signature__ = form.signature(rlhf.fn)  # type: ignore[attr-defined]
 
 
 def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""The trigger form of the rlhf flow: the settings that people turn, typed, bounded and explained.
+
+Prefect's API holds a run's parameters against the schema that is made of these, and refuses a bad value before there is
+a run. Bounds and help are the recipe's own, from rlhf_lib/recipe/.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+from pydantic.experimental.missing_sentinel import MISSING
+
+from rlhf_lib.recipe import Recipe, shipped
+
+# flow parameter -> the recipe's key that it sets
+KNOBS = {
+    "ppo_steps": "ppo.steps",
+    "learning_rate": "ppo.learning_rate",
+    "kl_coef": "ppo.kl_coef",
+    "batch_size": "ppo.batch_size",
+    "seed": "seed",
+    "reward_label": "reward.label",
+}
+
+
+def titled(title: str, **schema: Any) -> Any:
+    """A parameter's title in the form, and more of its schema: choices, bounds."""
+    return Field(json_schema_extra={"title": title, **schema})
+
+
+def optional(**schema: Any) -> WithJsonSchema:
+    """One field that may stay empty: of a choice between a number and null Prefect's form makes two."""
+    return WithJsonSchema(schema)
+
+
+def knob(key: str, **bounds: float) -> WithJsonSchema:
+    """One field for the recipe's `key`, empty for the recipe's own value, with the form's own bounds beside those of
+    the recipe."""
+    wanted = _key_schema(key)
+    kind = next((option for option in wanted.get("anyOf", []) if option["type"] != "null"), wanted)
+    limits = {name: kind[name] for name in ("type", "minimum", "exclusiveMinimum", "maximum") if name in kind}
+    about = wanted["description"]
+    about = f"{about[:1].upper()}{about[1:]}. Empty: as the recipe says ({key})."
+    return optional(**limits, **bounds, description=about)
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The function's, as the form is to read it: a parameter whose default is None has none, so that an empty field is
+    left out of a run's parameters. With a null default Prefect would fill it in, and refuse it as no number."""
+    read = inspect.signature(function, eval_str=True)
+    fields = read.parameters.values()
+    return read.replace(parameters=[f.replace(default=MISSING) if f.default is None else f for f in fields])
+
+
+def settings(given: dict[str, Any]) -> list[str]:
+    """The form's fields that are filled in, as overrides of the recipe."""
+    filled = [f"{key}={json.dumps(given[name])}" for name, key in KNOBS.items() if given[name] is not None]
+    return filled if given["promote"] else [*filled, "registration.promote=false"]
+
+
+@cache
+def _key_schema(key: str) -> dict[str, Any]:
+    root = Recipe.model_json_schema()
+    *sections, leaf = key.split(".")
+    node = root
+    for name in sections:
+        node = root["$defs"][node["properties"][name]["$ref"].rpartition("/")[2]]
+    return node["properties"][leaf]
+
+
+_SECTIONS = "|".join(name for name in Recipe.model_fields if name not in ("name", "about"))
+
+RecipeName = Annotated[str, titled("Recipe", enum=list(shipped()))]
+Steps = Annotated[int | None, knob("ppo.steps", maximum=1_000_000), titled("PPO steps")]
+LearningRate = Annotated[float | None, knob("ppo.learning_rate", maximum=1), titled("Learning rate")]
+KLCoefficient = Annotated[float | None, knob("ppo.kl_coef", maximum=100), titled("KL coefficient")]
+BatchSize = Annotated[int | None, knob("ppo.batch_size", maximum=65_536), titled("Batch size")]
+Seed = Annotated[int | None, knob("seed", maximum=2**31 - 1), titled("Seed")]
+Label = Annotated[str | None, knob("reward.label"), titled("Reward label")]
+Promote = Annotated[bool, titled("Promote")]
+Overrides = Annotated[
+    list[str] | None,
+    optional(type="array", items={"type": "string", "pattern": rf"^({_SECTIONS})(\.[A-Za-z0-9_]+)*\s*="}),
+    titled("Overrides"),
+]
+RecipeFile = Annotated[str | None, optional(type="string", pattern=r"\.ya?ml$"), titled("Recipe file")]
+Fresh = Annotated[bool, titled("Fresh")]
+Minutes = Annotated[float | None, optional(type="number", exclusiveMinimum=0), titled("Time limit")]
