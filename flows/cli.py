@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = parser.parse_args(argv)
     try:
+        _refuse_secrets(args)
         return {
             "run": _run,
             "recipes": _recipes,
@@ -56,6 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rlhf: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _refuse_secrets(args: argparse.Namespace) -> None:
+    """Prefect stores a flow's parameters as they are given: raise RecipeError before it gets any."""
+    from rlhf_lib.credentials import refusal
+    from rlhf_lib.errors import RecipeError
+
+    given = {key: value for key, value in vars(args).items() if key != "overrides"}  # load_recipe names those by key
+    if reason := refusal(given, f"rlhf {args.command}"):
+        raise RecipeError(reason)
 
 
 def _override_option(parser: argparse.ArgumentParser) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import os
 import socket
 import sys
 import tomllib
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from rlhf_lib.errors import EnvironmentFault
 
@@ -40,23 +44,42 @@ def configure() -> None:
     if not sys.stderr.isatty():  # in a log file a bar is a flood
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run_dir()}/mlflow.db")
+    if login := _without_login("MLFLOW_TRACKING_URI"):
+        for name, part in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), login, strict=True):
+            os.environ.setdefault(name, part)
+    if login := _without_login("PREFECT_API_URL"):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", ":".join(login))
     if "PREFECT_HOME" not in os.environ and prefect_api() is None:
         os.environ["PREFECT_HOME"] = str(run_dir() / "prefect")
         # importing it makes that folder only beside an existing one; starting it makes both
         warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
 
+def _without_login(setting: str) -> tuple[str, str] | None:
+    """Take user and password out of a server's address, which links, tags and messages repeat; None: none there."""
+    parsed = urlparse(os.environ.get(setting, ""))
+    if parsed.scheme not in ("http", "https") or parsed.username is None:
+        return None
+    os.environ[setting] = parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl()
+    return unquote(parsed.username), unquote(parsed.password or "")
+
+
 def prefect_api() -> str | None:
     """The Prefect server that the user configured, by environment or active profile; None: an embedded one."""
-    if "PREFECT_API_URL" in os.environ:
-        return os.environ["PREFECT_API_URL"]
+    return prefect_setting("PREFECT_API_URL")
+
+
+def prefect_setting(name: str) -> str | None:
+    """A setting of Prefect's as the environment or the active profile has it, without importing Prefect."""
+    if name in os.environ:
+        return os.environ[name]
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     try:
         profiles = tomllib.loads((home / "profiles.toml").read_text())
     except (OSError, tomllib.TOMLDecodeError):
         return None
     active = os.environ.get("PREFECT_PROFILE", profiles.get("active"))
-    return profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    return profiles.get("profiles", {}).get(active, {}).get(name)
 
 
 def check() -> None:
@@ -74,18 +97,72 @@ def check() -> None:
         raise EnvironmentFault(
             f"run folder {folder} can't be written ({error.strerror}): mend its permissions, or set --run-dir"
         ) from None
-    _answers("MLflow", os.environ["MLFLOW_TRACKING_URI"], "MLFLOW_TRACKING_URI")
-    if (api := prefect_api()) is not None:
-        _answers("Prefect", api, "PREFECT_API_URL")
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if _answers("MLflow", uri, "MLFLOW_TRACKING_URI"):
+        token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+        user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}", "") for part in ("USERNAME", "PASSWORD"))
+        _admits(
+            f"the MLflow server at {uri}",
+            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default",
+            _basic(f"{user}:{password}") if user else f"Bearer {token}" if token else None,
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)",
+        )
+    elif not uri.startswith(("sqlite:", "file:")) and "://" in uri:
+        _connects(uri)
+    api = prefect_api()
+    if api is not None and _answers("Prefect", api, "PREFECT_API_URL"):
+        login, key = prefect_setting("PREFECT_API_AUTH_STRING"), prefect_setting("PREFECT_API_KEY")
+        _admits(
+            f"the Prefect server at {api}",
+            f"{api.rstrip('/')}/admin/version",
+            _basic(login) if login else f"Bearer {key}" if key else None,
+            "PREFECT_API_AUTH_STRING to USER:PASSWORD as the server has it (Prefect Cloud: PREFECT_API_KEY)",
+        )
 
 
-def _answers(server: str, uri: str, setting: str) -> None:
+def _answers(server: str, uri: str, setting: str) -> bool:
+    """Whether `uri` is a server's; raises EnvironmentFault where nothing listens there."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("http", "https") or parsed.hostname is None:
-        return
+        return False
     try:
         socket.create_connection((parsed.hostname, parsed.port or (443 if parsed.scheme == "https" else 80)), 5).close()
     except OSError as error:
         raise EnvironmentFault(
             f"the {server} server at {uri} doesn't answer ({error}): start it, or unset {setting} for an embedded one"
+        ) from None
+    return True
+
+
+def _basic(login: str) -> str:
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
+
+
+def _admits(server: str, page: str, authorization: str | None, settings: str) -> None:
+    """Raise EnvironmentFault where the server refuses the login; whatever else it says is for its client to judge."""
+    request = urllib.request.Request(page, headers={"Authorization": authorization} if authorization else {})
+    try:
+        urllib.request.urlopen(request, timeout=20).close()
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            what = "the login" if authorization else "requests without a login"
+            raise EnvironmentFault(f"{server} refuses {what} ({error.code}): set {settings}") from None
+    except (OSError, http.client.HTTPException):
+        pass
+
+
+def _connects(uri: str) -> None:
+    """Raise EnvironmentFault where MLflow's database can't be opened, which MLflow itself tries for minutes."""
+    import sqlalchemy
+
+    try:
+        sqlalchemy.create_engine(uri).connect().close()
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"MLFLOW_TRACKING_URI {uri}: its driver is missing ({error.name}): pip install 'ppo-rlhf[postgres]'"
+        ) from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = " ".join(str(error).split("\n(Background")[0].split())
+        raise EnvironmentFault(
+            f"MLflow's database {uri} can't be opened ({reason}): mend MLFLOW_TRACKING_URI, or start the database"
         ) from None

@@ -1,13 +1,18 @@
-"""What Prefect logs of an error that the user can mend: its message, once. No traceback, which would only bury it."""
+"""What is logged: of an error that the user can mend its message, once, without the traceback that would only bury it;
+and no secrets, whoever logs."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from rlhf_lib import errors
+from rlhf_lib.credentials import redact
 from rlhf_lib.errors import RLHFError
 
 _NAMES = [f" {name}:" for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RLHFError)]
+
+_FORMATTER = logging.Formatter()
 
 
 class _Mendable(logging.Filter):
@@ -26,8 +31,33 @@ class _Mendable(logging.Filter):
         return True
 
 
+def cover_secrets() -> None:
+    """Have every record of this process made without secrets, before terminal, files or Prefect's API get it."""
+    before = logging.getLogRecordFactory()
+    if getattr(before, "covers", False):
+        return
+
+    def covered(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        try:
+            told = record.getMessage()
+        except (TypeError, ValueError):  # arguments that don't fit: logging tells of that itself
+            return record
+        if (clean := redact(told)) != told:
+            record.msg, record.args = clean, ()
+        if record.exc_info and record.exc_info[0] is not None:
+            trace = _FORMATTER.formatException(record.exc_info)
+            if (clean := redact(trace)) != trace:
+                record.exc_text = clean
+        return record
+
+    covered.covers = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(covered)
+
+
 def calm() -> None:
-    """Have Prefect's run logs tell mendable errors once; to be called after prefect is imported."""
+    """Have Prefect's run logs tell mendable errors once, and no log any secret; after prefect is imported."""
+    cover_secrets()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(f, _Mendable) for f in logger.filters):

@@ -1,9 +1,15 @@
 """The errors a user can mend. Each message names the culprit and what to do about it; the command line prints it
 without a traceback. Anything else that escapes is a bug of ours and keeps its traceback."""
 
+from rlhf_lib.credentials import redact
+
 
 class RLHFError(Exception):
-    """Something the user can mend: a recipe, a data set, a model, a folder, a server."""
+    """Something the user can mend: a recipe, a data set, a model, a folder, a server. Its message holds no secrets,
+    for it goes to terminals, logs and both servers."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class RecipeError(RLHFError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from prefect import task
 
+from rlhf_lib.credentials import redact
 from rlhf_lib.recipe import Recipe, leaves
 from tasks.rankings import FILES, ranking_fingerprints, show_feedback
 from tasks.tracking import PipelineRun, code_key, content_key, stage
@@ -185,7 +186,7 @@ def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str
     described = sources(recipe)
     for shared in roles.values():
         source, default, _ = described[shared[0]]
-        place = str(source.dataset or default)
+        place = redact(str(source.dataset or default))
         name = "/".join(
             part for part in (place.rstrip("/").split("/")[-1], source.name, source.data_dir, source.split) if part
         )

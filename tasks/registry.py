@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from packaging.version import Version
 
+from rlhf_lib.credentials import redact
 from rlhf_lib.errors import ModelError
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -21,7 +22,7 @@ DESCRIPTION_LIMIT = 5000  # characters, in the registry's tables
 _SERVER = Path(__file__).with_name("policy_server.py")
 _WEIGHTS = "model"  # the artifact of a logged model that holds the Hugging Face folder
 _REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy")
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
 def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any]) -> ModelInfo:
@@ -31,7 +32,7 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
     `settings` are GreedyPolicy's; `prompt` becomes the input example. Raises ModelError for weights that are not
     safetensors.
     """
-    pickles = sorted(f.name for f in Path(folder).rglob("*") if f.suffix in _PICKLES)
+    pickles = _pickles(folder)
     if pickles or not list(Path(folder).glob("*.safetensors")):
         raise ModelError(
             f"the policy in {folder} is not safetensors only ({', '.join(pickles) or 'no *.safetensors'}): load it and "
@@ -45,7 +46,7 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
         input_example=([prompt], {"max_new_tokens": settings["max_new_tokens"]}),
         pip_requirements=requirements(),
         model_config=dict(settings),
-        params=dict(params),
+        params={key: redact(str(value)) for key, value in params.items()},
     )
 
 
@@ -56,7 +57,8 @@ def requirements() -> list[str]:
 
 def resolve_model(name: str) -> str:
     """A registry URI (models:/NAME@champion, models:/NAME/3) as a local folder that `from_pretrained` loads, weights
-    and tokenizer; any other name as it is. Raises ModelError for a version that isn't there or isn't a policy of ours.
+    and tokenizer; any other name as it is. Raises ModelError for a version that isn't there, isn't a policy of ours,
+    or holds a pickle: whoever may upload to the registry must not run code here.
     """
     if not name.startswith("models:/"):
         return name
@@ -69,10 +71,29 @@ def resolve_model(name: str) -> str:
             f"model {name} is not to be had from the registry at {mlflow.get_registry_uri()} ({reason}): give "
             "models:/NAME@ALIAS or models:/NAME/VERSION of a registered version"
         ) from error
+    if pickles := _pickles(root):
+        raise ModelError(
+            f"model {name} holds pickles ({', '.join(pickles)}), which run code of whoever uploaded them when they are "
+            "loaded: name another version, or load it where you trust it and register it as safetensors"
+        )
     weights = flavor.get("artifacts", {}).get(_WEIGHTS)
     if weights is None:
         raise ModelError(f"model {name} holds no Hugging Face folder: only policies that this pipeline registered do")
-    return str(Path(root) / weights["path"])
+    folder = (Path(root) / weights["path"]).resolve()
+    if not folder.is_relative_to(Path(root).resolve()):
+        raise ModelError(f"model {name} points out of its own folder ({weights['path']}): name another version")
+    return str(folder)
+
+
+def _pickles(folder: str | Path) -> list[str]:
+    """Names of the files below that are pickles by their suffix, or by their first bytes whatever their suffix."""
+    found = []
+    for file in sorted(f for f in Path(folder).rglob("*") if f.is_file() and f.suffix != ".safetensors"):
+        with file.open("rb") as opened:
+            start = opened.read(2)
+        if file.suffix in _PICKLES or (start[:1] == b"\x80" and start[1:] <= b"\x05"):
+            found.append(file.name)
+    return found
 
 
 def champion(name: str) -> str | None:

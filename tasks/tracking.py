@@ -28,10 +28,13 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
 import rlhf_lib
+from rlhf_lib.credentials import redact
+from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.recipe import Recipe, flatten
 
 EXPERIMENT = "rlhf"
 RECORD = "record.json"
+HEADLINES = ("reward_model", "ppo", "reward", "perplexity", "diversity")
 _LIBRARIES = ("torch", "transformers", "trl", "datasets", "peft", "tokenizers")
 
 
@@ -93,13 +96,14 @@ def pipeline_run(
     _quiet_logs()
     use_experiment(run_dir)
     known = {"recipe": recipe.name, "git_commit": git_commit()} | dict(tags or {})
-    with mlflow.start_run(run_name=recipe.name, tags={k: str(v) for k, v in known.items() if v is not None}) as parent:
-        mlflow.log_params({k: _shorten(v) for k, v in flatten(recipe).items()})
-        mlflow.log_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), "recipe.yaml")
+    known = {key: redact(str(value)) for key, value in known.items() if value is not None}
+    with mlflow.start_run(run_name=recipe.name, tags=known) as parent:
+        mlflow.log_params({k: _shorten(redact(str(v))) for k, v in flatten(recipe).items()})
+        mlflow.log_text(redact(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)), "recipe.yaml")
         try:
             yield PipelineRun(run_dir=run_dir, parent_run_id=parent.info.run_id, fresh=fresh)
         except Exception as error:
-            mlflow.set_tag("failure", str(error)[:5000])
+            mlflow.set_tag("failure", redact(str(error))[:5000])
             raise
 
 
@@ -114,14 +118,7 @@ def use_experiment(run_dir: str) -> None:
 
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
     """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
-    figures: dict[str, Any] = {}
-    for section in ("reward_model", "ppo", "reward", "perplexity", "diversity"):
-        for key, value in (record[section] or {}).items():
-            if key == "ci95":
-                figures |= {f"{section}/ci95_low": value[0], f"{section}/ci95_high": value[1]}
-            else:
-                figures[f"{section}/{key}"] = value
-    return {key: float(value) for key, value in figures.items() if value is not None}
+    return flat_figures({section: record[section] or {} for section in HEADLINES})
 
 
 def git_commit() -> str | None:
@@ -131,8 +128,14 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def _shorten(value: Any) -> str:
-    text = str(value)
+def cover(error: BaseException) -> None:
+    """Take secrets out of an error's message, in place: Prefect stores it with the state of task and flow."""
+    error.args = tuple(redact(part) if isinstance(part, str) else part for part in error.args)
+    if isinstance(message := getattr(error, "message", None), str):
+        error.message = redact(message)  # type: ignore[attr-defined]
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= 500 else f"{text[:497]}..."
 
 
@@ -172,6 +175,9 @@ def stage(name: str, run: PipelineRun, *, key: str | None = None) -> Iterator[St
         current = Stage(name, child, final)
         try:
             yield current
+        except Exception as error:
+            cover(error)
+            raise
         finally:
             mlflow.log_metric("seconds", time.perf_counter() - start)
         if not current.record:
@@ -183,11 +189,21 @@ def stage(name: str, run: PipelineRun, *, key: str | None = None) -> Iterator[St
 
 
 def mlflow_link(run_id: str) -> str:
-    """Where the run is to be seen: a URL when a tracking server is set, else the run's id as MLflow's UI finds it."""
-    run = mlflow.get_run(run_id)
+    """Where the run is to be seen: at the tracking server, or where `rlhf ui` shows an embedded store."""
+    return _page(f"#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs/{run_id}")
+
+
+def model_link(uri: str) -> str | None:
+    """The page of a registered version, models:/NAME/VERSION; None for anything else."""
+    if not uri.startswith("models:/"):
+        return None
+    name, _, version = uri.removeprefix("models:/").rpartition("/")
+    return _page(f"#/models/{name}/versions/{version}")
+
+
+def _page(path: str) -> str:
     uri = mlflow.get_tracking_uri()
-    path = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
-    return f"{uri.rstrip('/')}/{path}" if uri.startswith("http") else f"http://127.0.0.1:5000/{path}"
+    return f"{uri.rstrip('/') if uri.startswith('http') else 'http://127.0.0.1:5000'}/{path}"
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter:

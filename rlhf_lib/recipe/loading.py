@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rlhf_lib.credentials import refusal
 from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe.root import Recipe
 
@@ -24,11 +25,14 @@ def shipped() -> list[str]:
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name, or any YAML file by path, apply `a.b=c` overrides and validate.
 
-    Raises RecipeError for an unknown recipe, unreadable YAML, an unknown key or a value of the wrong type.
+    Raises RecipeError for an unknown recipe, unreadable YAML, an unknown key, a value of the wrong type, or one that
+    holds a password or token: recipes are stored with every run.
     """
     tree = _read(name_or_path)
     for override in overrides or []:
         _apply(tree, override)
+    if reason := refusal(tree, f"recipe {name_or_path}"):
+        raise RecipeError(reason)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -36,8 +40,30 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """`{"ppo.learning_rate": 1.41e-05, ...}`: every setting under its dotted name, lists as they are."""
-    return leaves(recipe.model_dump(mode="json"))
+    """`{"ppo.learning_rate": 1.41e-05, ...}`: every setting under its dotted name, lists as they are. The names are the
+    same for every recipe: the settings of a section that is off are there too, as None."""
+    return _settings(recipe.model_dump(mode="json"), Recipe)
+
+
+def _settings(tree: Mapping[str, Any] | None, section: type[BaseModel]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, field in section.model_fields.items():
+        value = tree[key] if tree is not None else None
+        inner = next((o for o in (field.annotation, *_options(field.annotation)) if _is_section(o)), None)
+        if inner is None:
+            flat[key] = value
+        else:
+            flat |= {f"{key}.{name}": leaf for name, leaf in _settings(value, inner).items()}
+    return flat
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """What a union may hold; a list is no union."""
+    return () if get_origin(annotation) is list else get_args(annotation)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def leaves(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
@@ -115,8 +141,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         field = section.model_fields.get(str(key)) if hasattr(section, "model_fields") else None
         if field is None:
             return []
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        section = next((o for o in (field.annotation, *get_args(field.annotation)) if _is_section(o)), None)
         if section is None:
             return []
     return list(section.model_fields)
