@@ -49,6 +49,12 @@ docs: $(READY)  ## write docs/recipes.md anew: what the shipped recipes take, an
 ui: $(READY)  ## open the results: Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000
 	$(BIN)/rlhf ui $(ARGS)
 
+up: $(READY)  ## servers, deployments and a worker, left running: make up ARGS='--prefect-port 4201'
+	$(BIN)/rlhf up $(ARGS)
+
+down: $(READY)  ## stop what make up started
+	$(BIN)/rlhf down $(ARGS)
+
 bench: $(READY)  ## speed and memory beside TRL 0.11.4, in an environment of its own: make bench METHODS='full lora'
 	test -x build/trl/bin/python || PYTHON=$(BIN)/python sh benchmarks/trl_environment.sh build/trl
 	for method in $(METHODS); do \

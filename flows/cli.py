@@ -33,10 +33,16 @@ def main(argv: list[str] | None = None) -> int:
 
     annotation.add_commands(commands, _override_option)
 
-    ui = commands.add_parser("ui", help="start the Prefect server and MLflow's UI on 127.0.0.1")
-    ui.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)")
-    ui.add_argument("--prefect-port", type=int, default=4200)
-    ui.add_argument("--mlflow-port", type=int, default=5000)
+    for name, about in (
+        ("ui", "start the Prefect server and MLflow's UI on 127.0.0.1"),
+        ("up", "start both, a worker and all of prefect.yaml's deployments, and leave them running"),
+        ("down", "stop what up started"),
+    ):
+        served = commands.add_parser(name, help=about)
+        served.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)")
+        if name != "down":
+            served.add_argument("--prefect-port", type=int, default=4200)
+            served.add_argument("--mlflow-port", type=int, default=5000)
 
     args = parser.parse_args(argv)
     try:
@@ -48,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             "collect": annotation.collect,
             "rankings": annotation.rankings,
             "ui": _ui,
+            "up": _ui,
+            "down": _ui,
         }[args.command](args)
     except RLHFError as error:
         from rlhf_lib.errors import GateFailed
@@ -154,45 +162,14 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _ui(args: argparse.Namespace) -> int:
-    import signal
-    import socket
-    import subprocess
-    import time
-
     _use_run_dir(args.run_dir)
-    from flows import environment
-    from rlhf_lib.errors import EnvironmentFault
+    from flows import services
 
-    environment.check()
-    python, local = sys.executable, "127.0.0.1"
-    for port, option in ((args.prefect_port, "--prefect-port"), (args.mlflow_port, "--mlflow-port")):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((local, port))
-            except OSError:
-                raise EnvironmentFault(f"port {port} of {local} is taken: choose another by {option}") from None
-    prefect, mlflow = f"http://{local}:{args.prefect_port}", f"http://{local}:{args.mlflow_port}"
-    prefect_server = [python, "-m", "prefect", "server", "start", "--host", local, "--port", str(args.prefect_port)]
-    mlflow_server = [python, "-m", "mlflow", "server", "--host", local, "--port", str(args.mlflow_port)]
-    mlflow_server += ["--workers", "1", "--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    running = []
-    try:
-        # without its own address in the settings, Prefect's page looks for the API at the default port
-        running.append(subprocess.Popen(prefect_server, env=os.environ | {"PREFECT_UI_API_URL": f"{prefect}/api"}))
-        running.append(subprocess.Popen(mlflow_server))
-        print(f"Prefect on {prefect}/runs, MLflow on {mlflow}/#/experiments/1/runs; Ctrl-C stops both", flush=True)
-        while all(process.poll() is None for process in running):
-            time.sleep(0.5)
-        raise EnvironmentFault("a server ended by itself; its own message is above")
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+    if args.command == "down":
+        services.down()
+    else:
+        {"ui": services.ui, "up": services.up}[args.command](args.prefect_port, args.mlflow_port)
+    return 0
 
 
 if __name__ == "__main__":
