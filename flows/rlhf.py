@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from flows import form, logs
+from flows.deadline import time_limit
 from flows.environment import check, run_dir
+from flows.hooks import HOOKS
 from flows.summary import build_record
 from rlhf_lib.recipe import Recipe, load_recipe
 
@@ -26,7 +29,7 @@ def run_name() -> str:
     return f"rlhf-{Path(given['recipe_file']).stem if given.get('recipe_file') else given['recipe']}"
 
 
-@flow(name="rlhf", flow_run_name=run_name, persist_result=False, validate_parameters=True)
+@flow(name="rlhf", flow_run_name=run_name, persist_result=False, validate_parameters=True, **HOOKS)
 def rlhf(
     recipe: form.RecipeName = "embedded",
     ppo_steps: form.Steps = None,
@@ -39,6 +42,7 @@ def rlhf(
     overrides: form.Overrides = None,
     recipe_file: form.RecipeFile = None,
     fresh: form.Fresh = False,
+    minutes: form.Minutes = None,
 ) -> dict[str, Any]:
     """Run a recipe end to end.
 
@@ -49,11 +53,13 @@ def rlhf(
             They come after the fields above.
         recipe_file: A YAML file of your own instead, on the machine that runs it.
         fresh: Do everything anew instead of reusing unchanged stages.
+        minutes: End the run after so many minutes; PPO keeps its last step. Empty: never.
     """
     filled = form.settings(locals())
     loaded = load_recipe(recipe_file or recipe, [*filled, *(overrides or [])])
     check()
-    return run_pipeline(loaded, fresh=fresh)
+    with time_limit(minutes):
+        return run_pipeline(loaded, fresh=fresh)
 
 
 rlhf.__signature__ = form.signature(rlhf.fn)  # type: ignore[attr-defined]
@@ -65,15 +71,18 @@ def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
     from tasks.data import prepare_data
     from tasks.evaluation import evaluate_policy
     from tasks.ppo import run_ppo
-    from tasks.preflight import preflight
+    from tasks.preflight import preflight_task
     from tasks.registration import register_policy
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
-    from tasks.tracking import pipeline_run
+    from tasks.tracking import headline, mlflow_link, pipeline_run
 
     context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
     with pipeline_run(recipe, str(run_dir()), fresh=fresh, tags=context) as run:
-        recipe = preflight(recipe)
+        create_link_artifact(
+            mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=recipe.name
+        )
+        recipe = preflight_task(recipe)
         data = prepare_data(recipe, run)
         policy = {"model": recipe.policy.model, "prompts": data["prompts"], "fingerprint": data["policy_fingerprint"]}
         if recipe.policy.train is not None:
@@ -86,6 +95,8 @@ def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
         model = register_policy(recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         record = build_record(recipe.name, run.parent_run_id, checks, ppo, evaluation, model)
         run.finish(record)
+        figures = [{"figure": name, "value": value} for name, value in headline(record).items()]
+        create_table_artifact(figures, key="figures", description=f"{recipe.name}: headline figures")
     return record
 
 

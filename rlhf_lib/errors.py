@@ -30,3 +30,7 @@ class EnvironmentFault(RLHFError):
 
 class GateFailed(RLHFError):
     """A check ran and its figure is on the wrong side of its threshold."""
+
+
+class TimeLimit(RLHFError):
+    """A run that took longer than it was allowed to."""

@@ -8,10 +8,11 @@ import mlflow
 from prefect import task
 
 from rlhf_lib.recipe import Recipe
+from tasks.options import HEAVY
 from tasks.tracking import PipelineRun, code_key, content_key, stage
 
 
-@task(name="base_model")
+@task(name="base_model", **HEAVY)
 def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> dict[str, Any]:
     """Train the base model that `policy.train` asks for. The record holds its folder `model`, `fingerprint`, the
     folders of the tokenized `prompts` {"train", "test"}, and `metrics`.

@@ -13,6 +13,7 @@ from prefect import task
 from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.recipe import Recipe
 from tasks import registry
+from tasks.options import HEAVY
 from tasks.tracking import run_logger
 
 INSTRUCTIONS = (
@@ -22,7 +23,7 @@ INSTRUCTIONS = (
 FORM = ("id", "prompt", "response", "text", "annotator", "rank")
 
 
-@task(name="collect")
+@task(name="collect", **HEAVY)
 def collect_responses(
     recipe: Recipe,
     policy: str,

@@ -13,6 +13,7 @@ from prefect import task
 
 from rlhf_lib.credentials import redact
 from rlhf_lib.recipe import Recipe, leaves
+from tasks.options import LIGHT
 from tasks.rankings import FILES, ranking_fingerprints, show_feedback
 from tasks.tracking import PipelineRun, code_key, content_key, stage
 
@@ -26,7 +27,7 @@ EXAMPLES = 10
 _DIGEST = 36  # MLflow's database keeps no more characters of a data set's digest
 
 
-@task(name="data")
+@task(name="data", **LIGHT)
 def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     """Save what the later stages read; reused where the content of rows, settings and tokenizer is the same.
 

@@ -10,10 +10,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
+from tasks.options import HEAVY
 from tasks.tracking import PipelineRun, stage
 
 
-@task(name="evaluation")
+@task(name="evaluation", **HEAVY)
 def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict, ppo: dict) -> dict[str, Any]:
     """Evaluate and log: figures, the before/after table, histograms, an HTML and a Markdown report.
 

@@ -15,6 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
+from tasks.options import HEAVY
 from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
 
-@task(name="ppo")
+@task(name="ppo", **HEAVY)
 def run_ppo(
     recipe: Recipe, run: PipelineRun, data: dict[str, Any], policy: dict[str, Any], reward: dict[str, Any]
 ) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prefect import task
+
 from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe import Recipe
+from tasks.options import LIGHT
 from tasks.registry import resolve_model
 
 
@@ -43,3 +46,6 @@ def preflight(recipe: Recipe) -> Recipe:
             prompts=recipe.data.prompts if seq2seq else None,
         )
     return recipe
+
+
+preflight_task = task(name="preflight", **LIGHT | {"persist_result": False})(preflight)

@@ -16,6 +16,7 @@ from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.recipe import Recipe
 from tasks import registry
 from tasks.model_card import model_card
+from tasks.options import HEAVY
 from tasks.tracking import PipelineRun, mlflow_link, run_logger, stage
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 CHECKED_PROMPTS = 8
 
 
-@task(name="registration")
+@task(name="registration", **HEAVY)
 def register_policy(
     recipe: Recipe,
     run: PipelineRun,

@@ -9,10 +9,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
+from tasks.options import HEAVY
 from tasks.tracking import PipelineRun, code_key, content_key, stage
 
 
-@task(name="reward_checks")
+@task(name="reward_checks", **HEAVY)
 def check_reward_model(recipe: Recipe, run: PipelineRun, data: dict, reward: dict) -> dict[str, Any]:
     """Check the reward on held-out pairs, or without pairs on real texts, as `rlhf_lib.rewards.checks` says.
 

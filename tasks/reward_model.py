@@ -11,6 +11,7 @@ import mlflow
 from prefect import task
 
 from rlhf_lib.recipe import Recipe, Reward
+from tasks.options import HEAVY
 from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the nor
 _SOURCES = ("build", "classifier", "classifier_training", "likelihood", "training", "normalization")
 
 
-@task(name="reward_model")
+@task(name="reward_model", **HEAVY)
 def prepare_reward_model(
     recipe: Recipe, run: PipelineRun, data: dict[str, Any], policy: dict[str, Any]
 ) -> dict[str, Any]:
