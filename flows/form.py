@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 from pydantic.experimental.missing_sentinel import MISSING
 
+from rlhf_lib.credentials import PATTERN
 from rlhf_lib.recipe import Recipe, shipped
 
 # flow parameter -> the recipe's key that it sets
@@ -85,7 +86,7 @@ Label = Annotated[str | None, knob("reward.label"), titled("Reward label")]
 Promote = Annotated[bool, titled("Promote")]
 Overrides = Annotated[
     list[str] | None,
-    optional(type="array", items={"type": "string", "pattern": rf"^({_SECTIONS})(\.[A-Za-z0-9_]+)*\s*="}),
+    optional(type="array", items={"type": "string", "pattern": rf"{PATTERN}({_SECTIONS})(\.[A-Za-z0-9_]+)*\s*="}),
     titled("Overrides"),
 ]
 RecipeFile = Annotated[str | None, optional(type="string", pattern=r"\.ya?ml$"), titled("Recipe file")]
