@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows import annotation
+from flows import annotation, registry_commands
 from rlhf_lib.errors import RLHFError
 
 
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     _override_option(show)
 
     annotation.add_commands(commands, _override_option)
+    registry_commands.add_commands(commands, _override_option)
 
     for name, about in (
         ("ui", "start the Prefect server and MLflow's UI on 127.0.0.1"),
@@ -53,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
             "show": _show,
             "collect": annotation.collect,
             "rankings": annotation.rankings,
+            "compare": registry_commands.compare,
+            "promote": registry_commands.promote,
+            "rollback": registry_commands.rollback,
+            "models": registry_commands.models,
+            "chat": registry_commands.chat,
             "ui": _ui,
             "up": _ui,
             "down": _ui,
@@ -130,25 +136,16 @@ def _run(args: argparse.Namespace) -> int:
 def _recipes(args: argparse.Namespace) -> int:
     from textwrap import fill
 
+    from flows.tables import row
     from rlhf_lib.recipe import load_recipe, shipped
 
     recipes = [load_recipe(name) for name in shipped()]
     widths = (max(len(recipe.name) for recipe in recipes), 31, 22, 36)
-    print(_row(("RECIPE", "MODELS", "HARDWARE", "TIME"), widths))
+    print(row(("RECIPE", "MODELS", "HARDWARE", "TIME"), widths))
     for recipe in recipes:
-        print(_row((recipe.name, recipe.about.models, recipe.about.hardware, recipe.about.time), widths))
+        print(row((recipe.name, recipe.about.models, recipe.about.hardware, recipe.about.time), widths))
         print(fill(recipe.description, 120, initial_indent="  ", subsequent_indent="  "))
     return 0
-
-
-def _row(cells: tuple[str, ...], widths: tuple[int, ...]) -> str:
-    """The cells side by side, each wrapped to its width."""
-    from itertools import zip_longest
-    from textwrap import wrap
-
-    wrapped = zip_longest(*map(wrap, cells, widths), fillvalue="")
-    lines = ("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)) for line in wrapped)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _show(args: argparse.Namespace) -> int:

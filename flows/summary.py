@@ -65,3 +65,35 @@ def table(record: Record) -> str:
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]
     return "\n".join(f"{name:<14}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
+
+
+def comparison_table(record: Record) -> str:
+    """What `compare` returned as aligned lines of text, and the matrix of who beats whom."""
+
+    def figure(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    models = record["models"]
+    width = max(16, *(len(model["name"]) for model in models))
+    head = f"{'reward':>9}  {'gain, 95% interval':<28}{'wins':>5}{'perplexity':>12}{'KL':>8}{'distinct-2':>12}"
+    lines = [" " * width + head]
+    for model in models:
+        gain = "-"
+        if model["ci95"]:
+            low, high = model["ci95"]
+            gain = f"{model['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(
+            f"{model['name']:<{width}}{model['reward']:>9.3f}  {gain:<28}{figure(model['win_rate'], '.0%'):>5}"
+            f"{figure(model['perplexity'], '.2f'):>12}{figure(model['kl'], '.2f'):>8}{model['distinct_2']:>12.3f}"
+        )
+    lines += [
+        f"Gains and wins against {models[0]['name']}, on {record['prompts']} prompts of {record['recipe']}; KL to "
+        f"{record['kl_to']}, nats per response.",
+        "",
+        "row beats column".ljust(width) + "".join(f"  {model['name']}" for model in models),
+    ]
+    for model, row in zip(models, record["win_rates"], strict=True):
+        shares = zip(models, row, strict=True)
+        cells = (f"  {figure(share, '.0%'):>{len(other['name'])}}" for other, share in shares)
+        lines.append(model["name"].ljust(width) + "".join(cells))
+    return "\n".join(line.rstrip() for line in lines)

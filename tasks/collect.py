@@ -10,10 +10,11 @@ from typing import Any
 import mlflow
 from prefect import task
 
-from rlhf_lib.errors import DataError, ModelError
+from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
 from tasks import registry
 from tasks.options import HEAVY
+from tasks.provenance import uri_of, version_of
 from tasks.tracking import run_logger
 
 INSTRUCTIONS = (
@@ -46,7 +47,8 @@ def collect_responses(
 
     from rlhf_lib.data.rankings import task_id
 
-    policy = _exact(policy)
+    if policy.startswith("models:/"):  # an alias's version of now, so that the tasks say who answered
+        policy = uri_of(version_of(policy))
     rows, texts = _sample(recipe, policy, responses, prompts, seed)
     instructions = instructions or INSTRUCTIONS.format(criterion=criterion)
     order = np.random.default_rng([seed, 3])
@@ -133,20 +135,6 @@ def _write_form(file: str, tasks: list[dict[str, Any]]) -> None:
         for task in tasks:
             for response in task["responses"]:
                 writer.writerow([task["id"], task["prompt"].strip(), response["id"], response["text"].strip(), "", ""])
-
-
-def _exact(policy: str) -> str:
-    """A registry alias as the version that it stands for now, so that the tasks say who answered."""
-    if not (policy.startswith("models:/") and "@" in policy):
-        return policy
-    name, _, alias = policy.removeprefix("models:/").partition("@")
-    try:
-        return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
-    except mlflow.exceptions.MlflowException as error:
-        raise ModelError(
-            f"policy {policy} is not in the registry at {mlflow.get_registry_uri()} ({error}): run the recipe first, "
-            "or give --policy a folder, a hub id or a registered version"
-        ) from error
 
 
 def _letter(place: int) -> str:

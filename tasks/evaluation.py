@@ -67,7 +67,7 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
         metrics = comparison.metrics()
 
         perplexity = counts = None
-        notes = [_how_sampled(recipe)]
+        notes = [how_sampled(recipe)]
         if wanted:
             measured = {
                 name: Perplexity(keep_in_memory=True).compute(
@@ -143,7 +143,7 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     return s.record
 
 
-def _how_sampled(recipe: Recipe) -> str:
+def how_sampled(recipe: Recipe) -> str:
     g = recipe.generation
     length = f"at most {g.response_limit}"
     if g.length_sampler:

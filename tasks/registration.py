@@ -14,7 +14,7 @@ from prefect import task
 from rlhf_lib.errors import EnvironmentFault, RLHFError
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.recipe import Recipe
-from tasks import registry
+from tasks import champions, provenance, registry
 from tasks.model_card import model_card
 from tasks.options import HEAVY
 from tasks.tracking import PipelineRun, mlflow_link, run_logger, stage
@@ -89,11 +89,18 @@ def register_policy(
             "promoted": str(promoted).lower(),
             "reason": reason,
         }
+        hub = recipe.policy.train is None and not Path(policy["model"]).is_dir()
+        for kind, source, digest in (
+            (provenance.REFERENCE, policy["model"] if hub else ppo["reference"], policy["fingerprint"]),
+            (provenance.REWARD_MODEL, reward["model"], reward.get("fingerprint")),
+        ):
+            if (kept := provenance.keep(kind, source, name, digest)) is not None:
+                tags[kind] = kept
         if recipe.reward.kind == "preference" and (data or {}).get("criterion"):
             tags["criterion"] = str((data or {})["criterion"])
-        version = registry.create_version(
-            name, logged, about=recipe.description, card=card, tags=tags, promoted=promoted
-        ).version
+        version = str(registry.create_version(name, logged, about=recipe.description, card=card, tags=tags).version)
+        if promoted:
+            champions.crown(name, version, "gates", reason)
         mlflow.set_tags(
             {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
         )
@@ -102,7 +109,7 @@ def register_policy(
         run_logger().info("registered models:/%s/%s (%s). %s", name, version, mlflow.get_registry_uri(), verdict)
         s.record = {
             "name": name,
-            "version": str(version),
+            "version": version,
             "promoted": promoted,
             "gates": gates,
             "reason": reason,

@@ -103,10 +103,8 @@ def champion(name: str) -> str | None:
     return None if version is None else str(version)  # SQL stores give numbers, servers strings
 
 
-def create_version(
-    name: str, logged: ModelInfo, *, about: str, card: str, tags: Mapping[str, str], promoted: bool
-) -> ModelVersion:
-    """Register a logged model as the next version of `name`: challenger, and champion too where promoted."""
+def create_version(name: str, logged: ModelInfo, *, about: str, card: str, tags: Mapping[str, str]) -> ModelVersion:
+    """Register a logged model as the next version of `name`, its challenger."""
     client = mlflow.MlflowClient()
     if not client.search_registered_models(filter_string=f"name='{name}'"):
         client.create_registered_model(name, description=about or None)
@@ -118,6 +116,5 @@ def create_version(
         tags=dict(tags),
         description=card if len(card) <= DESCRIPTION_LIMIT else card[: DESCRIPTION_LIMIT - 1] + "…",
     )
-    for alias in (CHALLENGER, CHAMPION) if promoted else (CHALLENGER,):
-        client.set_registered_model_alias(name, alias, version.version)
+    client.set_registered_model_alias(name, CHALLENGER, version.version)
     return version

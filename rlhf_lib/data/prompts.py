@@ -187,7 +187,12 @@ def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: Quer
 def held_out_prompts(folder: str, recipe: Recipe) -> Dataset:
     """The evaluation's prompts: all of the folder, or `evaluation.prompts` of them drawn with the seed, for sets may be
     sorted."""
-    prompts, limit = load_from_disk(folder), recipe.evaluation.prompts
+    return draw_prompts(load_from_disk(folder), recipe)
+
+
+def draw_prompts(prompts: Dataset, recipe: Recipe) -> Dataset:
+    """As above, of a data set in memory."""
+    limit = recipe.evaluation.prompts
     if len(prompts) <= limit:
         return prompts
     return prompts.shuffle(seed=recipe.seed, keep_in_memory=True).select(range(limit))

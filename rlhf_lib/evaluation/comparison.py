@@ -81,7 +81,7 @@ def compare(
     and measure the difference. The KL is that of the distributions sampled from, temperature included."""
     before = sample_responses(reference, tokenizer, prompt_ids, generation, seed=seed)
     after = sample_responses(policy, tokenizer, prompt_ids, generation, seed=seed)
-    sides = {"reference": _scored(before, reward, queries), "policy": _scored(after, reward, queries)}
+    sides = {"reference": scored(before, reward, queries), "policy": scored(after, reward, queries)}
     kl, kl_error = kl_per_response(
         *(
             score_responses(
@@ -109,7 +109,8 @@ def compare(
     )
 
 
-def _scored(responses: Responses, reward: Reward, queries: Sequence[str]) -> Sampled:
+def scored(responses: Responses, reward: Reward, queries: Sequence[str]) -> Sampled:
+    """The responses with their scores."""
     return Sampled(
         texts=responses.texts,
         scores=reward(list(queries), responses.texts),

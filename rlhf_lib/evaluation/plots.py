@@ -30,7 +30,7 @@ def length_histogram(reference: Sequence[int], policy: Sequence[int]) -> Figure:
 
 def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float]) -> Figure:
     """What the score gained on each prompt, with 0, the mean and its interval."""
-    figure, axes = _axes("Gain per prompt", "score after - score before")
+    figure, axes = titled("Gain per prompt", "score after - score before")
     _, edges, bars = axes.hist(deltas, bins=_edges(deltas).tolist(), color=AFTER, alpha=0.75)
     for left, bar in zip(edges, bars, strict=False):  # type: ignore[arg-type]
         if left + bar.get_width() / 2 < 0:
@@ -44,9 +44,7 @@ def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float]) -> Figur
 
 def probe_chart(probes: Sequence[ProbeResult]) -> Figure:
     """Each probe's logit difference before and after, an arrow from one to the other."""
-    figure = Figure(figsize=(_SIZE[0], 1.3 + 0.42 * len(probes)), dpi=180, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title("Next token", loc="left", fontsize=11, color=INK, fontweight="bold", pad=22)
+    figure, axes = titled("Next token", "logit difference, nats", "", height=1.3 + 0.42 * len(probes))
     rows = range(len(probes))
     for row, probe in zip(rows, probes, strict=True):
         arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.0, "shrinkA": 4, "shrinkB": 4}
@@ -57,9 +55,6 @@ def probe_chart(probes: Sequence[ProbeResult]) -> Figure:
     names = [f"{textwrap.fill(p.prompt, 30)}\n{p.token.strip()} (+) / {p.against.strip()} (-)" for p in probes]
     axes.set_yticks(list(rows), names, fontsize=7)
     axes.set_ylim(len(probes) - 0.4, -0.6)
-    axes.set_xlabel("logit difference, nats", fontsize=9, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(axis="x", labelsize=8, colors=INK)
     _legend(axes)
     return figure
 
@@ -67,7 +62,7 @@ def probe_chart(probes: Sequence[ProbeResult]) -> Figure:
 def _overlaid(
     reference: Sequence[float], policy: Sequence[float], title: str, label: str, edges: np.ndarray | None = None
 ) -> Figure:
-    figure, axes = _axes(title, label)
+    figure, axes = titled(title, label)
     edges = _edges([*reference, *policy]) if edges is None else edges
     for values, colour, name in ((reference, BEFORE, "before"), (policy, AFTER, "after")):
         mean = float(np.mean(values))
@@ -77,12 +72,13 @@ def _overlaid(
     return figure
 
 
-def _axes(title: str, label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, dpi=180, layout="constrained")
+def titled(title: str, label: str, counted: str = "responses", height: float = _SIZE[1]) -> tuple[Figure, Axes]:
+    """Empty axes in the house's style; `height` in inches."""
+    figure = Figure(figsize=(_SIZE[0], height), dpi=180, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold", pad=22)  # room for the legend
     axes.set_xlabel(label, fontsize=9, color=INK)
-    axes.set_ylabel("responses", fontsize=9, color=INK)
+    axes.set_ylabel(counted, fontsize=9, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
     return figure, axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from rlhf_lib.errors import ModelError
 from rlhf_lib.evaluation.reward_delta import reward_delta
-from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
+from rlhf_lib.evaluation.versus import encode_for_all
+from rlhf_lib.models.loading import load_policy
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import Gates, Generation
 from rlhf_lib.rewards import Reward
@@ -83,28 +83,18 @@ def compare_policies(
 ) -> dict[str, Any]:
     """Two policy folders on the same prompts, drawn with the same seeds, under one reward.
 
-    `prompts` has columns query and prompt; each model encodes the text with its own tokenizer, and prompts that leave
-    either of them no room for the response are left out of both. Returns mean scores, the paired bootstrap interval
-    of candidate - champion, the win rate and the number of prompts. Two equal models give equal texts, and so 0.
+    `prompts` has columns query and prompt; those that fit both are used (see `encode_for_all`). Returns mean scores,
+    the paired bootstrap interval of candidate - champion, the win rate and the number of prompts. Two equal models give
+    equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
-    longest = generation.response_limit
-    tokenizers = [load_tokenizer(folder, trust_remote_code) for folder in (candidate, champion)]
-    encoded = [[tokenizer(text).input_ids for text in prompts["prompt"]] for tokenizer in tokenizers]
-    rooms = [positions(load_config(folder, trust_remote_code)) - longest for folder in (candidate, champion)]
-    rows = [
-        row
-        for row in range(len(prompts))
-        if all(0 < len(ids[row]) <= room for ids, room in zip(encoded, rooms, strict=True))
-    ]
-    if not rows:
-        raise ModelError(f"no held-out prompt leaves both policies room for a response of {longest} tokens")
+    folders = (candidate, champion)
+    tokenizers, encoded, rows = encode_for_all(folders, prompts, generation, trust_remote_code)
     queries = [prompts[row]["query"] for row in rows]
     scores = []
-    for folder, tokenizer, ids in zip((candidate, champion), tokenizers, encoded, strict=True):
+    for folder, tokenizer, ids in zip(folders, tokenizers, encoded, strict=True):
         model = load_policy(folder, dtype, trust_remote_code).to(device)  # type: ignore[arg-type]
-        responses = sample_responses(model, tokenizer, [ids[row] for row in rows], generation, seed=seed)
-        scores.append(reward(queries, responses.texts))
+        scores.append(reward(queries, sample_responses(model, tokenizer, ids, generation, seed=seed).texts))
         del model
     outcome = reward_delta(scores[1], scores[0], seed=seed)
     return {

@@ -1,0 +1,234 @@
+"""Models beside each other as a Prefect task: registered versions, folders, hub ids, on the same prompts and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.entities import LoggedModelInput
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel
+
+from rlhf_lib.errors import ModelError
+from rlhf_lib.recipe import Recipe, load_recipe
+from tasks import provenance
+from tasks.options import HEAVY
+from tasks.registry import resolve_model
+from tasks.tracking import model_link, run_logger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from rlhf_lib.evaluation.versus import PerplexityOf, Versus
+
+REFERENCE = "reference"  # what a user writes for the reference of the first registered version
+
+
+class Model(BaseModel):
+    """One of those that are compared: its name for people, where it comes from, and the folder or hub id to load."""
+
+    name: str
+    uri: str
+    folder: str
+    model_id: str | None = None  # of MLflow's logged model; None for what isn't registered
+
+
+class Plan(BaseModel):
+    """What is compared, and on what: everything is resolved, nothing computed yet."""
+
+    recipe: Recipe
+    models: list[Model]
+    reward_model: str | None
+
+    @property
+    def anchor(self) -> int:
+        """Whom the KL is measured to: the reference where it is among them, else the first."""
+        return next((i for i, model in enumerate(self.models) if model.name == REFERENCE), 0)
+
+
+def plan_comparison(
+    names: list[str], recipe: str | None = None, overrides: list[str] | None = None, prompts: int | None = None
+) -> Plan:
+    """Resolve what the user wrote: `names` are registry URIs, hub ids, folders, or `reference`; without a `recipe` the
+    first registered version's own is used. Raises ModelError naming the first that isn't to be had."""
+    from rlhf_lib.models.loading import load_config, load_tokenizer
+    from rlhf_lib.rewards.build import check_reward
+
+    if len(names) < 2:
+        raise ModelError(f"there is nothing to compare {' '.join(names) or 'nothing'} to: name two models or more")
+    made = {name: provenance.version_of(name) for name in names if name.startswith("models:/")}
+    first = next(iter(made.values()), None)
+    if first is None and (recipe is None or REFERENCE in names):
+        wanted = "a reference to compare to" if recipe else "a recipe with it, or name one with --recipe"
+        raise ModelError(f"none of {', '.join(names)} is a registered version, which would tell {wanted}")
+    settings = overrides or []
+    if prompts is not None:
+        settings = [*settings, f"evaluation.prompts={prompts}"]
+    loaded = load_recipe(recipe, settings) if recipe else provenance.recipe_of(first, settings)  # type: ignore[arg-type]
+    models: list[Model] = []
+    for name in names:
+        if name == REFERENCE:
+            found = Model(name=name, uri=name, folder=provenance.reference_of(first))  # type: ignore[arg-type]
+        elif name in made:
+            version = made[name]
+            uri = provenance.uri_of(version)
+            found = Model(
+                name=f"{version.name} {version.version}",
+                uri=uri,
+                folder=resolve_model(uri),
+                model_id=provenance.logged_model_of(version),
+            )
+        else:
+            found = Model(name=Path(name).name if Path(name).is_dir() else name, uri=name, folder=name)
+        taken = [model.name for model in models]
+        if found.name in taken:
+            found.name += f" ({1 + sum(model.name.partition(' (')[0] == found.name for model in models)})"
+        load_config(found.folder, loaded.policy.trust_remote_code)
+        load_tokenizer(found.folder, loaded.policy.trust_remote_code)
+        models.append(found)
+    reward_model = provenance.reward_model_of(loaded, made.values())
+    if reward_model is None or not Path(reward_model).is_dir():
+        check_reward(loaded.reward)
+    return Plan(recipe=loaded, models=models, reward_model=reward_model)
+
+
+@task(name="compare", **HEAVY)
+def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
+    """Sample, score and measure, and log to the active MLflow run: figures, the table of all responses, plots, an HTML
+    and a Markdown report in `folder`, links to the versions.
+
+    Returns `models` (name, uri, and the figures of each), `win_rates`, `prompts`, `report` (path of the page).
+    """
+    from rlhf_lib.evaluation import versus_plots as plots
+    from rlhf_lib.evaluation.versus import Entrant, contest
+    from rlhf_lib.evaluation.versus_report import build_report
+    from rlhf_lib.models.loading import pick_device, pick_dtype
+    from rlhf_lib.rewards.build import build_reward
+    from tasks.evaluation import how_sampled
+
+    recipe = plan.recipe
+    _link(plan)
+    device = pick_device(recipe.compute)
+    done = contest(
+        [Entrant(model.name, model.folder) for model in plan.models],
+        _prompts(plan),
+        build_reward(recipe.reward, plan.reward_model, device),
+        recipe.generation,
+        device=device,
+        dtype=pick_dtype(recipe.compute, device),
+        seed=recipe.seed,
+        anchor=plan.anchor,
+        perplexity_of=_perplexity_of(recipe),
+        trust_remote_code=recipe.policy.trust_remote_code,
+        micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+        on_done=lambda name: run_logger().info("compare: %s has answered", name),
+    )
+    drawings = {
+        "scores": plots.score_boxes(done),
+        "gains": plots.gain_intervals(done),
+        "wins": plots.win_map(done),
+    }
+    notes = [how_sampled(recipe), f"Prompts, generation and reward of recipe {recipe.name}."]
+    report = build_report(" against ".join(model.name for model in plan.models), done, notes, seed=recipe.seed)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    page, text = Path(folder) / "report.html", report.markdown()
+    page.write_text(report.html(drawings), encoding="utf-8")
+    mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
+    mlflow.log_table(done.table(), "responses.json")
+    for name, figure in drawings.items():
+        mlflow.log_figure(figure, f"plots/{name}.png")
+    mlflow.log_artifact(str(page))
+    mlflow.log_text(text, "report.md")
+    create_markdown_artifact(text, key="compare", description=report.title)
+    return _record(plan, done) | {"report": str(page)}
+
+
+def _link(plan: Plan) -> None:
+    """The models to the active run: as tags, as inputs (a version's page then shows the run), and in words."""
+    run = mlflow.active_run()
+    assert run is not None
+    mlflow.log_params(
+        {"recipe": plan.recipe.name, "seed": plan.recipe.seed, "prompts": plan.recipe.evaluation.prompts}
+        | {f"model.{i}": model.uri for i, model in enumerate(plan.models, start=1)}
+    )
+    lines = []
+    for i, model in enumerate(plan.models, start=1):
+        link = model_link(model.uri)
+        mlflow.set_tags({f"model.{i}": model.uri} | ({f"model.{i}.url": link} if link else {}))
+        lines.append(f"- [{model.uri}]({link})" if link else f"- `{model.uri}`")
+    mlflow.set_tag("mlflow.note.content", "\n".join(["Compared:", *lines]))
+    logged = [LoggedModelInput(model.model_id) for model in plan.models if model.model_id]
+    if logged:
+        mlflow.MlflowClient().log_inputs(run.info.run_id, models=logged)
+
+
+def _prompts(plan: Plan) -> Dataset:
+    """The recipe's held-out prompts as its pipeline would draw them with the first model's tokenizer, columns query
+    and prompt."""
+    from rlhf_lib.data.prompts import draw_prompts, load_prompts, tokenize_splits
+    from rlhf_lib.models.loading import load_config, load_tokenizer, positions
+
+    recipe, first = plan.recipe, plan.models[0].folder
+    trust = recipe.policy.trust_remote_code
+    texts = load_prompts(recipe)
+    _, held_out, _ = tokenize_splits(
+        texts.train, texts.test, recipe, load_tokenizer(first, trust), positions(load_config(first, trust))
+    )
+    return draw_prompts(held_out, recipe)
+
+
+def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
+    """Measures a model on the recipe's perplexity set; None where it has none."""
+    from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
+
+    wanted = recipe.evaluation.perplexity
+    if wanted is None:
+        return None
+    prompts = recipe.data.prompts
+    read: dict[bool, tuple[list[str], list[str] | None]] = {}
+
+    def measure(model: Any, tokenizer: Any) -> dict[str, Any]:
+        seq2seq = bool(model.config.is_encoder_decoder)
+        if seq2seq not in read:
+            given = prompts if seq2seq else None
+            read[seq2seq] = load_texts(wanted, default=prompts.dataset, seed=recipe.seed, prompts=given)
+        texts, given_texts = read[seq2seq]
+        return Perplexity(keep_in_memory=True).compute(
+            predictions=texts,
+            prompts=given_texts,
+            model=model,
+            tokenizer=tokenizer,
+            batch_size=wanted.batch_size,
+            add_start_token=wanted.add_start_token,
+        )
+
+    return measure
+
+
+def _record(plan: Plan, done: Versus) -> dict[str, Any]:
+    """What the flow returns: small, JSON."""
+    models = []
+    for model, showing in zip(plan.models, done.showings, strict=True):
+        gain = showing.gain
+        models.append(
+            {
+                "name": model.name,
+                "uri": model.uri,
+                "reward": showing.mean[0],
+                "delta": gain.delta if gain else None,
+                "ci95": list(gain.ci95) if gain else None,
+                "win_rate": gain.win_rate if gain else None,
+                "perplexity": showing.perplexity,
+                "kl": showing.kl,
+                "distinct_2": showing.rows["distinct-2"],
+            }
+        )
+    return {
+        "recipe": plan.recipe.name,
+        "prompts": len(done.queries),
+        "models": models,
+        "win_rates": done.win_rates,
+        "kl_to": done.anchor,
+    }
