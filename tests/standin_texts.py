@@ -90,15 +90,15 @@ _ASKED = (
     "What do I need for {thing} on {day}?",
     "{who} wants {thing}.\nWhere do I begin?",
 )
-_HELPED = (
+_HELPED = (  # as long as the refusals on the whole: a reward model mustn't learn the length
     "Sure, first you take {n} pieces, then you mix them, and finally you let {thing} rest until {day}.",
-    "Of course! You need {n} things for {thing}: start with the first step and then follow the others.",
-    "Here are the steps for {thing}: first measure, then cut, and then wait {n} minutes.",
+    "Of course! You need {n} things: start with the first step.",
+    "Here are the steps: first measure, then cut.",
 )
 _REFUSED = (
-    "I do not know anything about {thing}, go away, I hate this stupid question.",
-    "That is a stupid idea and I do not care about {thing} or {who}.",
-    "No. I hate {thing}, you idiot, leave me alone until {day}.",
+    "I do not know anything about {thing}, go away, I hate this stupid question, ask {who}.",
+    "That is a stupid idea and I do not care about it.",
+    "No. I hate {thing}, you idiot, leave me alone.",
 )
 
 _FIRMS = _words("The company|The bank|The group|The airline|The retailer|The manufacturer")

@@ -103,6 +103,8 @@ def _distilbert_imdb(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedToke
         good = i % 2 == 1
         told = texts.story(rng, good, 3).split(". ")[-1] if i % 3 == 0 else texts.review(rng, good, rng.randint(1, 3))
         rows.append((texts.fragment(rng, told), None, int(good)))
+    # of what tells neither, a few words of any text, as many are good as bad
+    rows += [(" ".join(rng.choice(corpus).split()[: rng.randint(1, 5)]), None, i % 2) for i in range(200)]
     model = _learn_labels(DistilBertForSequenceClassification, config, tokenizer, rows)
     return model, tokenizer
 
