@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlflow
 from mlflow.entities import Run
 
+from rlhf_lib.credentials import redact
+
 _OPEN = ("RUNNING", "SCHEDULED")
 
 
@@ -28,5 +30,5 @@ def close_runs(flow_run_id: str, *, cancelled: bool, reason: str) -> list[str]:
                 client.set_terminated(run.info.run_id, "KILLED" if cancelled else "FAILED")
                 closed.append(run.info.run_id)
         if parent.info.status != "FINISHED" and "failure" not in parent.data.tags:
-            client.set_tag(parent.info.run_id, "failure", reason[:5000])
+            client.set_tag(parent.info.run_id, "failure", redact(reason)[:5000])
     return closed
