@@ -252,6 +252,7 @@ def test_hh_rlhf_of_another_kind_by_one_override(hub, folder: str | None) -> Non
         assert rows[:10] != one[role][:10] if folder else set(one[role]["chosen"]) < set(rows["chosen"])
 
 
+@pytest.mark.slow
 def test_local_folders_take_the_place_of_every_id(assets, run, tmp_path) -> None:
     """On real data and models, by the command line."""
     settings = {
@@ -261,6 +262,7 @@ def test_local_folders_take_the_place_of_every_id(assets, run, tmp_path) -> None
         "evaluation.perplexity.dataset": assets / "data/imdb",
         "ppo.learning_rate": "1e-4",
         "data.prompts.limit": 600,
+        "reward.checks.pairs": 200,
         "evaluation.prompts": 32,
         "evaluation.perplexity.limit": 32,
         "ppo.steps": 2,
