@@ -8,16 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows import logs
 from flows.environment import check, run_dir
+from flows.hooks import HOOKS
 from rlhf_lib.errors import DataError, EnvironmentFault
 from rlhf_lib.recipe import load_recipe
 
 logs.calm()
 
 
-@flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, validate_parameters=True)
+@flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, validate_parameters=True, **HOOKS)
 def collect(
     recipe: str,
     out: str,
@@ -61,6 +63,7 @@ def collect(
         policy = f"models:/{loaded.registration.name or loaded.name}@champion" if trained else loaded.policy.model
     use_experiment(str(run_dir()))
     tags = {"recipe": loaded.name, "stage": "collect", "criterion": criterion, "git_commit": git_commit() or ""}
+    tags["prefect_flow_run_id"] = str(flow_run.id)
     with mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run:
         record = collect_responses(
             loaded,

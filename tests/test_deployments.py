@@ -17,6 +17,7 @@ from flows.rlhf import rlhf
 from rlhf_lib.recipe import shipped
 
 ROOT = Path(__file__).parents[1]
+NAMES = ("rlhf/on-demand", "rlhf/nightly", "collect/on-demand", "compare/on-demand")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,8 @@ def deployed(prefect_server):
 def test_deploying_twice_leaves_the_named_deployments_with_their_schedules(deployed):
     client, _ = deployed
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    found = [client.read_deployment_by_name(name) for name in ("rlhf/on-demand", "rlhf/nightly", "collect/on-demand")]
-    assert len(found) <= len(described)
+    found = [client.read_deployment_by_name(name) for name in NAMES]
+    assert len(found) == len(described)
     for deployment in found:
         assert deployment.work_pool_name == "rlhf"
         assert deployment.tags
