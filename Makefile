@@ -8,10 +8,10 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-recipes lint format docs ui bench parity clean clean-runs
+.PHONY: help setup run test test-browser test-recipes test-backends lint format docs ui bench parity clean clean-runs
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv with the pinned dependencies and the project (the others do it when needed)
 
@@ -27,11 +27,17 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)  ## run a recipe end to end: make run RECIPE=embedded ARGS='--set ppo.steps=20'
 	$(BIN)/rlhf run $(RECIPE) $(ARGS)
 
-test: $(READY)  ## run the tests: make test ARGS='-k kl'
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+test: $(READY)  ## run the tests, two files at a time: make test ARGS='-k kl'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
 
 test-recipes: $(READY)  ## every published recipe, unchanged and offline, against small stand-ins
 	$(BIN)/python -m pytest tests/test_recipes.py tests/test_recipes_run.py $(ARGS)
+
+test-backends: $(READY)  ## Prefect and MLflow on a real PostgreSQL, with logins (Debian: apt-get install postgresql)
+	$(BIN)/python -m pytest tests/test_postgres.py $(ARGS)
+
+test-browser: $(READY)  ## make up, a run triggered in a real browser (Chromium), queues, make down
+	$(BIN)/python -m pytest tests/test_trigger_form.py $(ARGS)
 
 lint: $(READY)  ## ruff, mypy, and the import contracts
 	$(BIN)/ruff check .

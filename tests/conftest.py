@@ -23,6 +23,8 @@ os.environ |= {
     "HF_HUB_CACHE": str(_HOME / "hub"),
     "MPLBACKEND": "agg",
 }
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the other core is another worker's
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from flows import environment  # noqa: E402
