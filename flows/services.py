@@ -119,9 +119,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     if result.returncode:
         raise EnvironmentFault(f"prefect deploy --all failed:\n{result.stdout}")
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    # the automation that finds dead runs lives on their heartbeats
-    heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")}
-    _start(Service("worker", [*worker, "--install-policy", "never"], heartbeat))
+    _start(Service("worker", [*worker, "--install-policy", "never"], {}))
     api, tracking = os.environ.get("PREFECT_API_URL") or environment.prefect_api(), os.environ["MLFLOW_TRACKING_URI"]
     print(f"{_pages(prefect_port, mlflow_port)}" if api == ours else f"Prefect {api}, MLflow {tracking}")
     print(f"for other commands in this shell: export PREFECT_API_URL={api} MLFLOW_TRACKING_URI={tracking}")
