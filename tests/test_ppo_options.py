@@ -14,6 +14,7 @@ from tiny_models import (
     one_thread,  # noqa: F401
     remainder_reward,
     same,
+    tiny_gpt2,
     tiny_trainer,
     weights,
     word_tokenizer,
@@ -21,7 +22,7 @@ from tiny_models import (
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from rlhf_lib.errors import ModelError, RLHFError
-from rlhf_lib.ppo.scoring import score_responses
+from rlhf_lib.ppo.scoring import check_head, score_responses
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import PPO, Generation
 
@@ -261,3 +262,7 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused():
     )
     with pytest.raises(ModelError, match="GraniteForCausalLM changes its logits"):
         tiny_trainer(scaled)
+
+
+def test_a_first_prompt_of_nearly_all_positions_is_no_obstacle():
+    check_head(tiny_gpt2(), [5] * 60)

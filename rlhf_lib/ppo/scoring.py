@@ -189,8 +189,9 @@ def score_responses(
 def check_head(model: PreTrainedModel, ids: Sequence[int]) -> Packed | Padded:
     """The head on the trunk's states must be the model's own logits: some architectures scale or cap them after it.
 
-    Tried on the token ids given, as query and response, which come back arranged. Raises ModelError.
+    Tried on the first of the token ids given, as query and response, which come back arranged. Raises ModelError.
     """
+    ids = ids[:8]  # twice a long prompt may be more than the model has positions for
     batch = arrange(model, [ids], [ids])
     _, head = trunk_and_head(model)
     if isinstance(batch, Padded):
