@@ -49,6 +49,8 @@ def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
         {
             "PREFECT_UI_API_URL": f"http://{HOST}:{prefect_port}/api",
             "PREFECT_HOME": os.environ.get("PREFECT_HOME", f"{folder}/prefect"),
+            # SQLite has one writer at a time, and on a busy machine the others wait longer than the usual 10 s
+            "PREFECT_SERVER_DATABASE_TIMEOUT": os.environ.get("PREFECT_SERVER_DATABASE_TIMEOUT", "60"),
         },
         prefect_port,
         "api/health",
