@@ -198,7 +198,10 @@ def test_what_cannot_be_collected_is_refused(folder, capsys):
     for options, message in (
         (["--out", "tasks.csv"], "must be a .jsonl file"),
         (["--out", str(folder / "x.jsonl"), "--responses", "1"], "nothing to rank"),
-        (["--out", str(folder / "x.jsonl"), "--policy", "models:/none@champion"], "run the recipe first"),
+        (
+            ["--out", str(folder / "x.jsonl"), "--policy", "models:/none@champion"],
+            "models:/none@champion is not in the registry",
+        ),
     ):
         assert cli.main(["collect", recipe, *options]) == 2
         assert message in capsys.readouterr().err
