@@ -200,7 +200,7 @@ def test_what_cannot_be_collected_is_refused(folder, capsys):
         (["--out", str(folder / "x.jsonl"), "--responses", "1"], "nothing to rank"),
         (
             ["--out", str(folder / "x.jsonl"), "--policy", "models:/none@champion"],
-            "models:/none@champion is not in the registry",
+            "none@champion is not in the registry",
         ),
     ):
         assert cli.main(["collect", recipe, *options]) == 2
