@@ -119,6 +119,7 @@ def _run(args: argparse.Namespace) -> int:
     from flows import logs
     from flows.rlhf import rlhf
     from flows.summary import report_page, table
+    from tasks.tracking import mlflow_link
 
     logs.leave_to_caller()
     record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
@@ -126,9 +127,11 @@ def _run(args: argparse.Namespace) -> int:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     print(f"\n{table(record)}\n")
-    run_page = f"http://127.0.0.1:5000/#/experiments/1/runs/{record['mlflow_run_id']}"
+    api = environment.prefect_api()
+    pages = f"Prefect on {api.removesuffix('/api') if api else 'http://127.0.0.1:4200'}/runs, "
+    pages += f"this run in MLflow on {mlflow_link(record['mlflow_run_id'])}"
     opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"
-    print(f"{opened}       Prefect on http://127.0.0.1:4200/runs, this run in MLflow on {run_page}")
+    print(pages if api else f"{opened}       {pages}")
     print(f"{opener} {report_page(record, environment.run_dir())}")
     return 0
 

@@ -4,6 +4,8 @@ and no secrets, whoever logs."""
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
 from typing import Any
 
 from rlhf_lib import errors
@@ -32,7 +34,8 @@ class _Mendable(logging.Filter):
 
 
 def cover_secrets() -> None:
-    """Have every record of this process made without secrets, before terminal, files or Prefect's API get it."""
+    """Have every log record of this process made without secrets, before terminal, files or Prefect's API get it, and
+    the traceback with which it may end."""
     before = logging.getLogRecordFactory()
     if getattr(before, "covers", False):
         return
@@ -53,6 +56,13 @@ def cover_secrets() -> None:
 
     covered.covers = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(covered)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _tell
+
+
+def _tell(*error: Any) -> None:
+    """What Python prints of an error that nobody caught, without secrets."""
+    sys.stderr.write(redact("".join(traceback.format_exception(*error))))
 
 
 def calm() -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -119,6 +121,14 @@ def test_logs_carry_none(caplog):
     assert "S3CRET" not in caplog.text
     assert caplog.text.count("https://me:***@host/x") == 3  # the second with its source line
     assert "1 arguments fit" in caplog.text
+
+
+def test_the_last_traceback_carries_none():
+    program = "from flows import logs; logs.cover_secrets(); raise ValueError('https://me:S3CRET@host/x')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.endswith("ValueError: https://me:***@host/x\n")
+    assert "S3CRET" not in result.stderr
 
 
 def test_logins_leave_the_addresses(monkeypatch):

@@ -160,6 +160,8 @@ def test_the_whole_pipeline(first, live, client):
     flow_run = client.prefect.get(f"{live.prefect}/flow_runs/{parent.data.tags['prefect_flow_run_id']}", timeout=60)
     assert flow_run.json()["state_type"] == "COMPLETED"
     assert live.postgres.sql("SELECT count(*) FROM flow_run", "prefect").strip() == "1"
+    page = f"this run in MLflow on {live.mlflow}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
+    assert page in (live.folder / "first.log").read_text()
     assert int(live.postgres.sql("SELECT count(*) FROM runs", "mlflow")) == 1 + len(STAGES)
 
 
@@ -186,6 +188,17 @@ def test_flow_runs_at_once(first, live, client):
     assert not [words for words in LOCKED if words in live.logs()]
 
 
+def test_versions_are_compared_and_listed(first, live, client):
+    versions = ["models:/embedded@champion", "models:/embedded@challenger"]
+    for words in (["compare", "reference", *versions, "--prompts", "8"], ["models", "embedded"]):
+        command = [sys.executable, "-m", "flows.cli", *words]
+        result = subprocess.run(command, cwd=live.folder, env=live.client, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert "champion" in result.stdout
+    compared = flow_runs(live, client, name={"like_": "compare"})
+    assert [run["state_type"] for run in compared] == ["COMPLETED"]
+
+
 def test_a_schedule_fires_by_itself(first, live, client):
     start = [sys.executable, "-m", "prefect"]
     pool = [*start, "work-pool", "create", "rlhf", "--type", "process"]
@@ -198,7 +211,7 @@ def test_a_schedule_fires_by_itself(first, live, client):
     assert result.returncode == 0, result.stdout + result.stderr
     worker = live.start("worker", live.units["worker"], live.client)
     try:
-        deadline, done = time.monotonic() + 600, []
+        deadline, done = time.monotonic() + 1200, []
         while not done and time.monotonic() < deadline:
             time.sleep(3)
             fired = [r for r in flow_runs(live, client, deployment_id={"is_null_": False}) if r["auto_scheduled"]]
