@@ -42,22 +42,22 @@ class Chat:
         self.recipe: Recipe = (
             load_recipe(recipe, overrides) if recipe else provenance.recipe_of(version, overrides)  # type: ignore[arg-type]
         )
-        uri = provenance.uri_of(version) if version else model
-        sources = {f"{version.name} {version.version}" if version else model: resolve_model(uri)}
         self.missing: list[str] = []
+        self.device = pick_device(self.recipe.compute)
+        trust, dtype = self.recipe.policy.trust_remote_code, pick_dtype(self.recipe.compute, self.device)
+
+        def load(name: str) -> tuple[Any, Any]:
+            folder = resolve_model(name)
+            return load_policy(folder, dtype, trust).to(self.device), load_tokenizer(folder, trust)  # type: ignore[arg-type]
+
+        uri = provenance.uri_of(version) if version else model
+        self.models = {f"{version.name} {version.version}" if version else model: load(uri)}
         try:
             reference = provenance.reference_of(version) if version else self.recipe.policy.model
             if reference is not None:
-                sources["reference"] = resolve_model(reference)
+                self.models["reference"] = load(reference)
         except RLHFError as error:
             self.missing.append(str(error))
-        self.device = pick_device(self.recipe.compute)
-        trust = self.recipe.policy.trust_remote_code
-        dtype = pick_dtype(self.recipe.compute, self.device)
-        self.models: dict[str, tuple[Any, Any]] = {
-            name: (load_policy(folder, dtype, trust).to(self.device), load_tokenizer(folder, trust))  # type: ignore[arg-type]
-            for name, folder in sources.items()
-        }
         self.reward = self._reward(version)
 
     @property

@@ -25,6 +25,7 @@ def registered(name: str | None = None) -> list[str]:
 
 def version_rows(name: str) -> list[tuple[str, ...]]:
     """One row a version under HEADER, the newest first."""
+    aliases = mlflow.MlflowClient().get_registered_model(name).aliases  # a search leaves those of versions out
     rows: list[tuple[str, ...]] = []
     for version in versions(name):
         tags = version.tags
@@ -32,7 +33,7 @@ def version_rows(name: str) -> list[tuple[str, ...]]:
         rows.append(
             (
                 str(version.version),
-                ", ".join(sorted(version.aliases)),
+                ", ".join(sorted(a for a, number in aliases.items() if str(number) == str(version.version))),
                 f"{date:%Y-%m-%d %H:%M}",
                 _gain(tags),
                 _change(tags, "perplexity"),

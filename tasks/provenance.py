@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import Recipe, load_recipe
-from tasks.registry import CHAMPION, resolve_model
+from tasks.registry import champion, resolve_model
 
 REFERENCE, REWARD_MODEL = "reference", "reward_model"  # tags of a version, and artifact folders of the run that kept it
 _FINGERPRINTS = {REFERENCE: "base_model_fingerprint", REWARD_MODEL: "reward_fingerprint"}
@@ -90,8 +90,9 @@ def reward_model_of(recipe: Recipe, made: Iterable[ModelVersion]) -> str | None:
     )
     if not trained:
         return resolve_model(recipe.reward.model) if recipe.reward.model else None
-    own = versions(recipe.registration.name or recipe.name)
-    own.sort(key=lambda version: CHAMPION not in version.aliases)
+    name = recipe.registration.name or recipe.name
+    served = champion(name)
+    own = sorted(versions(name), key=lambda version: str(version.version) != served)
     for version in [*made, *own]:
         if version.tags.get("recipe") == recipe.name and REWARD_MODEL in version.tags:
             return _fetched(version, REWARD_MODEL, "run the recipe again")
