@@ -19,7 +19,7 @@ from rlhf_lib.recipe import load_recipe
 logs.calm()
 
 
-@flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, validate_parameters=True, **HOOKS)
+@flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, result_serializer="json", **HOOKS)
 def collect(
     recipe: str,
     out: str,

@@ -17,7 +17,7 @@ from flows.hooks import HOOKS
 logs.calm()
 
 
-@flow(name="compare", flow_run_name="compare", persist_result=False, validate_parameters=True, **HOOKS)
+@flow(name="compare", flow_run_name="compare", persist_result=False, result_serializer="json", **HOOKS)
 def compare(
     models: list[str], recipe: str | None = None, overrides: list[str] | None = None, prompts: int | None = None
 ) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def run_name() -> str:
     return f"rlhf-{Path(given['recipe_file']).stem if given.get('recipe_file') else given['recipe']}"
 
 
-@flow(name="rlhf", flow_run_name=run_name, persist_result=False, validate_parameters=True, **HOOKS)
+@flow(name="rlhf", flow_run_name=run_name, persist_result=False, result_serializer="json", **HOOKS)
 def rlhf(
     recipe: form.RecipeName = "embedded",
     ppo_steps: form.Steps = None,

@@ -57,9 +57,10 @@ LIGHT: dict[str, Any] = {
     "retry_delay_seconds": exponential_backoff(10),
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": _retry,
-    "persist_result": True,  # the records are small: paths and figures
+    # stages know their inputs by content and keep their records, see tasks/tracking.py; Prefect keeps none of them, and
+    # of a failed one its exception, as JSON: never a pickle
+    "cache_policy": NO_CACHE,
     "result_serializer": "json",
-    "cache_policy": NO_CACHE,  # stages know their own inputs by content, see tasks/tracking.py
 }
 # under the tag's limit, one such task at a time on all machines
 HEAVY: dict[str, Any] = LIGHT | {"tags": ["gpu"]}

@@ -48,4 +48,4 @@ def preflight(recipe: Recipe) -> Recipe:
     return recipe
 
 
-preflight_task = task(name="preflight", **LIGHT | {"persist_result": False})(preflight)
+preflight_task = task(name="preflight", **LIGHT)(preflight)

@@ -221,12 +221,34 @@ def test_two_runs_queue_for_the_gpu(operated):
     assert first["end_time"] <= third["start_time"]
 
 
-def test_prefect_keeps_small_json_records_only(operated):
-    files = [file for file in (operated.folder / "prefect" / "storage").rglob("*") if file.is_file()]
-    assert files
-    for file in files:
+def test_settings_that_only_the_recipe_can_refuse_fail_the_run_at_once(operated):
+    """Whether a batch is a multiple of its mini-batch no schema tells."""
+    deployment = api(operated, "GET", "deployments/name/rlhf/on-demand")
+    given = {"recipe": "embedded", "batch_size": 50}
+    body = {"parameters": given, "state": {"type": "SCHEDULED"}}
+    run = api(operated, "POST", f"deployments/{deployment['id']}/create_flow_run", **body)["id"]
+    ended = settled(lambda: _ended(api(operated, "GET", f"flow_runs/{run}")), "a bad run's end")
+    assert ended["state_type"] == "FAILED"
+    assert "batch_size (50) must be a multiple of mini_batch_size" in ended["state"]["message"]
+    assert not api(operated, "POST", "task_runs/filter", flow_runs={"id": {"any_": [run]}})
+
+
+def _ended(run: Any) -> Any:
+    return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
+def test_what_is_kept_between_tasks_is_small_json(operated):
+    """The stages' records, and what Prefect stores of a run that failed."""
+    records = list(operated.folder.rglob("record.json"))
+    assert len(records) > 10
+    stored = [file for file in (operated.folder / "prefect" / "storage").rglob("*") if file.is_file()]
+    assert stored
+    for file in (*records, *stored):
         assert file.stat().st_size < 100_000, file
-        assert json.loads(file.read_text())["metadata"]["serializer"]["type"] == "json", file
+        json.loads(file.read_text())
+    for file in stored:  # a record tells its result's serializer, and is JSON around a pickle too
+        serializer = json.loads(file.read_text()).get("metadata", {}).get("serializer", {"type": "json"})
+        assert serializer["type"] == "json", file
 
 
 def test_down_stops_exactly_what_up_started(operated):
