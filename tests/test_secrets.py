@@ -41,6 +41,7 @@ def score(queries, responses):
 def planted(tmp_path_factory, prefect_server, mlflow_store):
     """A run that fails of a reward which tells all it knows, and the command lines that are refused; what is left."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import LogSort
     from prefect.settings import get_current_settings
 
     root = tmp_path_factory.mktemp("secrets")
@@ -66,8 +67,10 @@ def planted(tmp_path_factory, prefect_server, mlflow_store):
         assert {run.id for run in client.read_flow_runs()} == known  # refused before there was a run
         with pytest.raises(ValueError, match="no answer"):
             cli.main(["run", "embedded", *options])
-        deadline = time.monotonic() + 60
-        while not [log for log in client.read_logs(limit=200) if "scores.example" in log.message]:
+        deadline = time.monotonic() + 120
+        while not any(
+            "scores.example" in log.message for log in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         run = mlflow.search_runs(search_all_experiments=True, filter_string="tags.recipe = 'embedded'")
