@@ -76,7 +76,10 @@ def models(args: argparse.Namespace) -> int:
     from flows.tables import row
     from tasks import champions, listing
 
-    for name in listing.registered(args.name):
+    names = listing.registered(args.name)
+    if not names:
+        print("nothing is registered yet: rlhf run RECIPE makes a version")
+    for name in names:
         rows = [listing.HEADER, *listing.version_rows(name)]
         widths = [max(len(cells[column]) for cells in rows) for column in range(len(listing.HEADER) - 1)] + [48]
         print(name)

@@ -131,7 +131,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
         "wins": plots.win_map(done),
     }
     notes = [how_sampled(recipe), f"Prompts, generation and reward of recipe {recipe.name}."]
-    report = build_report(" against ".join(model.name for model in plan.models), done, notes, seed=recipe.seed)
+    report = build_report(f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed)
     Path(folder).mkdir(parents=True, exist_ok=True)
     page, text = Path(folder) / "report.html", report.markdown()
     page.write_text(report.html(drawings), encoding="utf-8")

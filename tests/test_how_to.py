@@ -1,8 +1,8 @@
 """The how-tos do what they say: their files laid into a folder, their commands run there, their output compared.
 
 Blocks by the word behind the fence: `title="NAME"` is a file; `sh` are commands that must succeed; `console` are
-commands with the error that each ends with; other `yaml` is a part of the page's last recipe and must fit there. Models
-and data of the hub are folders of their id here, tiny ones.
+commands with the error that each ends with; `text` is shown, not run; other `yaml` is a part of the page's last recipe
+and must fit there. Models and data of the hub are folders of their id here, tiny ones.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def follow(page: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
                     assert run(shlex.split(asked := line[2:])) == 2, asked
                 else:
                     assert line in capfd.readouterr().err.splitlines(), asked
-        else:
+        elif block.language != "text":
             assert block.language == "yaml", block
             part = yaml.safe_load(block.text)
             Recipe.model_validate(recipe | part | {"data": recipe["data"] | part.get("data", {})})

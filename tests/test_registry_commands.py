@@ -122,6 +122,11 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
     assert capsys.readouterr().out.startswith("letters\n")
 
 
+def test_models_of_an_empty_registry(store, capsys):  # noqa: F811
+    assert cli.main(["models"]) == 0
+    assert capsys.readouterr().out.startswith("nothing is registered yet")
+
+
 def test_chat_answers_as_the_two_models_sample(versions, folders, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nhello\n"))
     assert cli.main(["chat", "letters"]) == 0

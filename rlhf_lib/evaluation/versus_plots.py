@@ -48,14 +48,14 @@ def gain_intervals(done: Versus) -> Figure:
 def win_map(done: Versus) -> Figure:
     """The win-rate matrix: on what share of the prompts the row's model scores higher than the column's."""
     names = [s.name for s in done.showings]
-    figure, axes = _rows("Wins of the row against the column", "", names)
+    figure, axes = _rows("Row beats column", "", names)
     shares = np.array([[np.nan if share is None else share for share in row] for row in done.win_rates])
     axes.imshow(shares, cmap="PuOr_r", vmin=0, vmax=1, aspect="auto")
     for row, column in np.argwhere(~np.isnan(shares)):
         share = shares[row, column]
         colour = "white" if abs(share - 0.5) > 0.35 else INK
         axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(names)), [textwrap.fill(name, 14) for name in names], fontsize=8)
+    axes.set_xticks(range(len(names)), [textwrap.fill(name, 11) for name in names], fontsize=7)
     axes.set_xlim(-0.5, len(names) - 0.5)
     return figure
 
