@@ -11,10 +11,11 @@ from prefect.flows import Flow
 
 def close_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Leave no MLflow run open (Prefect goes by these parameters' names)."""
+    from flows.environment import run_dir
     from tasks.closing import close_runs
 
     cancelled = state.is_cancelled() or state.is_cancelling()
-    close_runs(str(flow_run.id), cancelled=cancelled, reason=state.message or state.name or "")
+    close_runs(str(flow_run.id), cancelled=cancelled, reason=state.message or state.name or "", root=run_dir())
 
 
 HOOKS: dict[str, Any] = {

@@ -9,7 +9,8 @@ from prefect import task
 
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY
-from tasks.tracking import PipelineRun, code_key, content_key, stage
+from tasks.stages import code_key, content_key, stage
+from tasks.tracking import PipelineRun
 
 
 @task(name="base_model", **HEAVY)

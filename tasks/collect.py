@@ -13,9 +13,9 @@ from prefect import task
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
 from tasks import registry
+from tasks.logger import run_logger
 from tasks.options import HEAVY
 from tasks.provenance import uri_of, version_of
-from tasks.tracking import run_logger
 
 INSTRUCTIONS = (
     "Rank the responses to each prompt by how {criterion} they are: 1 is the best, equal ranks are a tie. Rank every "

@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import Recipe, load_recipe
 from tasks import provenance
+from tasks.logger import run_logger
 from tasks.options import HEAVY
 from tasks.registry import resolve_model
-from tasks.tracking import model_link, run_logger
+from tasks.tracking import model_link
 
 if TYPE_CHECKING:
     from datasets import Dataset

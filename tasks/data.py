@@ -15,7 +15,8 @@ from rlhf_lib.credentials import redact
 from rlhf_lib.recipe import Recipe, leaves
 from tasks.options import LIGHT
 from tasks.rankings import FILES, ranking_fingerprints, show_feedback
-from tasks.tracking import PipelineRun, code_key, content_key, stage
+from tasks.stages import code_key, content_key, stage
+from tasks.tracking import PipelineRun
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,8 @@ from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY
-from tasks.tracking import PipelineRun, stage
+from tasks.stages import code_key, content_key, stage
+from tasks.tracking import PipelineRun
 
 
 @task(name="evaluation", **HEAVY)
@@ -33,17 +34,25 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     from rlhf_lib.rewards.build import build_reward
 
     logger = get_run_logger()
-    with stage("evaluation", run) as s:
-        wanted = recipe.evaluation.perplexity
-        remote = recipe.policy.trust_remote_code
-        texts: list[str] = []
-        given: list[str] | None = None
-        if wanted:
-            settings = recipe.data.prompts
-            seq2seq = load_config(ppo["policy"], remote).is_encoder_decoder
-            texts, given = load_texts(
-                wanted, default=settings.dataset, seed=recipe.seed, prompts=settings if seq2seq else None
-            )
+    wanted = recipe.evaluation.perplexity
+    remote = recipe.policy.trust_remote_code
+    texts: list[str] = []
+    given: list[str] | None = None
+    if wanted:
+        settings = recipe.data.prompts
+        seq2seq = load_config(ppo["policy"], remote).is_encoder_decoder
+        texts, given = load_texts(
+            wanted, default=settings.dataset, seed=recipe.seed, prompts=settings if seq2seq else None
+        )
+    key = content_key(
+        recipe.model_dump(mode="json", exclude={"registration", "about", "description"}),
+        [ppo, reward.get("fingerprint")],
+        [texts, given],
+        code_key("data", "evaluation", "models", "ppo", "rewards"),
+    )
+    with stage("evaluation", run, key=key, repeat=True) as s:
+        if s.reused:
+            return s.record
         prompts = held_out_prompts(policy["prompts"]["test"], recipe)
 
         device = pick_device(recipe.compute)

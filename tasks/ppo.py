@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from contextlib import closing
@@ -10,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import mlflow
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.options import HEAVY
-from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
+from tasks.options import HEAVY, can_pass
+from tasks.stages import Stage, code_key, content_key, stage
+from tasks.tracking import PipelineRun
 
 if TYPE_CHECKING:
-    from rlhf_lib.ppo.run import Job, Progress
+    from rlhf_lib.ppo.run import Job
     from rlhf_lib.ppo.stats import Stats
 
+SAMPLES = "samples.json"
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
 
@@ -32,7 +36,7 @@ def run_ppo(
     """Train the policy against the reward. The record holds the folders of policy and reference, steps, seconds, KL.
 
     Checkpoints lie under a key of everything that decides the run, so the same recipe started again after a crash goes
-    on from the last one; they move to the stage's folder when PPO ends.
+    on from the last one; they move to the stage's folder when PPO has ended.
     """
     from rlhf_lib.ppo.faults import Diverged
     from rlhf_lib.ppo.plots import training_curves
@@ -47,7 +51,10 @@ def run_ppo(
     inputs = (policy["fingerprint"], reward["fingerprint"], constants, data["fingerprints"])
     key = content_key(settings, inputs, code_key("ppo", "models", "rewards"))
     checkpoints = Path(run.run_dir) / "checkpoints" / key
-    with stage("ppo", run) as current:
+    with stage("ppo", run, key=key, repeat=True) as current:
+        if current.reused:
+            _keep(checkpoints, current)
+            return current.record
         if run.fresh:
             shutil.rmtree(checkpoints, ignore_errors=True)
         job = Job(
@@ -72,8 +79,6 @@ def run_ppo(
         if (kept := recipe.ppo.keep_best) is not None and (best := best_step(history, kept)) is not None:
             get_run_logger().info("ppo: step %d is kept, %s %.4g", best, kept, history[best - 1][kept])
             mlflow.set_tag("best_step", best)
-        if checkpoints.exists():
-            shutil.move(checkpoints, current.folder / "checkpoints")
         last = history[-5:]
         kl = sum(stats["objective/kl"] for stats in last) / len(last)
         metrics = {"ppo/steps": steps, "ppo/seconds": seconds, "ppo/final_kl": kl}
@@ -87,7 +92,16 @@ def run_ppo(
             "kl": kl,
             "metrics": metrics,
         }
+    _keep(checkpoints, current)
     return current.record
+
+
+def _keep(checkpoints: Path, current: Stage) -> None:
+    """Move the checkpoints into the folder of the stage, which is whole: PPO done anew begins at its first step."""
+    if checkpoints.exists():
+        target = current.folder.resolve() / "checkpoints"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(checkpoints, target)
 
 
 def _follow(job: Job, current: Stage) -> list[Stats]:
@@ -98,11 +112,9 @@ def _follow(job: Job, current: Stage) -> list[Stats]:
 
     logger, steps = get_run_logger(), job.recipe.ppo.steps
     history: list[Stats] = []
+    samples: list[dict[str, Any]] = []
     resumed = 0
-    progress: UUID = create_progress_artifact(  # type: ignore[assignment]
-        progress=0.0, key="ppo-progress", description=f"PPO of {job.recipe.name}"
-    )
-    updated = time.monotonic()
+    progress = ProgressArtifact(f"PPO of {job.recipe.name}")
     with (
         closing(perform(job)) as done,  # type: ignore[type-var]
         tqdm(total=steps, desc="ppo", unit="step", dynamic_ncols=True, disable=None) as bar,
@@ -119,17 +131,45 @@ def _follow(job: Job, current: Stage) -> list[Stats]:
                 logger.info("ppo: goes on from step %d of an interrupted run", resumed)
                 mlflow.set_tag("resumed_at_step", resumed)
                 resumed = 0
-            if time.monotonic() - updated > PROGRESS_EVERY:
-                update_progress_artifact(progress, progress=100.0 * event.step / steps)
-                updated = time.monotonic()
+            progress.update(100.0 * event.step / steps)
             if event.samples:
-                _log_samples(event)
-    update_progress_artifact(progress, progress=100.0)
+                samples += [{"step": event.step} | row for row in event.samples]
+                current.later(_log_samples, current.run.info.run_id, list(samples))
+    progress.update(100.0, last=True)
     if len(history) < steps:
         logger.info("ppo: stopped at step %d, the mean score reached its threshold", len(history))
     return history
 
 
-def _log_samples(event: Progress) -> None:
-    columns = {key: [row[key] for row in event.samples] for key in ("query", "response", "score")}
-    mlflow.log_table({"step": [event.step] * len(event.samples)} | columns, "samples.json")
+def _log_samples(run_id: str, samples: list[dict[str, Any]]) -> None:
+    """The whole table each time: appended to, a row whose arrival wasn't heard of would come twice."""
+    columns = ["step", "query", "response", "score"]
+    data = [[row[column] for column in columns] for row in samples]
+    mlflow.log_dict({"columns": columns, "data": data}, SAMPLES, run_id=run_id)
+    shown = json.dumps([{"path": SAMPLES, "type": "table"}])
+    mlflow.MlflowClient().set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, shown)  # by which MLflow shows it as a table
+
+
+class ProgressArtifact:
+    """Prefect's bar for the run's page; a server that is away for a while is none of PPO's concern."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.id: UUID | None = None
+        self.updated = -PROGRESS_EVERY
+        self.update(0.0)
+
+    def update(self, progress: float, *, last: bool = False) -> None:
+        """Show so many percent, where the last call was some time ago."""
+        if not last and time.monotonic() - self.updated < PROGRESS_EVERY:
+            return
+        self.updated = time.monotonic()
+        try:
+            if self.id is None:
+                self.id = create_progress_artifact(progress, key="ppo-progress", description=self.description)  # type: ignore[assignment]
+            else:
+                update_progress_artifact(self.id, progress=progress)
+        except Exception as error:
+            if not can_pass(error):
+                raise
+            get_run_logger().warning("ppo: Prefect's server can't be told of the progress: %s", error)

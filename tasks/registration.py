@@ -15,9 +15,11 @@ from rlhf_lib.errors import EnvironmentFault, RLHFError
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.recipe import Recipe
 from tasks import champions, provenance, registry
+from tasks.logger import run_logger
 from tasks.model_card import model_card
 from tasks.options import HEAVY
-from tasks.tracking import PipelineRun, mlflow_link, run_logger, stage
+from tasks.stages import code_key, content_key, stage
+from tasks.tracking import PipelineRun, mlflow_link
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,11 +49,19 @@ def register_policy(
     from rlhf_lib.evaluation.promotion import judge
 
     name = recipe.registration.name or recipe.name
-    with stage("registration", run) as s:
+    key = content_key(recipe.model_dump(mode="json"), ppo, evaluation, code_key("evaluation"))
+    with stage("registration", run, key=key, repeat=True) as s:
+        if s.reused:
+            return s.record
+        # an attempt that was killed may have got as far as this
+        half = next((found for found in provenance.versions(name) if found.tags.get("stage_key") == s.key), None)
         prompts = held_out_prompts(policy["prompts"]["test"], recipe)  # the ones that the evaluation drew
         logged = _log_checked(recipe, ppo["policy"], prompts)
 
         present = registry.champion(name)
+        crowned = half is not None and present == str(half.version)
+        if crowned:
+            present = None
         duel = _duel(recipe, reward, ppo["policy"], name, present, prompts, s.folder) if present else None
         passed, gates, reason = judge(recipe.registration.gates, evaluation, duel)
         promoted = passed and recipe.registration.promote
@@ -84,6 +94,7 @@ def register_policy(
         tags = {key: f"{value:.6g}" for key, value in figures.items()} | {
             "recipe": recipe.name,
             "parent_run_id": run.parent_run_id,
+            "stage_key": s.key,
             "base_model_fingerprint": str(policy["fingerprint"]),
             "reward_fingerprint": str(reward.get("fingerprint")),
             "promoted": str(promoted).lower(),
@@ -98,8 +109,9 @@ def register_policy(
                 tags[kind] = kept
         if recipe.reward.kind == "preference" and (data or {}).get("criterion"):
             tags["criterion"] = str((data or {})["criterion"])
-        version = str(registry.create_version(name, logged, about=recipe.description, card=card, tags=tags).version)
-        if promoted:
+        made = half or registry.create_version(name, logged, about=recipe.description, card=card, tags=tags)
+        version = str(made.version)
+        if promoted and not crowned:
             champions.crown(name, version, "gates", reason)
         mlflow.set_tags(
             {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}

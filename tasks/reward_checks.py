@@ -10,7 +10,8 @@ from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY
-from tasks.tracking import PipelineRun, code_key, content_key, stage
+from tasks.stages import code_key, content_key, stage
+from tasks.tracking import PipelineRun
 
 
 @task(name="reward_checks", **HEAVY)

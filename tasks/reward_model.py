@@ -12,7 +12,8 @@ from prefect import task
 
 from rlhf_lib.recipe import Recipe, Reward
 from tasks.options import HEAVY
-from tasks.tracking import PipelineRun, Stage, code_key, content_key, stage
+from tasks.stages import Stage, code_key, content_key, stage
+from tasks.tracking import PipelineRun
 
 if TYPE_CHECKING:
     from rlhf_lib.rewards.normalization import Normalization
@@ -57,7 +58,7 @@ def prepare_reward_model(
     )
     with stage("reward_model", run, key=key) as current:
         if reward.kind == "preference" and data.get("criterion"):
-            mlflow.set_tag("criterion", data["criterion"])
+            mlflow.MlflowClient().set_tag(current.run.info.run_id, "criterion", data["criterion"])
         if current.reused:
             return current.record
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})

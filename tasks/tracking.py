@@ -1,75 +1,28 @@
-"""MLflow around a pipeline run: one parent run, one child run a stage, and stages that are paid for once.
-
-A stage's outputs lie in a folder named after a key: the hash of its settings, of the content of its inputs, of the
-library code it uses and of the libraries' versions. Where that folder holds a finished record, the work is reused:
-the child run exists all the same, tagged `reused` and pointing to the run that did the work.
-"""
+"""MLflow around a pipeline run: its parent run, which the stages' child runs belong to."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import yaml
 from mlflow.entities import Run
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
 from pydantic import BaseModel
 
-import rlhf_lib
 from rlhf_lib.credentials import redact
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.recipe import Recipe, flatten
+from tasks import run_folder
+from tasks.closing import close_abandoned, tagged
+from tasks.logger import run_logger
 
 EXPERIMENT = "rlhf"
-RECORD = "record.json"
 HEADLINES = ("reward_model", "ppo", "reward", "perplexity", "diversity")
-_LIBRARIES = ("torch", "transformers", "trl", "datasets", "peft", "tokenizers")
-
-
-@dataclass
-class Stage:
-    """What a task works with: its child run, its folder, and the record it fills and returns (small and JSON)."""
-
-    name: str
-    run: Run
-    folder: Path
-    reused: bool = False
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
-        """Log to the child run; figures that don't apply (None) are left out, never 0."""
-        mlflow.log_metrics(
-            {k: float(v) for k, v in metrics.items() if v is not None}, step=step, run_id=self.run.info.run_id
-        )
-
-
-def content_key(*parts: Any) -> str:
-    """16 hex digits that change with any of the parts (JSON values)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def code_key(*packages: str) -> str:
-    """Hash of the sources of rlhf_lib's named sub-packages and modules, and of the versions of the libraries below."""
-    root = Path(rlhf_lib.__file__).parent
-    digest = hashlib.sha256()
-    for package in sorted(packages):
-        path = root / package
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
-            digest.update(source.read_bytes())
-    digest.update(repr([(name, version(name)) for name in _LIBRARIES]).encode())
-    return digest.hexdigest()[:16]
 
 
 class PipelineRun(BaseModel):
@@ -81,30 +34,55 @@ class PipelineRun(BaseModel):
 
     def finish(self, record: dict[str, Any]) -> None:
         """The run's record and headline figures to the parent, under names that are the same in every recipe."""
+        client = mlflow.MlflowClient()
+        known = client.get_run(self.parent_run_id).data.metrics
         mlflow.log_dict(record, "summary.json", run_id=self.parent_run_id)
-        mlflow.log_metrics(headline(record), run_id=self.parent_run_id)
-        if record["model"]:
-            for key, value in record["model"].items():
-                mlflow.MlflowClient().set_tag(self.parent_run_id, f"model.{key}", value)
+        mlflow.log_metrics(
+            {name: value for name, value in headline(record).items() if known.get(name) != value},
+            run_id=self.parent_run_id,
+        )
+        for key, value in (record["model"] or {}).items():
+            client.set_tag(self.parent_run_id, f"model.{key}", value)
+        run_folder.forget(Path(self.run_dir), self.parent_run_id)
 
 
 @contextmanager
 def pipeline_run(
     recipe: Recipe, run_dir: str, *, fresh: bool = False, tags: Mapping[str, Any] | None = None
 ) -> Iterator[PipelineRun]:
-    """Open the parent run: the flattened recipe as params; recipe, git commit and the given tags as tags."""
+    """Open the parent run: the flattened recipe as params; recipe, git commit and the given tags as tags. A flow run
+    that is tried again has the parent that it had."""
     _quiet_logs()
     use_experiment(run_dir)
+    root = Path(run_dir)
+    close_abandoned(root)
     known = {"recipe": recipe.name, "git_commit": git_commit()} | dict(tags or {})
     known = {key: redact(str(value)) for key, value in known.items() if value is not None}
-    with mlflow.start_run(run_name=recipe.name, tags=known) as parent:
-        mlflow.log_params({k: _shorten(redact(str(v))) for k, v in flatten(recipe).items()})
+    params = {key: _shorten(redact(str(value))) for key, value in flatten(recipe).items()}
+    before = _earlier_attempt(known.get("prefect_flow_run_id"), params)
+    with (
+        mlflow.start_run(before.info.run_id if before else None, run_name=recipe.name, tags=known) as parent,
+        run_folder.running(root, parent.info.run_id),
+    ):
+        if before is not None:
+            run_logger().info("goes on with run %s, whose earlier attempt did not end", parent.info.run_id)
+            if "failure" in before.data.tags:
+                mlflow.delete_tag("failure")
+        mlflow.log_params(params)
         mlflow.log_text(redact(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)), "recipe.yaml")
         try:
             yield PipelineRun(run_dir=run_dir, parent_run_id=parent.info.run_id, fresh=fresh)
         except Exception as error:
             mlflow.set_tag("failure", redact(str(error))[:5000])
             raise
+
+
+def _earlier_attempt(flow_run_id: str | None, params: dict[str, str]) -> Run | None:
+    """The parent that an attempt of the same flow run opened, with the same recipe (its file may have changed)."""
+    for run in tagged("prefect_flow_run_id", flow_run_id) if flow_run_id else []:
+        if "mlflow.parentRunId" not in run.data.tags and run.data.params.items() <= params.items():
+            return run
+    return None
 
 
 def use_experiment(run_dir: str) -> None:
@@ -144,50 +122,6 @@ def _quiet_logs() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@contextmanager
-def stage(name: str, run: PipelineRun, *, key: str | None = None) -> Iterator[Stage]:
-    """Open the child run of a stage under the parent run.
-
-    With a `key` the stage is reusable: its folder is `RUN_DIR/stages/NAME-KEY`. If a finished record is there the
-    caller finds `stage.reused` true and `stage.record` filled, and should return it at once. Otherwise the caller
-    works in `stage.folder`, emptied first; the record written last says that the work is whole. Without a key the
-    folder is `RUN_DIR/work/PARENT/NAME`.
-    """
-    logger = run_logger()
-    root = Path(run.run_dir)
-    if key:
-        key = content_key(key, Path(__file__).with_name(f"{name}.py").read_text())
-    with mlflow.start_run(run_name=name, nested=True, parent_run_id=run.parent_run_id, tags={"stage": name}) as child:
-        final = root / "stages" / f"{name}-{key}" if key else root / "work" / run.parent_run_id / name
-        if key and not run.fresh and (final / RECORD).is_file():
-            record = json.loads((final / RECORD).read_text())
-            source = record["mlflow_run_id"]
-            link = mlflow_link(source)
-            mlflow.set_tags({"reused": "true", "reused_from": source, "reused_from_url": link, "stage_key": key})
-            mlflow.log_metrics(record.get("metrics", {}))
-            logger.info("%s: reused, nothing changed since run %s (%s)", name, source, link)
-            yield Stage(name, child, final, True, record)
-            return
-        shutil.rmtree(final, ignore_errors=True)
-        final.mkdir(parents=True)
-        mlflow.set_tags({"reused": "false"} | ({"stage_key": key} if key else {}))
-        start = time.perf_counter()
-        current = Stage(name, child, final)
-        try:
-            yield current
-        except Exception as error:
-            cover(error)
-            raise
-        finally:
-            mlflow.log_metric("seconds", time.perf_counter() - start)
-        if not current.record:
-            raise RuntimeError(f"stage {name} ended without a record")
-        current.record |= {"mlflow_run_id": child.info.run_id, "folder": str(final)}
-        scratch = final / f"{RECORD}.tmp"
-        scratch.write_text(json.dumps(current.record, indent=1))
-        scratch.replace(final / RECORD)
-
-
 def mlflow_link(run_id: str) -> str:
     """Where the run is to be seen: at the tracking server, or where `rlhf ui` shows an embedded store."""
     return _page(f"#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs/{run_id}")
@@ -204,11 +138,3 @@ def model_link(uri: str) -> str | None:
 def _page(path: str) -> str:
     uri = mlflow.get_tracking_uri()
     return f"{uri.rstrip('/') if uri.startswith('http') else 'http://127.0.0.1:5000'}/{path}"
-
-
-def run_logger() -> logging.Logger | logging.LoggerAdapter:
-    """Prefect's logger inside a flow or task run, Python's own where the functions are called without one."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return logging.getLogger("rlhf")

@@ -100,24 +100,25 @@ def test_the_stage_saves_shows_and_is_paid_for_once(pipeline, pairs, model, tmp_
 
     # the same rows and the same model elsewhere are the same work
     moved = make(shutil.copytree(pairs, tmp_path / "moved"), {"model": str(shutil.copytree(model, tmp_path / "m2"))})
-    again = prepare_data.fn(moved, pipeline)
-    assert again["mlflow_run_id"] == record["mlflow_run_id"]
-    children = f"tags.`mlflow.parentRunId` = '{pipeline.parent_run_id}'"
+    with mlflow.start_run(nested=True) as later:
+        other = pipeline.model_copy(update={"parent_run_id": later.info.run_id})
+        assert prepare_data.fn(moved, other)["mlflow_run_id"] == record["mlflow_run_id"]
+    children = f"tags.`mlflow.parentRunId` = '{other.parent_run_id}'"
     tags = [run.data.tags for run in mlflow.search_runs(output_format="list", filter_string=children)]
-    assert sorted(tag["reused"] for tag in tags) == ["false", "true"]
+    assert [(tag["reused"], tag["reused_from"]) for tag in tags] == [("true", record["mlflow_run_id"])]
 
 
 def test_what_changes_the_prompts_is_done_anew(pipeline, pairs, model) -> None:
     policy = {"model": str(model)}
-    folders = [prepare_data.fn(make(pairs, policy), pipeline)["folder"]]
+    made = [prepare_data.fn(make(pairs, policy), pipeline)["mlflow_run_id"]]
     for changes in ({"seed": 1}, {"generation": {"max_new_tokens": 34}}):
-        folders.append(prepare_data.fn(make(pairs, policy, **changes), pipeline)["folder"])
+        made.append(prepare_data.fn(make(pairs, policy, **changes), pipeline)["mlflow_run_id"])
     row = {k: f"\n\nHuman: One more?\n\nAssistant: {k}" for k in ("chosen", "rejected")}
     with (pairs / "train.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     more = prepare_data.fn(make(pairs, policy), pipeline)
     assert more["metrics"]["prompts/train/rows"] == 49
-    assert len({*folders, more["folder"]}) == 4
+    assert len({*made, more["mlflow_run_id"]}) == 4
 
 
 def test_without_a_tokenizer_yet_the_prompts_are_text(pipeline, pairs) -> None:

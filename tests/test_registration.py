@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from itertools import count
 from pathlib import Path
 
 import mlflow
@@ -131,16 +132,46 @@ def folders(tmp_path_factory):
     }
 
 
-def register(run, folders, folder, recipe=None, evaluation=None, **more):
+ids = map(str, count())  # of runs of PPO: each registration is another run's
+
+
+def register(run, folders, folder, recipe=None, evaluation=None, ppo=None, **more):
     return registration.register_policy.fn(
         recipe or make_recipe(),
         run,
         {"model": "tiny", "fingerprint": "base123", "prompts": {"train": None, "test": folders["prompts"]}},
         {"model": None, "fingerprint": "reward456", "normalization": None},
-        {"policy": folder, "reference": folders["plain"], "steps": 7, "seconds": 1.5, "kl": 4.0},
+        {
+            "policy": folder,
+            "reference": folders["plain"],
+            "steps": 7,
+            "seconds": 1.5,
+            "kl": 4.0,
+            "mlflow_run_id": ppo or next(ids),
+        },
         evaluation or figures(),
         **more,
     )
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_registration_that_was_killed_is_completed_by_the_next(store, folders, monkeypatch, when):
+    """Whether it got as far as the alias or not: one version, champion, and nothing twice."""
+    crown = registration.champions.crown
+
+    def killed(*words):
+        if when == "after":
+            crown(*words)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registration.champions, "crown", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(store, folders, folders["plain"], ppo="1")
+    record = register(store, folders, folders["plain"], ppo="1")
+    assert (record["version"], record["promoted"]) == ("1", True)
+    assert aliases("letters") == {"challenger": "1", "champion": "1"}
+    assert len(mlflow.MlflowClient().search_model_versions("name='letters'")) == 1
 
 
 def aliases(name):

@@ -19,13 +19,19 @@ def versions(store, folders):  # noqa: F811
     recipe = make_recipe(data={"prompts": {"dataset": "local", "template": "{query}"}})
     text = yaml.safe_dump(recipe.model_dump(mode="json"))
     mlflow.log_text(text, "recipe.yaml")
-    for folder in ("plain", "lettered", "lettered"):
+    for ppo, folder in enumerate(("plain", "lettered", "lettered")):
         registration.register_policy.fn(
             recipe,
             store,
             {"model": folders["plain"], "fingerprint": "base", "prompts": {"test": folders["prompts"]}},
             {"model": None, "fingerprint": "reward", "normalization": None},
-            {"policy": folders[folder], "reference": folders["plain"], "steps": 1, "seconds": 1.0},
+            {
+                "policy": folders[folder],
+                "reference": folders["plain"],
+                "steps": 1,
+                "seconds": 1.0,
+                "mlflow_run_id": str(ppo),
+            },
             figures(),
         )
     assert champion() == "2"

@@ -483,6 +483,8 @@ def _artifacts(run_id: str) -> set[str]:
 
 
 def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs, tmp_path):
+    import mlflow
+
     record = _stage(tracked, trained, pairs, tmp_path)
     child = _children(tracked)[0]
     assert record["passed"] is True
@@ -491,10 +493,10 @@ def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs,
     assert _artifacts(child.info.run_id) == {
         "calibration.png", "scores.png", "length.png", "report.md", "checks.json", "examples.json",
     }  # fmt: skip
-    again = _stage(tracked, trained, pairs, tmp_path / "again")
-    reused = _children(tracked)[0]
-    assert again == record
-    assert reused.data.tags["reused_from"] == child.info.run_id
+    with mlflow.start_run(nested=True) as later:
+        other = tracked.model_copy(update={"parent_run_id": later.info.run_id})
+        assert _stage(other, trained, pairs, tmp_path / "again") == record
+    assert [run.data.tags["reused_from"] for run in _children(other)] == [child.info.run_id]
 
 
 def test_a_failed_gate_stops_the_flow_with_its_report_logged_and_fails_again(tracked, trained, pairs, tmp_path):
