@@ -116,13 +116,16 @@ def _run(args: argparse.Namespace) -> int:
 
         raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist, make it first")
 
-    from flows import logs
+    from flows import logs, warm_up
     from flows.rlhf import rlhf
+
+    logs.leave_to_caller()
+    warm_up.begin()
+    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
+
     from flows.summary import report_page, table
     from tasks.tracking import mlflow_link
 
-    logs.leave_to_caller()
-    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
     if args.summary is not None:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"

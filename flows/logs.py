@@ -72,6 +72,8 @@ def calm() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(f, _Mendable) for f in logger.filters):
             logger.addFilter(_Mendable())
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):  # the making of tables, step by step
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def leave_to_caller() -> None:

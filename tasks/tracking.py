@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,7 +51,6 @@ def pipeline_run(
 ) -> Iterator[PipelineRun]:
     """Open the parent run: the flattened recipe as params; recipe, git commit and the given tags as tags. A flow run
     that is tried again has the parent that it had."""
-    _quiet_logs()
     use_experiment(run_dir)
     root = Path(run_dir)
     close_abandoned(root)
@@ -115,11 +113,6 @@ def cover(error: BaseException) -> None:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= 500 else f"{text[:497]}..."
-
-
-def _quiet_logs() -> None:
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def mlflow_link(run_id: str) -> str:
