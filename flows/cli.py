@@ -24,7 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     _override_option(run)
     run.add_argument("--summary", type=Path, metavar="FILE", help="write the run's record as JSON")
     run.add_argument("--fresh", action="store_true", help="do everything anew instead of reusing unchanged stages")
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)")
 
     commands.add_parser("recipes", help="list the shipped recipes")
     show = commands.add_parser("show", help="print a recipe, validated, with all its defaults")
@@ -40,14 +39,20 @@ def main(argv: list[str] | None = None) -> int:
         ("down", "stop what up started"),
     ):
         served = commands.add_parser(name, help=about)
-        served.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)")
         if name != "down":
             served.add_argument("--prefect-port", type=int, default=4200)
             served.add_argument("--mlflow-port", type=int, default=5000)
 
+    for name, command in commands.choices.items():
+        if name not in ("recipes", "show", "rankings"):
+            command.add_argument(
+                "--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)"
+            )
+
     args = parser.parse_args(argv)
     try:
         _refuse_secrets(args)
+        _use_run_dir(getattr(args, "run_dir", None))
         return {
             "run": _run,
             "recipes": _recipes,
@@ -105,7 +110,6 @@ def _use_run_dir(folder: Path | None) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    _use_run_dir(args.run_dir)
     from flows import environment
     from rlhf_lib.recipe import load_recipe
 
@@ -165,7 +169,6 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _ui(args: argparse.Namespace) -> int:
-    _use_run_dir(args.run_dir)
     from flows import services
 
     if args.command == "down":
