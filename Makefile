@@ -36,8 +36,8 @@ test-recipes: $(READY)  ## every published recipe, unchanged and offline, agains
 test-backends: $(READY)  ## Prefect and MLflow on a real PostgreSQL, with logins (Debian: apt-get install postgresql)
 	$(BIN)/python -m pytest tests/test_postgres.py $(ARGS)
 
-test-browser: $(READY)  ## make up, a run triggered in a real browser (Chromium), queues, make down
-	$(BIN)/python -m pytest tests/test_trigger_form.py $(ARGS)
+test-browser: $(READY)  ## make up, runs from Prefect's page in a real browser (Chromium), queues, schedules, MLflow's compare
+	$(BIN)/python -m pytest tests/test_trigger_form.py tests/test_compare_browser.py $(ARGS)
 
 lint: $(READY)  ## ruff, mypy, and the import contracts
 	$(BIN)/ruff check .

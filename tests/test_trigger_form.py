@@ -9,108 +9,39 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
-import httpx
+import mlflow
 import psutil
 import pytest
+import yaml
+from operated import (  # noqa: F401
+    NAMES,
+    PATIENCE,
+    ROOT,
+    SIZE,
+    api,
+    chromium,
+    keep,
+    prefect,
+    services_left_running,
+    settled,
+)
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from test_end_to_end import SETTINGS
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SIZE: Any = {"width": 1280, "height": 900}
-PATIENCE = 600.0  # seconds for a run of a minute, on a machine that has other things to do
 FIELDS = ("ppo.steps", "ppo.batch_size")  # of the form
-NAMES = ("prefect", "mlflow", "worker")
+FILLED = {"Learning rate": 0.0003, "KL coefficient": 0.1}
+PICTURES = "RLHF_SCREENSHOTS" in os.environ
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def settled(condition: Any, what: str, patience: float = PATIENCE) -> Any:
-    """The condition's first true value."""
-    until = time.monotonic() + patience
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"{what}: not within {patience:.0f} s")
-
-
-@pytest.fixture(scope="module")
-def operated(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """What `rlhf up` leaves running, on ports and in a run folder of its own."""
-    folder, ports = tmp_path_factory.mktemp("operated"), (free_port(), free_port())
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "RLHF_RUN"))}
-    rlhf = [sys.executable, "-m", "flows.cli"]
-    up = [*rlhf, "up", "--run-dir", str(folder), "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-    run = {"cwd": Path(__file__).parents[1], "env": kept, "capture_output": True, "text": True, "timeout": 900}
-    try:
-        first = subprocess.run(up, **run)
-        assert first.returncode == 0, first.stdout + first.stderr
-        again = subprocess.run(up, **run)
-        yield SimpleNamespace(
-            folder=folder,
-            prefect=f"http://127.0.0.1:{ports[0]}",
-            mlflow=f"http://127.0.0.1:{ports[1]}",
-            said=(first.stdout, again.stdout),
-            processes={name: json.loads((folder / "services" / f"{name}.json").read_text())["pid"] for name in NAMES},
-            down=lambda: subprocess.run([*rlhf, "down", "--run-dir", str(folder)], **run),
-        )
-    finally:
-        subprocess.run([*rlhf, "down", "--run-dir", str(folder)], **run)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not Path(CHROMIUM).exists():
-        pytest.skip("there is no Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver, tempfile.TemporaryDirectory() as profile:
-        context = driver.chromium.launch_persistent_context(
-            profile, executable_path=CHROMIUM, headless=True, args=FLAGS, viewport=SIZE
-        )
-        context.set_default_timeout(1000 * PATIENCE / 3)
-        yield context
-        context.close()
-
-
-def keep(page: Any, name: str) -> None:
-    """A picture for the documentation, where one is asked for."""
-    if folder := os.environ.get("RLHF_SCREENSHOTS"):
-        page.wait_for_timeout(2000)
-        page.screenshot(path=Path(folder) / f"{name}.png")
-
-
-def api(operated: SimpleNamespace, method: str, path: str, **body: Any) -> Any:
-    def answered() -> Any:
-        answer = httpx.request(method, f"{operated.prefect}/api/{path}", json=body or None, timeout=120)
-        assert answer.is_success or answer.status_code == 503, answer.text  # 503: "later", as Prefect's client takes it
-        return answer.is_success and [answer.json()]
-
-    return settled(answered, path, 60)[0]
 
 
 def overrides() -> list[str]:
@@ -137,6 +68,8 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
         wanted = {"id": {"any_": [deployment["id"]]}}
         return api(operated, "POST", "flow_runs/filter", deployments=wanted, sort="EXPECTED_START_TIME_DESC")
 
+    # the pictures are of a run that learns, which takes minutes
+    ppo_steps, batch_size, given_lines = (60, 96, ["generation.temperature=0.9"]) if PICTURES else (3, 16, overrides())
     before = len(triggered())
     page.goto(f"{operated.prefect}/deployments/deployment/{deployment['id']}", wait_until="domcontentloaded")
     page.get_by_role("button", name="Run", exact=True).click()
@@ -148,18 +81,13 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     page.get_by_role("button", name="Submit").click()
     page.get_by_text("0 is less than the minimum of 1").first.wait_for()
     assert len(triggered()) == before
-    for label, value in {
-        "PPO steps": "3",
-        "Learning rate": "0.0003",
-        "KL coefficient": "0.1",
-        "Batch size": "16",
-    }.items():
-        field.filter(has_text=label).locator("input").fill(value)
+    for label, value in {"PPO steps": ppo_steps, "Batch size": batch_size, **FILLED}.items():
+        field.filter(has_text=label).locator("input").fill(str(value))
     lines = field.filter(has_text="Overrides")
-    for i, line in enumerate(overrides()):
+    for i, line in enumerate(given_lines):
         lines.get_by_role("button", name="Add item").click()
         lines.locator("textarea, input").nth(i).fill(line)
-    page.set_viewport_size({"width": 1280, "height": 1400})
+    page.set_viewport_size({"width": 1280, "height": 1500})
     page.mouse.wheel(0, -10_000)
     keep(page, "trigger-form")
     page.set_viewport_size(SIZE)
@@ -168,9 +96,12 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
 
     run = settled(lambda: len(triggered()) > before and triggered()[0], "a flow run")
     page.goto(f"{operated.prefect}/runs/flow-run/{run['id']}", wait_until="domcontentloaded")
-    page.get_by_text("Completed", exact=True).first.wait_for(timeout=1000 * PATIENCE)
-    given = api(operated, "GET", f"flow_runs/{run['id']}")["parameters"]
-    assert (given["ppo_steps"], given["learning_rate"], given["batch_size"]) == (3, 0.0003, 16)
+    ended = settled(lambda: _ended(api(operated, "GET", f"flow_runs/{run['id']}")), "its end", 2 * PATIENCE)
+    assert ended["state_type"] == "COMPLETED", ended["state"]
+    page.get_by_text("Completed", exact=True).first.wait_for()
+    given = ended["parameters"]
+    assert (given["ppo_steps"], given["batch_size"], given["overrides"]) == (ppo_steps, batch_size, given_lines)
+    assert (given["learning_rate"], given["kl_coef"]) == tuple(FILLED.values())
     assert "seed" not in given  # left empty: the recipe's
 
     page.reload(wait_until="domcontentloaded")  # with the graph of what has become of it
@@ -182,7 +113,9 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     kept = {a["key"]: a for a in api(operated, "POST", "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})}
     page.goto(f"{operated.prefect}/artifacts/artifact/{kept['evaluation']['id']}", wait_until="domcontentloaded")
     page.get_by_text("Drawn at random").first.wait_for()
+    page.set_viewport_size({"width": 1600, "height": 1100})
     keep(page, "report")
+    page.set_viewport_size({"width": 1280, "height": 1100})
 
     page.goto(f"{operated.prefect}/artifacts/artifact/{kept['mlflow']['id']}", wait_until="domcontentloaded")
     link = page.get_by_role("link", name="This run in MLflow").get_attribute("href")
@@ -221,16 +154,101 @@ def test_two_runs_queue_for_the_gpu(operated):
     assert first["end_time"] <= third["start_time"]
 
 
-def test_settings_that_only_the_recipe_can_refuse_fail_the_run_at_once(operated):
-    """Whether a batch is a multiple of its mini-batch no schema tells."""
-    deployment = api(operated, "GET", "deployments/name/rlhf/on-demand")
-    given = {"recipe": "embedded", "batch_size": 50}
-    body = {"parameters": given, "state": {"type": "SCHEDULED"}}
-    run = api(operated, "POST", f"deployments/{deployment['id']}/create_flow_run", **body)["id"]
-    ended = settled(lambda: _ended(api(operated, "GET", f"flow_runs/{run}")), "a bad run's end")
-    assert ended["state_type"] == "FAILED"
-    assert "batch_size (50) must be a multiple of mini_batch_size" in ended["state"]["message"]
-    assert not api(operated, "POST", "task_runs/filter", flow_runs={"id": {"any_": [run]}})
+@pytest.fixture
+def told(operated, tmp_path) -> Iterator[list[dict[str, str]]]:
+    """What deploy/automations.yaml, set up as docs/operate.md says, sends to a webhook of ours."""
+    received: list[dict[str, str]] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            block = CustomWebhookNotificationBlock(
+                name="operator",
+                url=f"http://127.0.0.1:{server.server_port}",
+                json_data={"subject": "{{subject}}", "body": "{{body}}"},
+            )
+            with temporary_settings({PREFECT_API_URL: f"{operated.prefect}/api"}):
+                block_id = block.save("operator")
+            automations = (ROOT / "deploy" / "automations.yaml").read_text()
+            (tmp_path / "automations.yaml").write_text(automations.replace(str(UUID(int=0)), str(block_id)))
+            prefect(operated, "automation", "create", "--from-file", str(tmp_path / "automations.yaml"))
+            yield received
+        finally:
+            server.shutdown()
+
+
+def test_runs_that_fail_at_once_are_told(operated, told):
+    """Whether a batch is a multiple of its mini-batch no schema tells, nor whether a version is there."""
+    failing = {
+        "rlhf/on-demand": {"recipe": "embedded", "batch_size": 50},
+        "compare/on-demand": {"models": ["models:/embedded/99", "reference"]},
+    }
+    runs = []
+    for name, parameters in failing.items():
+        deployment = api(operated, "GET", f"deployments/name/{name}")
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        runs.append(api(operated, "POST", f"deployments/{deployment['id']}/create_flow_run", **body)["id"])
+    ended = [
+        settled(lambda run=run: _ended(api(operated, "GET", f"flow_runs/{run}")), "a bad run's end") for run in runs
+    ]
+    assert [run["state_type"] for run in ended] == ["FAILED", "FAILED"]
+    assert "batch_size (50) must be a multiple of mini_batch_size" in ended[0]["state"]["message"]
+    assert not api(operated, "POST", "task_runs/filter", flow_runs={"id": {"any_": [runs[0]]}})
+    subjects = [f"{run['name']}: Failed" for run in ended]
+    # with another writer in its way the server evaluates an event anew: told twice, rather than not at all
+    settled(lambda: {message["subject"] for message in told} == set(subjects), f"notifications of {subjects}", 120)
+    messages = {message["subject"]: message["body"] for message in told}
+    for run, subject in zip(ended, subjects, strict=True):
+        body = messages[subject]
+        assert run["state"]["message"] in body
+        assert f"{operated.prefect}/runs/flow-run/{run['id']}" in body
+
+
+def test_a_schedule_fires_by_itself(operated, tmp_path):
+    """nightly's own, by its slug: made due every minute in a copy of prefect.yaml, and given back its time."""
+
+    def schedules() -> Any:
+        found = api(operated, "GET", "deployments/name/rlhf/nightly")["schedules"]
+        return {s["slug"]: (s["id"], s["schedule"]["cron"], s["active"], s["parameters"]) for s in found}
+
+    def fired() -> Any:
+        wanted = {"deployments": {"name": {"any_": ["nightly"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        runs = api(operated, "POST", "flow_runs/filter", **wanted)
+        return next((r for r in runs if r["auto_scheduled"] and r["state_type"] not in ("SCHEDULED", "PENDING")), None)
+
+    nights = schedules()
+    described = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    nightly = next(deployment for deployment in described["deployments"] if deployment["name"] == "nightly")
+    nightly["parameters"]["overrides"] = [*overrides(), "ppo.batch_size=16"]
+    own = {"ppo_steps": 2, "promote": False}
+    nightly["schedules"][0] |= {"cron": "* * * * *", "parameters": own}
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(described))
+    prefect(operated, "deploy", "--prefect-file", str(tmp_path / "prefect.yaml"), "--name", "nightly")
+    try:
+        assert schedules()["weeknights"][1] == "* * * * *"
+        run = settled(fired, "a run that nobody triggered")
+    finally:
+        prefect(operated, "deploy", "--all")
+    assert schedules() == nights
+
+    ended = settled(lambda: _ended(api(operated, "GET", f"flow_runs/{run['id']}")), "its end")
+    assert ended["state_type"] == "COMPLETED"
+    assert ended["parameters"] == nightly["parameters"] | own
+    client = mlflow.MlflowClient(operated.mlflow)
+    experiment = client.get_experiment_by_name("rlhf").experiment_id
+    [tracked] = client.search_runs([experiment], f"tags.prefect_flow_run_id = '{run['id']}'")
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["ppo.steps"] == "2"
+    assert tracked.data.tags["model.promoted"] == "False"
 
 
 def _ended(run: Any) -> Any:
