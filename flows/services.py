@@ -48,6 +48,7 @@ def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
         # without its own address in the settings, Prefect's page looks for the API at the default port
         {
             "PREFECT_UI_API_URL": f"http://{HOST}:{prefect_port}/api",
+            "PREFECT_UI_URL": f"http://{HOST}:{prefect_port}",  # for the links in notifications
             "PREFECT_HOME": os.environ.get("PREFECT_HOME", f"{folder}/prefect"),
             # SQLite has one writer at a time, and on a busy machine the others wait longer than the usual 10 s
             "PREFECT_SERVER_DATABASE_TIMEOUT": os.environ.get("PREFECT_SERVER_DATABASE_TIMEOUT", "60"),
@@ -58,8 +59,12 @@ def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
     mlflow = Service(
         "mlflow",
         [*start, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1", *files],
-        # a database's password must not stand on a command line, which all users of the machine can read
-        {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db" if store.startswith("http") else store},
+        {
+            # a database's password must not stand on a command line, which all users of the machine can read
+            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db" if store.startswith("http") else store,
+            # seven processes more, for judges and the like
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
+        },
         mlflow_port,
         "health",
     )
