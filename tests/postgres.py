@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -80,19 +81,17 @@ class Postgres:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[Postgres]:
-    """Started on a free port with its data in the folder, as an unprivileged user, which PostgreSQL insists on."""
+    """Started on a free port as an unprivileged user, which PostgreSQL insists on; its log goes to the folder."""
     server = Postgres(free_port(), programs(), secrets.token_hex(12))
-    data, given = folder / "postgres", folder / "postgres.pw"
+    home = Path(tempfile.mkdtemp(prefix="rlhf-postgres-"))  # each start of pytest closes its own folders to other users
+    data, given = home / "data", home / "password"
     data.mkdir()
     given.write_text(server.password)
     user: dict[str, Any] = {}
     if os.geteuid() == 0:
         user = {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": "/"}
-        for place in (data, given):
+        for place in (home, data, given):
             shutil.chown(place, "postgres", "postgres")
-        for above in (folder, *folder.parents):  # pytest's folders are for their owner alone
-            if not above.stat().st_mode & 1:
-                above.chmod(above.stat().st_mode | 0o011)
     initdb = [server.bin / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--pwfile", given]
     subprocess.run([*initdb, "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"], check=True, capture_output=True, **user)
     options = {"listen_addresses": HOST, "port": server.port, "unix_socket_directories": data, "fsync": "off"}
@@ -110,6 +109,7 @@ def postgres(folder: Path) -> Iterator[Postgres]:
     finally:
         process.send_signal(2)  # its fast shutdown
         process.wait(60)
+        shutil.rmtree(home)
 
 
 @dataclass

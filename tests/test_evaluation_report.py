@@ -180,6 +180,7 @@ def test_markdown_holds_the_figures_and_keeps_its_tables(small):
 def test_cells_and_numbers():
     assert markdown_cell("a|b\n<i> *c*") == "a\\|b<br>&lt;i&gt; \\*c\\*"
     assert markdown_cell("  ") == "(empty)"
+    assert markdown_cell("bill\x00\tpaid\x1b[0m") == "bill\ufffd\tpaid\ufffd\\[0m"
     assert [number(x) for x in (0.0, 427.1, 12345.6, -0.00142)] == ["0.00", "427", "12,346", "-0.00142"]
     assert number(None) == "n/a"
     assert number(2.0, signed=True) == "+2.00"

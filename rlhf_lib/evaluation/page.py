@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import DictLoader, Environment
 from matplotlib.figure import Figure
 
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUERY_CHARS = 400  # a long dialogue shows its end, which is what the responses answer
 
 
@@ -35,8 +37,11 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Text as a Markdown table's cell shows it literally: HTML and Markdown marks escaped, line breaks kept."""
-    escaped = html.escape(text.strip(), quote=False)
+    """Text as a Markdown table's cell shows it literally: HTML and Markdown marks escaped, line breaks kept.
+
+    Control characters become U+FFFD: an untrained model writes them, and PostgreSQL stores no NUL.
+    """
+    escaped = html.escape(CONTROL.sub("\ufffd", text.strip()), quote=False)
     for mark in "\\`*_{}[]#|~$":
         escaped = escaped.replace(mark, f"\\{mark}")
     return escaped.replace("\r", "").replace("\n", "<br>") or "(empty)"
