@@ -7,5 +7,8 @@ from flows.environment import configure
 
 configure()  # before anything imports prefect or mlflow, which read their settings at import
 
+from flows.endurance import endure  # noqa: E402
+
+endure()
 # before it ends Python would look through millions of objects for cycles: three seconds that nobody gets anything for
 atexit.register(gc.freeze)

@@ -18,8 +18,21 @@ def close_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     close_runs(str(flow_run.id), cancelled=cancelled, reason=state.message or state.name or "", root=run_dir())
 
 
+def close_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tasks whose process was killed count as running and keep their place under the tag's limit: end them."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.states import Cancelled, Crashed
+
+    ended = Cancelled if state.is_cancelled() or state.is_cancelling() else Crashed
+    with get_client(sync_client=True) as client:
+        for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))):
+            if not task.state or not task.state.is_final():
+                client.set_task_run_state(task.id, ended(message="its flow run has ended"), force=True)
+
+
 HOOKS: dict[str, Any] = {
     "on_failure": [close_tracking],
-    "on_crashed": [close_tracking],
-    "on_cancellation": [close_tracking],
+    "on_crashed": [close_tracking, close_tasks],
+    "on_cancellation": [close_tracking, close_tasks],
 }

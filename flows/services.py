@@ -52,6 +52,9 @@ def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
             "PREFECT_HOME": os.environ.get("PREFECT_HOME", f"{folder}/prefect"),
             # SQLite has one writer at a time, and on a busy machine the others wait longer than the usual 10 s
             "PREFECT_SERVER_DATABASE_TIMEOUT": os.environ.get("PREFECT_SERVER_DATABASE_TIMEOUT", "60"),
+            # who holds which slot, kept on disk: from memory a server that starts again knows of none, and the slots
+            # are never given back
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         },
         prefect_port,
         "api/health",
@@ -177,6 +180,7 @@ def _start(service: Service) -> None:
             raise EnvironmentFault(f"{service.name} runs on port {port} already: rlhf down first, or choose that port")
         print(f"{service.name}: already running")
         return
+    _end_orphans(service.name)
     if service.port:
         _check_port(service)
     log = _file(service.name).with_suffix(".log")
@@ -226,6 +230,21 @@ def _running(name: str) -> Any:
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
+
+
+def _end_orphans(name: str) -> None:
+    """Of a service that was killed, its children: they would keep its port. They have its session, which it led."""
+    import psutil
+
+    try:
+        record = json.loads(_file(name).read_text())
+    except (OSError, ValueError):
+        return
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == record["pid"] and process.create_time() >= record["started"] - 1:
+                process.kill()
+                process.wait(10)
 
 
 def _signal(process: Any, how: str) -> None:
