@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-browser test-recipes test-backends lint format docs ui bench parity clean clean-runs
+.PHONY: help setup run test test-browser test-faults test-recipes test-backends lint format docs ui bench parity clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-backends: $(READY)  ## Prefect and MLflow on a real PostgreSQL, with logins
 
 test-browser: $(READY)  ## make up, runs from Prefect's page in a real browser (Chromium), queues, schedules, MLflow's compare
 	$(BIN)/python -m pytest tests/test_trigger_form.py tests/test_compare_browser.py $(ARGS)
+
+test-faults: $(READY)  ## kills in every stage, outages, full disks, clocks, cancellation: make test-faults ARGS='-k disk'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults.py $(ARGS)
 
 lint: $(READY)  ## ruff, mypy, and the import contracts
 	$(BIN)/ruff check .

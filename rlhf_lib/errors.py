@@ -34,3 +34,7 @@ class GateFailed(RLHFError):
 
 class TimeLimit(RLHFError):
     """A run that took longer than it was allowed to."""
+
+
+class DiskFull(RLHFError):
+    """A file that could not be written for want of space."""

@@ -23,6 +23,7 @@ from mlflow.entities import Run
 
 import rlhf_lib
 from tasks import run_folder
+from tasks.full_disk import disk_full
 from tasks.logger import run_logger
 from tasks.outbox import Outbox
 from tasks.tracking import PipelineRun, cover, mlflow_link
@@ -132,6 +133,9 @@ def _worked(current: Stage) -> Iterator[None]:
             current.outbox.flush(_LAST_WORDS)
         except Exception as untold:  # what ended the stage is what counts
             run_logger().warning("%s: not all was told: %s", current.name, untold)
+        checkpoints = current.folder.parents[2] / "checkpoints"
+        if full := disk_full(error, current.folder, checkpoints, current.run.info.artifact_uri):
+            raise full from error
         raise
     finally:
         current.outbox.close()
