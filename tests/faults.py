@@ -148,7 +148,7 @@ class Operated:
         self.folder, self.ports = folder, (free_port(), free_port())
         self.api, self.tracking = (f"http://127.0.0.1:{port}" for port in self.ports)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "RLHF_RUN"))}
-        self.environment = kept | {"OMP_NUM_THREADS": "1"}
+        self.environment = kept | {"OMP_NUM_THREADS": "1", "PREFECT_WORKER_QUERY_SECONDS": "2"}
         self.http = httpx.Client(timeout=60)
         self.runs: list[FlowRun] = []
 
