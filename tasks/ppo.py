@@ -50,13 +50,12 @@ def run_ppo(
     constants = reward["normalization"]
     inputs = (policy["fingerprint"], reward["fingerprint"], constants, data["fingerprints"])
     key = content_key(settings, inputs, code_key("ppo", "models", "rewards"))
-    checkpoints = Path(run.run_dir) / "checkpoints" / key
+    # of a fresh run only itself, tried again, goes on
+    checkpoints = Path(run.run_dir) / "checkpoints" / (f"{key}-{run.parent_run_id}" if run.fresh else key)
     with stage("ppo", run, key=key, repeat=True) as current:
         if current.reused:
             _keep(checkpoints, current)
             return current.record
-        if run.fresh:
-            shutil.rmtree(checkpoints, ignore_errors=True)
         job = Job(
             recipe=recipe,
             policy=policy["model"],
