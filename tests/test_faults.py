@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from faults import (
     ROOT,
     STAGES,
     TARGETS,
+    Child,
     FlowRun,
     Operated,
     assert_whole,
@@ -40,7 +43,6 @@ KILLS = int(os.environ.get("RLHF_FAULT_KILLS", "33"))
 SHORT = KILLS < 30
 AWAY = 5.0 if SHORT else 60.0  # seconds
 GONE = 15.0  # seconds from a cancellation to the end of the last process
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 TRIES = 6  # flow runs, until every stage of the list was hit: one that a fault doesn't stop may run past its turn
 
 
@@ -131,6 +133,10 @@ def checkpoint(run: FlowRun, step: int) -> bool:
     return bool(list(run.folder.glob(f"checkpoints/*/step-{step:06d}")))
 
 
+def last_ppo(run: FlowRun) -> Child:
+    return [child for child in run.children() if child.stage == "ppo"][-1]
+
+
 def test_the_tracking_server_is_away_in_mid_ppo(servers, expected):
     run = servers.trigger("outage")
     run.await_stage("ppo")
@@ -192,7 +198,7 @@ def test_the_disk_is_full_in_a_checkpoint(servers, undisturbed, expected):
         run.retry()
         settled(lambda: run.state["type"] == "COMPLETED", "the retried run")
         assert_whole(run, expected, reused=4)
-        assert [c.tags["resumed_at_step"] for c in run.children() if c.stage == "ppo"][-1:] == ["2"]
+        assert last_ppo(run).tags["resumed_at_step"] == "2"
 
 
 def test_the_disk_is_full_in_an_upload(servers, undisturbed, expected):
@@ -275,21 +281,21 @@ def test_two_pipelines_with_other_seeds_in_one_run_folder_keep_apart(servers, ex
 # ---------------------------------------------------------------- clocks
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="libfaketime isn't there: apt-get install faketime")
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler: apt-get install gcc")
 def test_the_clock_steps_back_and_ahead_in_mid_ppo(servers, expected, tmp_path):
-    offset = tmp_path / "offset"
-    offset.write_text("+0")
-    faked = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"}
-    run = servers.trigger("clock", environment=faked | {"FAKETIME_DONT_FAKE_MONOTONIC": "1"})
+    library, ahead = tmp_path / "clock_step.so", tmp_path / "ahead"
+    source = ROOT / "tests" / "clock_step.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
+    ahead.write_bytes(struct.pack("q", 0))
+    run = servers.trigger("clock", environment={"LD_PRELOAD": str(library), "CLOCK_STEP_FILE": str(ahead)})
     run.await_stage("ppo")
-    for step, jump in ((2, "-1h"), (4, "+1d")):
+    for step, seconds in ((2, -3600), (4, 86400)):
         settled(lambda step=step: checkpoint(run, step), f"step {step}", every=0.02)
-        scratch = tmp_path / "scratch"
-        scratch.write_text(jump)
-        scratch.replace(offset)
+        with ahead.open("r+b") as file:
+            file.write(struct.pack("q", seconds))
     assert run.ended()["type"] == "COMPLETED"
     assert_whole(run, expected, reused=4)
-    ppo = next(child for child in run.children() if child.stage == "ppo")
+    ppo = last_ppo(run)
     assert 12 * 3600 < ppo.end - ppo.start < 48 * 3600  # it had that clock
     for child in run.children():
         assert child.reused == "true" or 0 < child.metrics["seconds"] < 3600
@@ -326,5 +332,5 @@ def test_a_cancelled_run_is_gone_soon_and_goes_on_when_tried_again(servers, expe
     run.retry()
     settled(lambda: run.state["type"] == "COMPLETED", "the retried run")
     assert_whole(run, expected)
-    assert int([c.tags["resumed_at_step"] for c in run.children() if c.stage == "ppo"][-1]) >= 2
+    assert int(last_ppo(run).tags["resumed_at_step"]) >= 2
     assert max(seconds) < GONE, seconds
