@@ -1,4 +1,5 @@
-"""A flow run that a worker has started goes on when the worker is killed, and while Prefect's server starts again."""
+"""A flow run that a worker has started goes on when the worker is killed, and while Prefect's server starts again; and
+cancelled in mid-PPO it is cancelled, not crashed."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 # passes on what comes, as long as there is someone to pass it on to, and ends with the flow's process
 _RELAY = """
@@ -45,8 +47,27 @@ def endure() -> None:
     relay.stdin.close()
     relay.returncode = 0  # it outlives this process, and nobody asks how it ended
 
+    from prefect._internal import control_listener
     from prefect.client import base
 
     for client in (base.PrefectHttpxAsyncClient, base.PrefectHttpxSyncClient):
         # it has been reached by who started this run
         client._has_connected = property(lambda self: True, lambda self, value: None)  # type: ignore
+    control_listener.commit_control_intent_and_ack = _acknowledge
+
+
+def _acknowledge(
+    commit_intent: Callable[[], None],
+    clear_intent: Callable[[], None],
+    send_ack: Callable[[], None],
+    trigger_cancel: Callable[[], None] | None = None,
+) -> bool:
+    """Prefect's own, which hears of a cancellation only under Prefect's handler of SIGTERM: PPO's passes the signal on,
+    once it has left a step boundary."""
+    commit_intent()
+    try:
+        send_ack()
+    except OSError:
+        clear_intent()
+        return False
+    return True

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,9 +22,9 @@ from urllib.parse import unquote, urlparse
 
 import httpx
 import psutil
+from operated import PATIENCE, ROOT, free_port
 from test_end_to_end import SETTINGS, STAGES
 
-ROOT = Path(__file__).parents[1]
 TARGETS = ("flow", "worker", "prefect", "mlflow")
 STEPS = 8
 RECIPE = {key: value for key, value in SETTINGS.items() if not key.startswith("ppo.")} | {
@@ -34,7 +33,6 @@ RECIPE = {key: value for key, value in SETTINGS.items() if not key.startswith("p
     "ppo.mini_batch_size": 8,
     "ppo.checkpoint_every": 2,
 }
-PATIENCE = 600.0  # seconds for a run of a minute, on a machine that has other things to do
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 OPEN = ("RUNNING", "SCHEDULED")
 ONCE = ("ppo/steps", "ppo/seconds", "ppo/final_kl")  # PPO's metrics that are no step's
@@ -49,12 +47,6 @@ def settled(condition: Callable[[], Any], what: str, patience: float = PATIENCE,
                 return found
         time.sleep(every)
     raise AssertionError(f"{what}: not within {patience:.0f} s")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Child:
