@@ -8,7 +8,8 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-browser test-faults test-recipes test-backends lint format docs ui bench parity clean clean-runs
+.PHONY: help setup run test test-backends test-browser test-faults test-recipes lint format docs ui up down bench parity \
+	clean clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +37,7 @@ test-recipes: $(READY)  ## every published recipe, unchanged and offline, agains
 test-backends: $(READY)  ## Prefect and MLflow on a real PostgreSQL, with logins (Debian: apt-get install postgresql)
 	$(BIN)/python -m pytest tests/test_postgres.py $(ARGS)
 
-test-browser: $(READY)  ## make up, runs from Prefect's page in a real browser (Chromium), queues, schedules, MLflow's compare
+test-browser: $(READY)  ## what docs/operate.md tells, from make up to make down, in a real browser (Chromium)
 	$(BIN)/python -m pytest tests/test_trigger_form.py tests/test_compare_browser.py $(ARGS)
 
 test-faults: $(READY)  ## kills in every stage, outages, full disks, clocks, cancellation: make test-faults ARGS='-k disk'
