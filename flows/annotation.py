@@ -29,17 +29,19 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
 
 
 def collect(args: argparse.Namespace) -> int:
-    from flows import environment
+    from flows import environment, temporary_server
     from rlhf_lib.recipe import load_recipe
 
     load_recipe(args.recipe, args.overrides)
     environment.check()
+    temporary_server.begin()
 
     from flows import logs
     from flows.collect import collect as flow
 
     logs.leave_to_caller()
-    record = flow(**{key: value for key, value in vars(args).items() if key != "command"})
+    temporary_server.wait()
+    record = flow(**{key: value for key, value in vars(args).items() if key not in ("command", "run_dir")})
     counts = ", ".join(f"{name} {count}" for name, count in record["counts"].items())
     print(f"\n{record['files']['tasks']}\n{record['files']['form']}  (fill in annotator and rank)\n{counts}")
     return 0

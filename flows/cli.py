@@ -110,7 +110,7 @@ def _use_run_dir(folder: Path | None) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from flows import environment
+    from flows import environment, temporary_server
     from rlhf_lib.recipe import load_recipe
 
     load_recipe(args.recipe, args.overrides)
@@ -120,11 +120,13 @@ def _run(args: argparse.Namespace) -> int:
 
         raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist, make it first")
 
-    from flows import logs, warm_up
+    api = environment.prefect_api()
+    temporary_server.begin()
+    from flows import logs
     from flows.rlhf import rlhf
 
     logs.leave_to_caller()
-    warm_up.begin()
+    temporary_server.wait()
     record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
 
     from flows.summary import report_page, table
@@ -134,7 +136,6 @@ def _run(args: argparse.Namespace) -> int:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     print(f"\n{table(record)}\n")
-    api = environment.prefect_api()
     pages = f"Prefect on {api.removesuffix('/api') if api else 'http://127.0.0.1:4200'}/runs, "
     pages += f"this run in MLflow on {mlflow_link(record['mlflow_run_id'])}"
     opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"

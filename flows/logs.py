@@ -77,6 +77,11 @@ def calm() -> None:
 
 
 def leave_to_caller() -> None:
-    """Keep mendable errors off the terminal too (they stay in Prefect's own logs): the command line prints them."""
+    """Keep off the terminal what the command line prints itself, mendable errors and where to look (they stay in
+    Prefect's own logs)."""
+
+    def told_here(record: logging.LogRecord) -> bool:
+        return getattr(record, "mendable", False) or str(record.msg).startswith("View at ")
+
     for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: not getattr(record, "mendable", False))
+        handler.addFilter(lambda record: not told_here(record))

@@ -39,11 +39,15 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
 
 
 def compare(args: argparse.Namespace) -> int:
+    from flows import temporary_server
+
+    temporary_server.begin()
     from flows import logs
     from flows.compare import compare as flow
     from flows.summary import comparison_table
 
     logs.leave_to_caller()
+    temporary_server.wait()
     record = flow(models=args.models, recipe=args.recipe, overrides=args.overrides, prompts=args.prompts)
     print(f"\n{comparison_table(record)}\n\n{record['report']}")
     return 0

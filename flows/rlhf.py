@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from flows import form, logs, warm_up
+from flows import form, logs
 from flows.deadline import time_limit
 from flows.environment import check, run_dir
 from flows.hooks import HOOKS
@@ -67,7 +67,6 @@ rlhf.__signature__ = form.signature(rlhf.fn)  # type: ignore[attr-defined]
 
 def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
     """The stages in their order, under one MLflow parent run; returns the run's record."""
-    warm_up.wait()
     from tasks.base_model import train_base_model
     from tasks.data import prepare_data
     from tasks.evaluation import evaluate_policy

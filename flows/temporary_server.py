@@ -1,0 +1,97 @@
+"""Prefect's server for one command, where none is configured.
+
+Prefect would start one by itself, but only when its own imports are done and a flow is called. Begun before that, it
+makes its tables on another core while this process imports what the stages need: half a minute becomes a quarter.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from flows import environment
+from rlhf_lib.errors import EnvironmentFault
+
+PATIENCE = 300.0  # seconds: a busy machine takes minutes to create the tables
+_SERVE = """
+import os, sys, threading, time
+parent, port = int(sys.argv[1]), int(sys.argv[2])
+
+def end_with_parent():
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+import uvicorn
+uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
+"""
+_server: subprocess.Popen[bytes] | None = None
+
+
+def begin() -> None:
+    """Start the server, to be stopped at exit, and point Prefect to it; nothing where one is configured, or where
+    Prefect has read its settings already."""
+    global _server
+    if _server is not None or environment.prefect_api() is not None or "prefect" in sys.modules:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    _server = subprocess.Popen(
+        [sys.executable, "-c", _SERVE, str(os.getpid()), str(port)],
+        env=os.environ | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        stdin=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for the run, which has something to tell the server
+    )
+    atexit.register(_stop, _server)
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ.setdefault("PREFECT_UI_URL", "http://127.0.0.1:4200")  # where `rlhf ui` will show the run
+
+
+def wait() -> None:
+    """Import what the stages need, and return when the server answers. Raises EnvironmentFault where it doesn't."""
+    if _server is None:
+        return
+    _import()
+    page, until = f"{os.environ['PREFECT_API_URL']}/health", time.monotonic() + PATIENCE
+    while True:
+        try:
+            urllib.request.urlopen(page, timeout=5).close()
+            return
+        except (OSError, urllib.error.URLError):
+            pass
+        if _server.poll() is not None:
+            raise EnvironmentFault(
+                f"Prefect's temporary server ended by itself (exit code {_server.returncode}); its message is above"
+            )
+        if time.monotonic() > until:
+            raise EnvironmentFault(f"Prefect's temporary server doesn't answer on {page} after {PATIENCE:.0f} s")
+        time.sleep(0.1)
+
+
+def _import() -> None:
+    import mlflow
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, Trainer  # noqa: F401
+    from trl import SFTTrainer  # noqa: F401
+
+    if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:"):
+        mlflow.MlflowClient().search_experiments()  # makes its tables, where there are none
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
