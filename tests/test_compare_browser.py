@@ -82,6 +82,7 @@ def choose(page: Any, field: str, names: list[str]) -> None:
             page.wait_for_timeout(100)
         option.click()
     page.keyboard.press("Escape")
+    offered.wait_for(state="hidden")
 
 
 def test_three_runs_of_three_recipes_compare(page_of_three, browser):

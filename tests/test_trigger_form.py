@@ -34,8 +34,6 @@ from operated import (  # noqa: F401
     services_left_running,
     settled,
 )
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from test_end_to_end import SETTINGS
 
 FIELDS = ("ppo.steps", "ppo.batch_size")  # of the form
@@ -69,7 +67,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
         return api(operated, "POST", "flow_runs/filter", deployments=wanted, sort="EXPECTED_START_TIME_DESC")
 
     # the pictures are of a run that learns, which takes minutes
-    ppo_steps, batch_size, given_lines = (60, 96, ["generation.temperature=0.9"]) if PICTURES else (3, 16, overrides())
+    ppo_steps, batch_size, given_lines = (30, 96, ["generation.temperature=0.9"]) if PICTURES else (3, 16, overrides())
     before = len(triggered())
     page.goto(f"{operated.prefect}/deployments/deployment/{deployment['id']}", wait_until="domcontentloaded")
     page.get_by_role("button", name="Run", exact=True).click()
@@ -87,24 +85,29 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     for i, line in enumerate(given_lines):
         lines.get_by_role("button", name="Add item").click()
         lines.locator("textarea, input").nth(i).fill(line)
-    page.set_viewport_size({"width": 1280, "height": 1500})
+    page.set_viewport_size({"width": 1280, "height": 1800})
     page.mouse.wheel(0, -10_000)
+    refusals = page.get_by_text("Error creating flow run")  # notes that go by themselves
+    settled(lambda: refusals.count() == 0, "a form without notes", 60)
     keep(page, "trigger-form")
     page.set_viewport_size(SIZE)
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(re.compile("deployment"))
 
     run = settled(lambda: len(triggered()) > before and triggered()[0], "a flow run")
-    page.goto(f"{operated.prefect}/runs/flow-run/{run['id']}", wait_until="domcontentloaded")
+    run_page = f"{operated.prefect}/runs/flow-run/{run['id']}"
+    page.goto(run_page, wait_until="domcontentloaded")
+    page.get_by_text("Running", exact=True).first.wait_for()
+    page.goto("about:blank")  # the live graph, drawn without a GPU, takes half a core from the run
     ended = settled(lambda: _ended(api(operated, "GET", f"flow_runs/{run['id']}")), "its end", 2 * PATIENCE)
     assert ended["state_type"] == "COMPLETED", ended["state"]
-    page.get_by_text("Completed", exact=True).first.wait_for()
     given = ended["parameters"]
     assert (given["ppo_steps"], given["batch_size"], given["overrides"]) == (ppo_steps, batch_size, given_lines)
     assert (given["learning_rate"], given["kl_coef"]) == tuple(FILLED.values())
     assert "seed" not in given  # left empty: the recipe's
 
-    page.reload(wait_until="domcontentloaded")  # with the graph of what has become of it
+    page.goto(run_page, wait_until="domcontentloaded")
+    page.get_by_text("Completed", exact=True).first.wait_for()
     page.set_viewport_size({"width": 1280, "height": 1100})
     page.get_by_text("Artifacts", exact=True).click()
     for key in ("mlflow", "ppo-progress", "evaluation", "figures"):
@@ -171,15 +174,15 @@ def told(operated, tmp_path) -> Iterator[list[dict[str, str]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
-            block = CustomWebhookNotificationBlock(
-                name="operator",
-                url=f"http://127.0.0.1:{server.server_port}",
-                json_data={"subject": "{{subject}}", "body": "{{body}}"},
-            )
-            with temporary_settings({PREFECT_API_URL: f"{operated.prefect}/api"}):
-                block_id = block.save("operator")
+            kind = api(operated, "GET", "block_types/slug/custom-webhook")["id"]
+            wanted = {"block_type_id": {"any_": [kind]}}
+            schema = api(operated, "POST", "block_schemas/filter", block_schemas=wanted)[0]["id"]
+            message = {"subject": "{{subject}}", "body": "{{body}}"}
+            data = {"name": "operator", "url": f"http://127.0.0.1:{server.server_port}", "json_data": message}
+            block = {"name": "operator", "data": data, "block_type_id": kind, "block_schema_id": schema}
+            block_id = api(operated, "POST", "block_documents/", **block)["id"]
             automations = (ROOT / "deploy" / "automations.yaml").read_text()
-            (tmp_path / "automations.yaml").write_text(automations.replace(str(UUID(int=0)), str(block_id)))
+            (tmp_path / "automations.yaml").write_text(automations.replace(str(UUID(int=0)), block_id))
             prefect(operated, "automation", "create", "--from-file", str(tmp_path / "automations.yaml"))
             yield received
         finally:
@@ -258,7 +261,7 @@ def _ended(run: Any) -> Any:
 def test_what_is_kept_between_tasks_is_small_json(operated):
     """The stages' records, and what Prefect stores of a run that failed."""
     records = list(operated.folder.rglob("record.json"))
-    assert len(records) > 10
+    assert len(records) >= 4  # of one run: data, base model, reward model, checks
     stored = [file for file in (operated.folder / "prefect" / "storage").rglob("*") if file.is_file()]
     assert stored
     for file in (*records, *stored):
