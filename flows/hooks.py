@@ -19,15 +19,18 @@ def close_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 
 def close_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Tasks whose process was killed count as running and keep their place under the tag's limit: end them."""
+    """Tasks whose process was killed count as running and keep their place under the tag's limit: end them, but none of
+    another attempt that may have begun."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.states import Cancelled, Crashed
 
-    ended = Cancelled if state.is_cancelled() or state.is_cancelling() else Crashed
+    cancelled = state.is_cancelled() or state.is_cancelling()
+    ended = Cancelled if cancelled else Crashed
     with get_client(sync_client=True) as client:
         for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))):
-            if not task.state or not task.state.is_final():
+            unfinished = task.state is not None and not task.state.is_final()
+            if unfinished and (cancelled or task.state.timestamp <= state.timestamp):  # type: ignore[union-attr]
                 client.set_task_run_state(task.id, ended(message="its flow run has ended"), force=True)
 
 
