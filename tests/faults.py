@@ -124,7 +124,17 @@ class FlowRun:
                 process.kill()
 
     def retry(self) -> None:
+        """As an operator does some seconds later: a worker reports a process that died once more when the hooks have
+        ended, and an attempt that had begun by then would be the one that it reports."""
+        if self.state["type"] == "CRASHED":
+            settled(self._closed, "the end of the hooks", 120)
         self.operated.command("-m", "prefect", "flow-run", "retry", self.id)
+
+    def _closed(self) -> bool:
+        of_this = {"id": {"any_": [self.id]}}
+        still = {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
+        tasks = self.operated.prefect("POST", "task_runs/filter", flow_runs=of_this, task_runs=still)
+        return not tasks and not self.operated.service("worker").children()
 
     def cancel(self) -> None:
         """As the page's button does."""
@@ -227,9 +237,8 @@ class Operated:
         self.runs.append(FlowRun(self, made["id"], where, model))
         return self.runs[-1]
 
-    def log(self, run: FlowRun) -> str:
-        body = {"logs": {"flow_run_id": {"any_": [run.id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-        return "\n".join(entry["message"] for entry in self.prefect("POST", "logs/filter", **body))
+    def logs(self, run: FlowRun, sort: str = "TIMESTAMP_ASC") -> list[dict[str, Any]]:
+        return self.prefect("POST", "logs/filter", logs={"flow_run_id": {"any_": [run.id]}}, sort=sort, limit=100)
 
 
 @contextmanager
