@@ -91,9 +91,7 @@ def _found(run_dir: Path, record: dict) -> SimpleNamespace:
     table = mlflow.artifacts.load_dict(f"{stages['evaluation'].info.artifact_uri}/before_after.json")
 
     def stage_record(name: str) -> dict:
-        key = stages[name].data.tags.get("stage_key")
-        folder = run_dir / (f"stages/{name}-{key}" if key else f"work/{record['mlflow_run_id']}/{name}")
-        return json.loads((folder / "record.json").read_text())
+        return json.loads((run_dir / "work" / record["mlflow_run_id"] / name / "record.json").read_text())
 
     return SimpleNamespace(
         record=record,
