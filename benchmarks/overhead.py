@@ -234,7 +234,7 @@ def main() -> None:
             flow.append(timed(run, environment)[1])
             for name, (_, seconds) in stages(run_dir, summary).items():
                 by_stage.setdefault(name, []).append(seconds)
-            begun, _ = timed([*run, "--set", "ppo.kl_coef=0.123"], environment)
+            begun, _ = timed([*run, "--set", "ppo.kl_coef=0.123", "--set", "ppo.steps=1"], environment)
             steered.append(stages(run_dir, summary)["ppo"][0] - begun)
     helped = [timed([*cli, "--help"], environment)[1] for _ in range(5)]
 
