@@ -43,7 +43,7 @@ KILLS = int(os.environ.get("RLHF_FAULT_KILLS", "33"))
 SHORT = KILLS < 30
 AWAY = 5.0 if SHORT else 60.0  # seconds
 GONE = 15.0  # seconds from a cancellation to the end of the last process
-TRIES = 6  # flow runs, until every stage of the list was hit: one that a fault doesn't stop may run past its turn
+TRIES = 10  # flow runs, until every stage of the list was hit: one that a fault doesn't stop may run past its turn
 
 
 @pytest.fixture(scope="module")
