@@ -58,7 +58,7 @@ def begin() -> None:
 
 
 def wait() -> None:
-    """Import what the stages need, and return when the server answers. Raises EnvironmentFault where it doesn't."""
+    """Import what every run needs, and return when the server answers. Raises EnvironmentFault where it doesn't."""
     if _server is None:
         return
     _import()
@@ -81,8 +81,7 @@ def wait() -> None:
 def _import() -> None:
     import mlflow
     import torch  # noqa: F401
-    from transformers import AutoModelForCausalLM, Trainer  # noqa: F401
-    from trl import SFTTrainer  # noqa: F401
+    from transformers import GPT2LMHeadModel  # noqa: F401 - with what every model of transformers' needs
 
     if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:"):
         mlflow.MlflowClient().search_experiments()  # makes its tables, where there are none

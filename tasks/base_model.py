@@ -24,9 +24,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
 
     from rlhf_lib.data.prompts import tokenize_splits
     from rlhf_lib.data.sources import fingerprint as rows_fingerprint
-    from rlhf_lib.models import base
     from rlhf_lib.models.loading import fingerprint, load_config, load_tokenizer, pick_device, pick_dtype, positions
-    from rlhf_lib.models.supervised import curve
 
     settings, given = recipe.policy.train, recipe.policy.model
     assert settings is not None, "only for recipes with policy.train"
@@ -47,6 +45,9 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
     with stage("base_model", run, key=key) as current:
         if current.reused:
             return current.record
+        from rlhf_lib.models import base  # with transformers' and TRL's trainers, which take seconds to import
+        from rlhf_lib.models.supervised import curve
+
         mlflow.log_params(settings.model_dump(mode="json"))
         if settings.from_scratch is not None:
             size = settings.from_scratch
