@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from rlhf_lib.credentials import redact
 from tasks import run_folder
 
-OPEN = ("RUNNING", "SCHEDULED")
+_OPEN = ("RUNNING", "SCHEDULED")
 
 
 def close_runs(flow_run_id: str, *, cancelled: bool, reason: str, root: Path | None = None) -> list[str]:
@@ -35,14 +35,14 @@ def close_abandoned(root: Path) -> None:
             run = mlflow.get_run(parent)
         except MlflowException:
             continue  # another store's
-        if run.info.status in OPEN:
+        if run.info.status in _OPEN:
             close_tree(run, cancelled=False, reason="its process was gone before it ended")
 
 
 def close_tree(parent: Run, *, cancelled: bool, reason: str) -> list[str]:
     """End a parent and its children, where they are open."""
     client = mlflow.MlflowClient()
-    wrong = (*OPEN, "FAILED") if cancelled else OPEN
+    wrong = (*_OPEN, "FAILED") if cancelled else _OPEN
     closed = []
     for run in (*tagged("mlflow.parentRunId", parent.info.run_id), parent):
         if run.info.status in wrong:

@@ -48,9 +48,7 @@ def running(root: Path, parent: str) -> Iterator[None]:
 def _locked(file: Path, waiting: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not _free(lock):
         run_logger().info(waiting)
         lock.acquire()
     try:
@@ -59,15 +57,22 @@ def _locked(file: Path, waiting: str) -> Iterator[None]:
         lock.release()
 
 
+def _free(lock: FileLock) -> bool:
+    """Take the lock, if nobody has it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
 def is_running(root: Path, parent: str) -> bool:
     """Whether a process of this machine, or of those that share the folder, is at work on the pipeline."""
     mark = root / "work" / parent / _RUNNING
     if not mark.is_file():
         return False
     lock = FileLock(mark)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not _free(lock):
         return True
     lock.release()
     return False
@@ -79,9 +84,10 @@ def abandoned(root: Path) -> Iterator[str]:
     for mark in (root / "work").glob(f"*/{_RUNNING}"):
         lock = FileLock(mark)
         try:
-            lock.acquire(timeout=0)
-        except (Timeout, FileNotFoundError):
-            continue
+            if not _free(lock):
+                continue
+        except FileNotFoundError:
+            continue  # its folder is gone meanwhile
         try:
             for folder in mark.parent.iterdir():
                 if folder.is_dir() and not (folder / RECORD).is_file():

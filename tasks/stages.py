@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -120,16 +120,18 @@ def _worked(current: Stage) -> Iterator[None]:
     mlflow.set_tag("reused", "false")
     start = time.perf_counter()
     try:
-        yield
-        if not current.record:
-            raise RuntimeError(f"stage {current.name} ended without a record")
-        current.log_metrics({"seconds": time.perf_counter() - start})
+        try:
+            yield
+            if not current.record:
+                raise RuntimeError(f"stage {current.name} ended without a record")
+        finally:
+            with suppress(Exception):  # what MLflow has refused by now, flush raises
+                current.log_metrics({"seconds": time.perf_counter() - start})
         current.outbox.flush()
     except BaseException as error:
         if isinstance(error, Exception):
             cover(error)
         try:
-            current.log_metrics({"seconds": time.perf_counter() - start})
             current.outbox.flush(_LAST_WORDS)
         except Exception as untold:  # what ended the stage is what counts
             run_logger().warning("%s: not all was told: %s", current.name, untold)
