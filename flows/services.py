@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,23 +201,28 @@ def _start(service: Service) -> None:
 
 def _await(service: Service) -> None:
     """Until the service answers; one that isn't ours is not waited for."""
-    process = _running(service.name)
-    page = f"http://{HOST}:{service.port}/{service.health}"
+    if _running(service.name) is not None:
+        page, log = f"http://{HOST}:{service.port}/{service.health}", _file(service.name).with_suffix(".log")
+        await_page(page, service.name, lambda: _running(service.name) is None, f"see {log}")
+
+
+def await_page(page: str, name: str, ended: Callable[[], bool], hint: str) -> None:
+    """Return when the server answers, if only to ask for a login. Raises EnvironmentFault with the hint where its
+    process has ended, or where that takes longer than PATIENCE."""
     until = time.monotonic() + PATIENCE
-    while process is not None:
+    while True:
         try:
             urllib.request.urlopen(page, timeout=5).close()
             return
         except urllib.error.HTTPError:
-            return  # it answers, if only to ask for a login
+            return
         except OSError:
             pass
-        log = _file(service.name).with_suffix(".log")
-        if _running(service.name) is None:
-            raise EnvironmentFault(f"{service.name} ended by itself: see {log}")
+        if ended():
+            raise EnvironmentFault(f"{name} ended by itself: {hint}")
         if time.monotonic() > until:
-            raise EnvironmentFault(f"{service.name} doesn't answer on {page} after {PATIENCE:.0f} s: see {log}")
-        time.sleep(0.3)
+            raise EnvironmentFault(f"{name} doesn't answer on {page} after {PATIENCE:.0f} s: {hint}")
+        time.sleep(0.1)
 
 
 def _running(name: str) -> Any:

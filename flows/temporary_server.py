@@ -11,15 +11,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-from flows import environment
-from rlhf_lib.errors import EnvironmentFault
+from flows import environment, services
 
-PATIENCE = 300.0  # seconds: a busy machine takes minutes to create the tables
 _SERVE = """
 import os, sys, threading, time
 parent, port = int(sys.argv[1]), int(sys.argv[2])
@@ -59,23 +54,15 @@ def begin() -> None:
 
 def wait() -> None:
     """Import what every run needs, and return when the server answers. Raises EnvironmentFault where it doesn't."""
-    if _server is None:
+    if (server := _server) is None:
         return
     _import()
-    page, until = f"{os.environ['PREFECT_API_URL']}/health", time.monotonic() + PATIENCE
-    while True:
-        try:
-            urllib.request.urlopen(page, timeout=5).close()
-            return
-        except (OSError, urllib.error.URLError):
-            pass
-        if _server.poll() is not None:
-            raise EnvironmentFault(
-                f"Prefect's temporary server ended by itself (exit code {_server.returncode}); its message is above"
-            )
-        if time.monotonic() > until:
-            raise EnvironmentFault(f"Prefect's temporary server doesn't answer on {page} after {PATIENCE:.0f} s")
-        time.sleep(0.1)
+    services.await_page(
+        f"{os.environ['PREFECT_API_URL']}/health",
+        "Prefect's temporary server",
+        lambda: server.poll() is not None,
+        "its message is above",
+    )
 
 
 def _import() -> None:
