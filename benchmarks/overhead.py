@@ -54,6 +54,7 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     from rlhf_lib.data.preferences import load_preferences
     from rlhf_lib.data.prompts import held_out_prompts, load_prompts, tokenize_splits
     from rlhf_lib.data.sources import fingerprint, load_sources
+    from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
@@ -169,7 +170,7 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
         "lengths": plots.length_histogram(comparison.reference.lengths, comparison.policy.lengths),
     }
     report = build_report(recipe.name, comparison, perplexity, [], probes=[], seed=recipe.seed)
-    (folder / "report.html").write_text(report.html(drawings), encoding="utf-8")
+    (folder / "report.html").write_text(report.html(save(drawings, folder / "plots")), encoding="utf-8")
     marks.append(time.perf_counter())
     assert len(load_from_disk(places["test"])) == len(test)
     return {name: end - start for name, start, end in zip(STAGES, marks, marks[1:], strict=False)}

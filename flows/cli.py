@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -121,12 +122,15 @@ def _run(args: argparse.Namespace) -> int:
         raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist, make it first")
 
     api = environment.prefect_api()
+    gc.disable()  # what is imported stays: looking through it again and again costs a second
     temporary_server.begin()
     from flows import logs
     from flows.rlhf import rlhf
 
     logs.leave_to_caller()
     temporary_server.wait()
+    gc.freeze()
+    gc.enable()
     record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
 
     from flows.summary import report_page, table

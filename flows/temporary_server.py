@@ -16,7 +16,8 @@ from pathlib import Path
 from flows import environment, services
 
 _SERVE = """
-import os, sys, threading, time
+import gc, os, sys, threading, time
+gc.set_threshold(100_000)  # it makes a million objects that stay
 parent, port = int(sys.argv[1]), int(sys.argv[2])
 
 def end_with_parent():
@@ -48,6 +49,7 @@ def begin() -> None:
         process_group=0,  # Ctrl-C is for the run, which has something to tell the server
     )
     atexit.register(_stop, _server)
+    os.environ["RLHF_TEMPORARY_SERVER"] = "1"  # nobody else's runs are there
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     os.environ.setdefault("PREFECT_UI_URL", "http://127.0.0.1:4200")  # where `rlhf ui` will show the run
 
@@ -72,6 +74,7 @@ def _import() -> None:
 
     if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:"):
         mlflow.MlflowClient().search_experiments()  # makes its tables, where there are none
+    from rlhf_lib.evaluation import perplexity, plots  # noqa: F401 - evaluate and matplotlib
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

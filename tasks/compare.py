@@ -102,6 +102,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
 
     Returns `models` (name, uri, and the figures of each), `win_rates`, `prompts`, `report` (path of the page).
     """
+    from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import versus_plots as plots
     from rlhf_lib.evaluation.versus import Entrant, contest
     from rlhf_lib.evaluation.versus_report import build_report
@@ -133,13 +134,11 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     }
     notes = [how_sampled(recipe), f"Prompts, generation and reward of recipe {recipe.name}."]
     report = build_report(f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     page, text = Path(folder) / "report.html", report.markdown()
-    page.write_text(report.html(drawings), encoding="utf-8")
+    page.write_text(report.html(save(drawings, Path(folder) / "plots")), encoding="utf-8")
     mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
     mlflow.log_table(done.table(), "responses.json")
-    for name, figure in drawings.items():
-        mlflow.log_figure(figure, f"plots/{name}.png")
+    mlflow.log_artifacts(str(Path(folder) / "plots"), "plots")
     mlflow.log_artifact(str(page))
     mlflow.log_text(text, "report.md")
     create_markdown_artifact(text, key="compare", description=report.title)

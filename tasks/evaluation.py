@@ -25,6 +25,7 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     import mlflow
 
     from rlhf_lib.data.prompts import held_out_prompts
+    from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
@@ -125,12 +126,11 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
             f"Evaluation of {recipe.name}", comparison, perplexity, notes, probes=probes, seed=recipe.seed
         )
         page, markdown = s.folder / "report.html", report.markdown()
-        page.write_text(report.html(drawings), encoding="utf-8")
+        page.write_text(report.html(save(drawings, s.folder / "plots")), encoding="utf-8")
 
         s.log_metrics(metrics)
         mlflow.log_table(comparison.table(), "before_after.json")
-        for name, figure in drawings.items():
-            mlflow.log_figure(figure, f"plots/{name}.png")
+        mlflow.log_artifacts(str(s.folder / "plots"), "plots")
         mlflow.log_artifact(str(page))
         mlflow.log_text(markdown, "report.md")
         create_markdown_artifact(markdown, key="evaluation", description=f"{recipe.name}: before and after")

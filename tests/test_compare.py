@@ -11,6 +11,7 @@ from test_promotion import figures
 from tiny_models import one_thread, remainder_reward, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from flows import cli
+from rlhf_lib.drawing import save
 from rlhf_lib.evaluation import versus_plots as plots
 from rlhf_lib.evaluation.comparison import Sampled, compare
 from rlhf_lib.evaluation.promotion import compare_policies
@@ -62,14 +63,14 @@ def test_intervals_are_paired(by_hand):
     assert metrics["kl/b-1"] == 1.5
 
 
-def test_the_report_shows_all_and_escapes_it(by_hand):
+def test_the_report_shows_all_and_escapes_it(by_hand, tmp_path):
     drawings = {
         "scores": plots.score_boxes(by_hand),
         "gains": plots.gain_intervals(by_hand),
         "wins": plots.win_map(by_hand),
     }
     report = build_report("a against <c>", by_hand, ["A note."])
-    page, text = report.html(drawings), report.markdown()
+    page, text = report.html(save(drawings, tmp_path)), report.markdown()
     assert page.count("data:image/png;base64,") == 3
     assert "<c>" not in page
     assert "&lt;c&gt;" in page

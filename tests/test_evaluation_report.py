@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from rlhf_lib.drawing import save
 from rlhf_lib.evaluation import plots
 from rlhf_lib.evaluation.comparison import Comparison, Sampled, compare
 from rlhf_lib.evaluation.page import markdown_cell, number
@@ -135,13 +136,13 @@ def small():
     )
 
 
-def test_page_stands_alone_and_escapes_model_text(small):
+def test_page_stands_alone_and_escapes_model_text(small, tmp_path):
     figures = {
         "Scores": plots.score_histogram(small.reference.scores, small.policy.scores),
         "Gains": plots.delta_histogram(small.deltas, small.reward.ci95),
         "Lengths": plots.length_histogram(small.reference.lengths, small.policy.lengths),
     }
-    page = build_report("A <b>title</b>", small, notes=["cut from the left"]).html(figures)
+    page = build_report("A <b>title</b>", small, notes=["cut from the left"]).html(save(figures, tmp_path))
     images = re.findall(r"base64,([^\"]+)\"", page)
     assert [base64.b64decode(image)[:8] for image in images] == [b"\x89PNG\r\n\x1a\n"] * 3
     assert "<script" not in page

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from rlhf_lib.drawing import panels as empty_panels
 
 Lengths = Mapping[str, Sequence[int]]
 
@@ -30,10 +33,10 @@ def length_histogram(panels: Mapping[str, Lengths]) -> Figure:
     """One panel per entry (its key labels the length axis), one outline per series in it.
 
     The y axis is the share of the series' rows, so that splits of different size compare; lengths above the panel's
-    99th percentile are gathered in the last bin. A Figure of its own, without pyplot: safe in any thread, no display.
+    99th percentile are gathered in the last bin.
     """
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
-    for axes, (label, series) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+    figure, every_axes = empty_panels(len(panels), 5.5, 4, top=0.2)
+    for axes, (label, series) in zip(every_axes, panels.items(), strict=True):
         every = np.concatenate([np.asarray(lengths) for lengths in series.values()])
         top, low = np.quantile(every, 0.99), every.min()
         width = max(1, int(np.ceil((top - low + 1) / _BINS)))  # whole numbers: no empty bins between integers
@@ -42,11 +45,16 @@ def length_histogram(panels: Mapping[str, Lengths]) -> Figure:
         for color, (name, lengths) in zip(("tab:blue", "tab:orange", "tab:green"), series.items(), strict=False):
             weights = np.full(len(lengths), 100 / max(1, len(lengths)))
             legend = f"{name}: {len(lengths):,} rows, median {np.median(lengths):,.0f}"
-            style = {"histtype": "stepfilled", "alpha": 0.35, "facecolor": color, "edgecolor": color, "linewidth": 1.3}
-            axes.hist(np.minimum(lengths, last), bins=edges, weights=weights, label=legend, **style)
+            style: dict[str, Any] = {
+                "histtype": "stepfilled",
+                "alpha": 0.35,
+                "facecolor": color,
+                "edgecolor": color,
+                "linewidth": 1.3,
+            }
+            axes.hist(np.minimum(lengths, last), bins=edges.tolist(), weights=weights, label=legend, **style)
         axes.set_xlabel(label + (f" (last bin: {edges[-2] + 0.5:,.0f} and more)" if every.max() > edges[-1] else ""))
         axes.set_ylabel("rows, %")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.15)
         axes.legend(frameon=False, loc="upper right")
     return figure

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment
-from matplotlib.figure import Figure
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUERY_CHARS = 400  # a long dialogue shows its end, which is what the responses answer
 
 
-def page(template: str, figures: Mapping[str, Figure], **shown: Any) -> str:
-    """One file, no scripts, nothing fetched; `template` extends page.html, `figures` by their captions. All that it
-    shows is escaped."""
-    images = {caption: _png(figure) for caption, figure in figures.items()}
+def page(template: str, pictures: Mapping[str, Path], **shown: Any) -> str:
+    """One file, no scripts, nothing fetched; `template` extends page.html, `pictures` are PNG files by their captions.
+    All that it shows is escaped."""
+    images = {caption: base64.b64encode(picture.read_bytes()).decode() for caption, picture in pictures.items()}
     return _HTML.from_string(template).render(images=images, **shown)
 
 
@@ -50,12 +49,6 @@ def markdown_cell(text: str) -> str:
 def shortened(query: str) -> str:
     """A long query's end."""
     return query if len(query) <= QUERY_CHARS else "... " + query[-QUERY_CHARS:]
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 _PAGE = """\

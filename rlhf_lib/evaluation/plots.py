@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlhf_lib.drawing import panels
 from rlhf_lib.evaluation.probes import ProbeResult
 
 BEFORE, AFTER, INK = "#8a94a6", "#d9622b", "#2b303b"  # told apart in grey and by the colour-blind
-_SIZE = (4.4, 3.0)
+_SIZE, _DPI = (4.4, 3.0), 180
 
 
 def score_histogram(reference: Sequence[float], policy: Sequence[float]) -> Figure:
@@ -30,7 +31,7 @@ def length_histogram(reference: Sequence[int], policy: Sequence[int]) -> Figure:
 
 def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float]) -> Figure:
     """What the score gained on each prompt, with 0, the mean and its interval."""
-    figure, axes = titled("Gain per prompt", "score after - score before")
+    figure, axes = _counts("Gain per prompt", "score after - score before")
     _, edges, bars = axes.hist(deltas, bins=_edges(deltas).tolist(), color=AFTER, alpha=0.75)
     for left, bar in zip(edges, bars, strict=False):  # type: ignore[arg-type]
         if left + bar.get_width() / 2 < 0:
@@ -44,16 +45,16 @@ def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float]) -> Figur
 
 def probe_chart(probes: Sequence[ProbeResult]) -> Figure:
     """Each probe's logit difference before and after, an arrow from one to the other."""
-    figure, axes = titled("Next token", "logit difference, nats", "", height=1.3 + 0.42 * len(probes))
-    rows = range(len(probes))
-    for row, probe in zip(rows, probes, strict=True):
+    figure, axes = rows("Next token", "logit difference, nats", 1.3 + 0.42 * len(probes))
+    places = range(len(probes))
+    for row, probe in zip(places, probes, strict=True):
         arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.0, "shrinkA": 4, "shrinkB": 4}
         axes.annotate("", (probe.policy, row), (probe.reference, row), arrowprops=arrow)
-    axes.scatter([p.reference for p in probes], rows, color=BEFORE, s=34, zorder=3, label="before")
-    axes.scatter([p.policy for p in probes], rows, color=AFTER, s=34, zorder=3, label="after")
+    axes.scatter([p.reference for p in probes], places, color=BEFORE, s=34, zorder=3, label="before")
+    axes.scatter([p.policy for p in probes], places, color=AFTER, s=34, zorder=3, label="after")
     axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
     names = [f"{textwrap.fill(p.prompt, 30)}\n{p.token.strip()} (+) / {p.against.strip()} (-)" for p in probes]
-    axes.set_yticks(list(rows), names, fontsize=7)
+    axes.set_yticks(list(places), names, fontsize=7)
     axes.set_ylim(len(probes) - 0.4, -0.6)
     _legend(axes)
     return figure
@@ -62,7 +63,7 @@ def probe_chart(probes: Sequence[ProbeResult]) -> Figure:
 def _overlaid(
     reference: Sequence[float], policy: Sequence[float], title: str, label: str, edges: np.ndarray | None = None
 ) -> Figure:
-    figure, axes = titled(title, label)
+    figure, axes = _counts(title, label)
     edges = _edges([*reference, *policy]) if edges is None else edges
     for values, colour, name in ((reference, BEFORE, "before"), (policy, AFTER, "after")):
         mean = float(np.mean(values))
@@ -72,16 +73,27 @@ def _overlaid(
     return figure
 
 
-def titled(title: str, label: str, counted: str = "responses", height: float = _SIZE[1]) -> tuple[Figure, Axes]:
-    """Empty axes in the house's style; `height` in inches."""
-    figure = Figure(figsize=(_SIZE[0], height), dpi=180, layout="constrained")
+def _counts(title: str, label: str) -> tuple[Figure, Axes]:
+    """Empty axes for a histogram of responses."""
+    figure, (axes,) = panels(1, *_SIZE, left=0.6, right=0.15, bottom=0.5, top=0.6, dpi=_DPI)
+    _style(axes, title, label, "responses")
+    return figure, axes
+
+
+def rows(title: str, label: str, height: float) -> tuple[Figure, Axes]:
+    """Empty axes for rows with names of any length; `height` in inches."""
+    figure = Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
+    _style(axes, title, label, "")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _style(axes: Axes, title: str, label: str, counted: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold", pad=22)  # room for the legend
     axes.set_xlabel(label, fontsize=9, color=INK)
     axes.set_ylabel(counted, fontsize=9, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
-    return figure, axes
 
 
 def _legend(axes: Axes) -> None:

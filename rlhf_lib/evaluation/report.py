@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from matplotlib.figure import Figure
+from pathlib import Path
 
 from rlhf_lib.evaluation.comparison import Comparison
 from rlhf_lib.evaluation.page import markdown, page, shortened
@@ -53,9 +52,9 @@ class Report:
     probes: Sequence[ProbeResult]
     shifts: Sequence[Shift]
 
-    def html(self, figures: Mapping[str, Figure]) -> str:
-        """One file, no scripts, nothing fetched; `figures` by their captions."""
-        return page(_HTML, figures, title=self.title, report=self, c=self.comparison)
+    def html(self, pictures: Mapping[str, Path]) -> str:
+        """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
+        return page(_HTML, pictures, title=self.title, report=self, c=self.comparison)
 
     def markdown(self) -> str:
         """For a terminal, a tracker's artifact page or a model card."""

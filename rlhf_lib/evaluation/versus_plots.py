@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lib.evaluation.plots import AFTER, BEFORE, INK, titled
+from rlhf_lib.evaluation.plots import AFTER, BEFORE, INK, rows
 from rlhf_lib.evaluation.versus import Versus
 
 
@@ -62,7 +62,7 @@ def win_map(done: Versus) -> Figure:
 
 def _rows(title: str, label: str, names: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes with a row for each name, the first on top."""
-    figure, axes = titled(title, label, "", height=1.5 + 0.5 * len(names))
+    figure, axes = rows(title, label, 1.5 + 0.5 * len(names))
     axes.set_yticks(range(len(names)), [textwrap.fill(name, 22) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     return figure, axes

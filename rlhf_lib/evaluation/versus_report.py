@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from matplotlib.figure import Figure
+from pathlib import Path
 
 from rlhf_lib.evaluation.page import markdown, page, shortened
 from rlhf_lib.evaluation.versus import Showing, Versus
@@ -40,9 +39,9 @@ class Report:
     groups: dict[str, list[Asked]]
     notes: list[str]
 
-    def html(self, figures: Mapping[str, Figure]) -> str:
-        """One file, no scripts, nothing fetched; `figures` by their captions."""
-        return page(_HTML, figures, title=self.title, report=self, v=self.versus)
+    def html(self, pictures: Mapping[str, Path]) -> str:
+        """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
+        return page(_HTML, pictures, title=self.title, report=self, v=self.versus)
 
     def markdown(self) -> str:
         """For a terminal or a tracker's artifact page."""

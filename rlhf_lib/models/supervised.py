@@ -135,12 +135,11 @@ def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
 
 def curve(rows: list[dict[str, float]], *names: str) -> Figure:
     """One panel per figure that was logged, over the training steps."""
-    from matplotlib.figure import Figure
+    from rlhf_lib.drawing import panels
 
     logged = [n for n in names if any(n in row for row in rows)]
-    figure = Figure(figsize=(5 * max(1, len(logged)), 3.5), layout="constrained")
-    for i, name in enumerate(logged):
-        axes = figure.add_subplot(1, len(logged), i + 1)
+    figure, every = panels(len(logged), 5, 3.5, left=1.0, top=0.2)
+    for axes, name in zip(every, logged, strict=True):
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 2 else None)
         axes.set_xlabel("step")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from rlhf_lib.drawing import panels
 from rlhf_lib.ppo.stats import Stats
 
 PANELS = {
@@ -20,9 +21,9 @@ PANELS = {
 
 def training_curves(history: Sequence[Stats]) -> Figure:
     """One panel a quantity over the PPO steps; the mean score with a band of one standard deviation."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    figure, every = panels(len(PANELS), 4, 3.25, columns=3)
     steps = range(1, len(history) + 1)
-    for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
+    for axes, (title, names) in zip(every, PANELS.items(), strict=True):
         for name in names:
             values = [stats[name] for stats in history]
             axes.plot(steps, values, color="#2f6db3", linewidth=1.5)
@@ -34,5 +35,4 @@ def training_curves(history: Sequence[Stats]) -> Figure:
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("PPO step")
         axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure

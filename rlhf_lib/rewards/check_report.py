@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlhf_lib.drawing import panels
 from rlhf_lib.rewards.checks import CheckReport, Reliability
 
 COLORS = {"chosen": "#1b7837", "rejected": "#b2182b", "response": "#2166ac"}
@@ -22,11 +23,9 @@ def figures(report: CheckReport) -> dict[str, Figure]:
     return drawn
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained", dpi=110)
-    axes = figure.subplots()
+def _axes(title: str, x: str, y: str, bottom: float = 0.6) -> tuple[Figure, Axes]:
+    figure, (axes,) = panels(1, 6.4, 4.4, left=0.9, bottom=bottom, dpi=110)
     axes.set(title=title, xlabel=x, ylabel=y)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -35,6 +34,7 @@ def _calibration(bins: Reliability) -> Figure:
         f"Calibration: expected error {bins.error:.3f}",
         "predicted preference, sigmoid(score difference)",
         "observed preference",
+        bottom=0.9,  # room for the legend
     )
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfectly calibrated")
     axes.vlines(bins.predicted_B, bins.predicted_B, bins.observed_B, color="#d6604d", linewidth=2, label="error")
@@ -47,7 +47,7 @@ def _calibration(bins: Reliability) -> Figure:
         label="bin, area by its number of pairs",
     )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(frameon=False, loc="lower center", ncols=3, fontsize="small")
     return figure
 
 
