@@ -89,7 +89,7 @@ def stage(name: str, run: PipelineRun, *, key: str, repeat: bool = False) -> Ite
     known = shared / f"{name}-{key}"
     with run_folder.alone(root, known.name):
         record = run_folder.finished(own)
-        if record and record["stage_key"] == key:
+        if record and record.get("stage_key") == key:
             run_logger().info("%s: done before this run was interrupted", name)
             yield Stage(name, mlflow.get_run(record["mlflow_run_id"]), own, key, True, record)
             return

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlparse
 
 import httpx
 import psutil
-from operated import PATIENCE, ROOT, free_port
+from operated import PATIENCE, ROOT, free_port, settled
 from test_end_to_end import SETTINGS, STAGES
 
 TARGETS = ("flow", "worker", "prefect", "mlflow")
@@ -36,17 +36,6 @@ RECIPE = {key: value for key, value in SETTINGS.items() if not key.startswith("p
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 OPEN = ("RUNNING", "SCHEDULED")
 ONCE = ("ppo/steps", "ppo/seconds", "ppo/final_kl")  # PPO's metrics that are no step's
-
-
-def settled(condition: Callable[[], Any], what: str, patience: float = PATIENCE, every: float = 0.2) -> Any:
-    """The condition's first true value; while a server is away there is none."""
-    until = time.monotonic() + patience
-    while time.monotonic() < until:
-        with contextlib.suppress(httpx.HTTPError):
-            if found := condition():
-                return found
-        time.sleep(every)
-    raise AssertionError(f"{what}: not within {patience:.0f} s")
 
 
 class Child:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,14 +41,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def settled(condition: Any, what: str, patience: float = PATIENCE) -> Any:
-    """The condition's first true value."""
+def settled(condition: Callable[[], Any], what: str, patience: float = PATIENCE, every: float = 0.2) -> Any:
+    """The condition's first true value; while a server doesn't answer there is none."""
     until = time.monotonic() + patience
+    error = None
     while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"{what}: not within {patience:.0f} s")
+        try:
+            if found := condition():
+                return found
+        except httpx.HTTPError as away:
+            error = away
+        time.sleep(every)
+    raise AssertionError(f"{what}: not within {patience:.0f} s") from error
 
 
 @pytest.fixture(scope="module", name="operated")
