@@ -21,8 +21,9 @@ $(READY): pyproject.toml constraints.txt
 		"install one (https://www.python.org/downloads/), or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true  # pip does it on one core; templates don't compile
 	touch $@
 
 run: $(READY)  ## run a recipe end to end: make run RECIPE=embedded ARGS='--set ppo.steps=20'
