@@ -258,7 +258,8 @@ def test_two_pipelines_in_one_run_folder_do_the_same_work_once(servers, expected
     assert [figures(record) for record in records] == [expected] * 2
     counted = done(servers, records)
     assert all(counted[stage] == 1 for stage in STAGES[:4]), counted
-    assert len(servers.versions("twins")) == counted["registration"]
+    # one policy, evaluated once, is one version: whoever comes to it second finds it registered
+    assert len(servers.versions("twins")) == counted["evaluation"] <= counted["registration"]
 
 
 @pytest.mark.skipif(SHORT, reason="the kills are shortened, and this with them")
