@@ -41,7 +41,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def settled(condition: Callable[[], Any], what: str, patience: float = PATIENCE, every: float = 0.2) -> Any:
+def settled(condition: Callable[[], Any], what: str, patience: float = PATIENCE, every: float = 0.5) -> Any:
     """The condition's first true value; while a server doesn't answer there is none."""
     until = time.monotonic() + patience
     error = None
