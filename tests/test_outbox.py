@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import mlflow
 import pytest
 from mlflow.entities import Metric
+from operated import free_port
 
+from flows.services import await_page
 from tasks.outbox import Outbox
 
 
@@ -26,13 +26,9 @@ def served(folder, port: int) -> Iterator[None]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     server = subprocess.Popen([*command, "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"], cwd=folder)
     try:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.2)
+        await_page(
+            f"http://127.0.0.1:{port}/health", "MLflow", lambda: server.poll() is not None, "its message is above"
+        )
         yield
     finally:
         server.terminate()
@@ -41,9 +37,7 @@ def served(folder, port: int) -> Iterator[None]:
 
 def test_nothing_is_missing_or_doubled_after_the_server_was_away(mlflow_store, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with mlflow_store(tmp_path):
         run_id = mlflow.MlflowClient().create_run("1").info.run_id
         mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")

@@ -1,12 +1,13 @@
-"""promote, rollback, models and chat on a real MLflow store, with the policies of test_registration."""
+"""promote, rollback, models and chat on a real MLflow store, with tiny policies."""
 
 import io
 
 import mlflow
 import pytest
 import yaml
+from registered import letters, load, make_recipe, own_store, policy_folders  # noqa: F401
 from test_promotion import figures
-from test_registration import folders, letters, load, make_recipe, one_thread, store  # noqa: F401
+from tiny_models import one_thread  # noqa: F401
 
 from flows import cli
 from rlhf_lib.ppo.rollout import sample_responses
@@ -14,7 +15,7 @@ from tasks import champions, registration
 
 
 @pytest.fixture
-def versions(store, folders):  # noqa: F811
+def versions(store, folders):
     """Three versions of `letters`: the gates made 1 and 2 champion, and refused 3."""
     recipe = make_recipe(data={"prompts": {"dataset": "local", "template": "{query}"}})
     text = yaml.safe_dump(recipe.model_dump(mode="json"))
@@ -128,12 +129,12 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
     assert capsys.readouterr().out.startswith("letters\n")
 
 
-def test_models_of_an_empty_registry(store, capsys):  # noqa: F811
+def test_models_of_an_empty_registry(store, capsys):
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out.startswith("nothing is registered yet")
 
 
-def test_chat_answers_as_the_two_models_sample(versions, folders, capsys, monkeypatch):  # noqa: F811
+def test_chat_answers_as_the_two_models_sample(versions, folders, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nhello\n"))
     assert cli.main(["chat", "letters"]) == 0
     expected = []
@@ -146,7 +147,7 @@ def test_chat_answers_as_the_two_models_sample(versions, folders, capsys, monkey
     assert capsys.readouterr().out == "\n".join(expected) + "\n"
 
 
-def test_chat_with_dialogues_wraps_what_is_typed(versions, folders):  # noqa: F811
+def test_chat_with_dialogues_wraps_what_is_typed(versions, folders):
     from tasks.chat import Chat
 
     talk = Chat(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import one_thread  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
@@ -18,100 +19,8 @@ from rlhf_lib.recipe import Checks, Probe, Recipe
 from rlhf_lib.recipe import Reward as RewardSettings
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.check_report import figures, markdown
-from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words, split_text
-from rlhf_lib.rewards.checks import (
-    Check,
-    CheckReport,
-    length_bias,
-    pairwise_outcomes,
-    reliability,
-    run_checks,
-)
-
-# ---------------------------------------------------------------- figures by hand
-
-
-def test_accuracy_counts_ties_half():
-    outcomes = pairwise_outcomes(np.array([2.0, 1.0, 0.0, 5.0]), np.array([1.0, 1.0, 3.0, 4.0]))
-    assert outcomes.tolist() == [1, 0.5, 0, 1]
-
-
-def test_calibration_by_hand():
-    # Differences of log 4 are predicted as 0.8 (bin 8), the other order as 0.2 (bin 2). Three of four pairs are in
-    # order, so 0.75 and 0.25 are observed: the error is 0.05 in both bins.
-    difference = math.log(4)
-    bins = reliability(np.array([1, 1, 1, -1]) * difference, np.zeros(4))
-    assert bins.predicted_B == pytest.approx([0.2, 0.8])
-    assert bins.observed_B == pytest.approx([0.25, 0.75])
-    assert bins.count_B.tolist() == [4, 4]
-    assert bins.error == pytest.approx(0.05)
-
-
-def test_calibration_tells_confidence_from_knowledge():
-    rng = np.random.default_rng(0)
-    true = rng.normal(scale=2, size=4000)
-    chosen_first = rng.random(4000) < 1 / (1 + np.exp(-true))
-    difference = np.where(chosen_first, true, -true)  # chosen - rejected of an honest Bradley-Terry model
-    zeros = np.zeros(4000)
-    assert reliability(difference, zeros).error < 0.03
-    assert reliability(5 * difference, zeros).error > 0.1  # overconfident
-    assert reliability(difference / 5, zeros).error > 0.1  # underconfident
-    assert reliability(zeros + 9, zeros).error < 0.001  # sure and right
-    assert reliability(zeros - 9, zeros).error > 0.999  # sure and wrong: taken in one order only, it would be a "0"
-
-
-def test_length_bias_forgives_the_data_and_not_the_model():
-    rng = np.random.default_rng(0)
-    base, extra = rng.integers(20, 60, 500).astype(float), rng.integers(5, 60, 500).astype(float)
-    long, short = base + extra, base  # every chosen answer is the longer one
-    assert length_bias(long, long, short, short) == pytest.approx(1)
-    assert length_bias(-long, long, -short, short) == pytest.approx(-1)
-    assert length_bias(np.log(long), long, np.log(short), short) == pytest.approx(1, abs=0.15)
-    prompt, noise = rng.normal(scale=9, size=500), rng.normal(size=(2, 500))
-    assert length_bias(prompt + 2 + noise[0], long, prompt + noise[1], short) == pytest.approx(0, abs=0.1)
-    assert length_bias(np.ones(3), np.arange(3.0)) is None
-    assert length_bias(np.array([1.0, 3, 2]), np.array([1.0, 2, 3])) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
-
-
-def test_degenerate_texts():
-    rng = np.random.default_rng(0)
-    response = " one two three four"
-    assert len(set(repeated_word(response, rng).split())) == 1
-    assert len(repeated_word(response, rng).split()) == 4
-    for _ in range(20):
-        shuffled = shuffled_words(" a b", rng)
-        assert shuffled == " b a"
-    assert sorted(shuffled_words(response, rng).split()) == sorted(response.split())
-    assert shuffled_words(" no no", rng) == " no no"
-    assert repeated_word("", rng) == ""
-    assert len(over_long(response).split()) >= 2000
-    assert len(over_long(" x" * 3000).split()) >= 3000
-
-
-@pytest.mark.parametrize(
-    ("kind", "query", "response"),
-    [
-        ("dialogue", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant:", " e f"),
-        ("first_turn", "a b", " c"),
-        ("text", "", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e f"),
-        ("first_words", "Human: a", " b Assistant: c Human:"),
-    ],
-)
-def test_real_text_is_split_as_the_reward_will_see_it(kind, query, response):
-    recipe = Recipe.model_validate(
-        {
-            "name": "x",
-            "data": {"prompts": {"dataset": "x", "query": {"kind": kind, "min": 2, "max": 3}}},
-            "policy": {"model": "x"},
-            "reward": {"kind": "classifier", "model": "x"},
-            "generation": {"max_new_tokens": 4},
-        }
-    )
-    text = "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e f"
-    assert split_text(text, recipe, np.random.default_rng(0)) == (query, response)
-
-
-# ---------------------------------------------------------------- a trained reward model and its broken kin
+from rlhf_lib.rewards.check_texts import repeated_word, shuffled_words
+from rlhf_lib.rewards.checks import Check, CheckReport, run_checks
 
 STEPS = ["wash", "peel", "cut", "boil", "drain", "season", "stir", "serve"]
 FILLER = ["please", "then", "simply", "now", "well", "just", "first", "carefully"]
@@ -143,15 +52,6 @@ def _pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
             rejected = ""
         pairs.append((PROMPT, chosen, rejected))
     return pairs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Models this small lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """Secrets planted wherever a user could put them, and then looked for: in MLflow's store and artifacts, in Prefect's
 database, in the run folder, on the terminal. tests/test_postgres.py does the same on real servers with logins."""
 
-import time
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import pytest
-from test_registration import make_policy
+from operated import settled
+from registered import make_policy
 
 from flows import cli
 
@@ -67,12 +68,8 @@ def planted(tmp_path_factory, prefect_server, mlflow_store):
         assert {run.id for run in client.read_flow_runs()} == known  # refused before there was a run
         with pytest.raises(ValueError, match="no answer"):
             cli.main(["run", "embedded", *options])
-        deadline = time.monotonic() + 120
-        while not any(
-            "scores.example" in log.message for log in client.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        latest = partial(client.read_logs, limit=200, sort=LogSort.TIMESTAMP_DESC)
+        settled(lambda: any("scores.example" in log.message for log in latest()), "the failure in the server's log")
         run = mlflow.search_runs(search_all_experiments=True, filter_string="tags.recipe = 'embedded'")
         database = str(get_current_settings().server.database.connection_url.get_secret_value())
     prefect = Path(database.partition("///")[2].split("?")[0])

@@ -1,70 +1,37 @@
-"""TRL 0.11's interface: its statistics and updates on given responses, its files, and sampling through it."""
+"""TRL 0.11's interface: its statistics and updates on given responses, its configuration, and sampling through it."""
 
 from __future__ import annotations
-
-import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from test_ppo_parity import EXEMPT, FIXTURE, RECORD, trained_tensors
 from tiny_models import one_thread, same, tiny_gpt2, tiny_llama, weights, word_tokenizer  # noqa: F401
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, T5Config, T5ForConditionalGeneration
+from tiny_trl import (
+    SCORES,
+    given,
+    logits,
+    lora_config,
+    shake_adapter,
+    tiny_t5,
+    trainer_of,
+    wrapped,
+)
+from transformers import AutoModelForCausalLM, HfArgumentParser
 
-from rlhf_lib.errors import ModelError, RecipeError, RLHFError
+from rlhf_lib.errors import RecipeError, RLHFError
 from rlhf_lib.trl_compat import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,
     LengthSampler,
     PPOConfig,
     PPOTrainer,
-    create_reference_model,
     set_seed,
 )
-
-QUERIES = [[5, 9, 2], [7], [3, 0, 11, 4], [8, 8]]
-RESPONSES = [[4, 6], [12, 1, 9, 0], [2], [10, 3, 0]]
-SCORES = [1.0, -0.5, 0.25, 2.0]
-
-
-def wrapped(model=None, **kwargs) -> AutoModelForCausalLMWithValueHead:
-    torch.manual_seed(0)
-    return AutoModelForCausalLMWithValueHead.from_pretrained(tiny_gpt2() if model is None else model, **kwargs)
-
-
-def trainer_of(model=None, ref_model=None, **settings) -> PPOTrainer:
-    extra = {
-        name: settings.pop(name)
-        for name in ("optimizer", "lr_scheduler", "dataset", "data_collator", "log")
-        if name in settings
-    }
-    config = PPOConfig(**{"batch_size": 4, "mini_batch_size": 4, "learning_rate": 1e-2} | settings)
-    return PPOTrainer(config, wrapped() if model is None else model, ref_model, word_tokenizer(), **extra)
-
-
-def given(scores=SCORES) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    return [torch.tensor(q) for q in QUERIES], [torch.tensor(r) for r in RESPONSES], [torch.tensor(s) for s in scores]
-
-
-def lora_config() -> LoraConfig:
-    """The parity fixture's, but for the dropout: it must have no effect."""
-    return LoraConfig(
-        r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"
-    )
-
-
-def shake_adapter(model) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(generator=torch.Generator().manual_seed(1))
-
 
 # ------------------------------------------------------------ the same figures
 
@@ -192,209 +159,6 @@ def test_lengths_are_drawn_below_the_exclusive_end_from_the_seeded_stream():
     assert set(drawn) == {2, 3, 4}
     with pytest.raises(ValueError, match="exclusive"):
         LengthSampler(3, 3)
-
-
-# ------------------------------------------------------------ models and their files
-
-
-def tiny_t5() -> T5ForConditionalGeneration:
-    torch.manual_seed(0)
-    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.0}
-    config = T5Config(vocab_size=61, **shape, decoder_start_token_id=60, pad_token_id=60, eos_token_id=0)
-    return T5ForConditionalGeneration(config).eval()
-
-
-def logits(model, ids: list[int] = QUERIES[2]) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits
-
-
-def test_forward_gives_logits_loss_and_the_value_by_hand():
-    model = wrapped()
-    ids = torch.tensor([QUERIES[2]])
-    given_logits, loss, values = model(input_ids=ids, labels=ids)
-    plain = model.pretrained_model(input_ids=ids, labels=ids, output_hidden_states=True)
-    head = model.v_head.summary
-    torch.testing.assert_close(given_logits, plain.logits)
-    torch.testing.assert_close(loss, plain.loss)
-    torch.testing.assert_close(values, (plain.hidden_states[-1] @ head.weight.T + head.bias)[..., 0])
-    assert head.weight.abs().sum() > 0  # drawn, as TRL's
-    assert len(model(input_ids=ids, return_past_key_values=True)) == 4
-
-
-def test_seq2seq_values_are_of_the_decoders_states():
-    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5())
-    ids, decoder_ids = torch.tensor([QUERIES[2]]), torch.tensor([[60, 4, 5]])
-    given_logits, loss, values = model(input_ids=ids, decoder_input_ids=decoder_ids)
-    assert (given_logits.shape, loss, values.shape) == ((1, 3, 61), None, (1, 3))
-
-
-def test_value_head_strategies():
-    assert not wrapped(v_head_init_strategy="zero").v_head.summary.weight.any()
-    normal = wrapped(v_head_init_strategy="normal", v_head_initializer_range=100.0).v_head.summary
-    assert normal.weight.std() > 30
-    assert not normal.bias.any()
-    with pytest.raises(ModelError, match="'orthogonal'"):
-        wrapped(v_head_init_strategy="orthogonal")
-
-
-def test_a_checkpoint_that_trl_wrote_loads_with_its_value_head():
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(str(FIXTURE / "policy"))
-    stored = load_file(FIXTURE / "policy/model.safetensors")
-    assert torch.equal(model.v_head.summary.weight, stored["v_head.summary.weight"])
-    assert torch.equal(model.v_head.summary.bias, stored["v_head.summary.bias"])
-    assert torch.equal(model.pretrained_model.transformer.wte.weight, stored["transformer.wte.weight"])
-
-
-@pytest.fixture
-def adapter_folder(tmp_path) -> Path:
-    """TRL's adapter folder, whose base is named again: it was left out of the fixture."""
-    folder = shutil.copytree(FIXTURE / "adapter", tmp_path / "adapter")
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = str(FIXTURE / "policy")
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def test_an_adapter_that_trl_wrote_loads_with_its_value_head(adapter_folder):
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(str(adapter_folder), is_trainable=True)
-    assert model.is_peft_model
-    head = torch.load(adapter_folder / "pytorch_model.bin", weights_only=True)
-    assert torch.equal(model.v_head.summary.weight, head["v_head.summary.weight"])
-    base = AutoModelForCausalLM.from_pretrained(FIXTURE / "policy")
-    with_adapter = PeftModel.from_pretrained(base, adapter_folder)
-    assert torch.equal(logits(model.pretrained_model), logits(with_adapter))
-    with with_adapter.disable_adapter():
-        assert not torch.allclose(logits(model.pretrained_model), logits(with_adapter), atol=1e-2)
-    assert {name.split(".")[-3] for name, p in model.pretrained_model.named_parameters() if p.requires_grad} == {
-        "lora_A",
-        "lora_B",
-    }
-
-
-def test_an_adapter_that_may_not_learn_is_refused_for_training(adapter_folder):
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(str(adapter_folder))
-    with pytest.raises(ModelError, match="is_trainable=True"):
-        PPOTrainer(PPOConfig(), model, None, word_tokenizer(97))
-
-
-def test_an_adapter_without_a_base_is_named():
-    with pytest.raises(ModelError, match=r"adapter.*base_model_name_or_path"):
-        AutoModelForCausalLMWithValueHead.from_pretrained(str(FIXTURE / "adapter"))
-
-
-def test_a_full_checkpoint_in_pytorchs_format_loads(tmp_path):
-    model = wrapped()
-    model.pretrained_model.config.save_pretrained(tmp_path)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
-    assert same(weights(loaded), weights(model))
-
-
-@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "5KB"}], ids=["one-file", "sharded"])
-@pytest.mark.parametrize(
-    ("kind", "build"),
-    [(AutoModelForCausalLMWithValueHead, tiny_llama), (AutoModelForSeq2SeqLMWithValueHead, tiny_t5)],
-    ids=["llama", "t5"],
-)
-def test_a_saved_model_comes_back_and_is_an_ordinary_one_too(kind, build, shards, tmp_path):
-    model = kind.from_pretrained(build())
-    model.save_pretrained(tmp_path, **shards)
-    assert (tmp_path / "model.safetensors.index.json").exists() == bool(shards)
-    assert same(weights(kind.from_pretrained(str(tmp_path))), weights(model))
-    plain = kind.transformers_parent_class.from_pretrained(tmp_path)
-    assert same(weights(plain), weights(model.pretrained_model))
-
-
-def test_a_value_head_of_another_width_is_refused(tmp_path):
-    wrapped().save_pretrained(tmp_path)
-    stored = load_file(tmp_path / "model.safetensors") | {"v_head.summary.weight": torch.zeros(1, 5)}
-    torch.save(stored, tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"value head.*doesn't fit"):
-        AutoModelForCausalLMWithValueHead.from_pretrained(tmp_path)
-
-
-def test_a_saved_adapter_comes_back(tmp_path):
-    tiny_gpt2().save_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path / "base"), peft_config=lora_config())
-    trainer = trainer_of(model)
-    trainer.step(*given())
-    trainer.save_pretrained(tmp_path / "adapter")
-    assert sorted(torch.load(tmp_path / "adapter/pytorch_model.bin", weights_only=True)) == [
-        "v_head.summary.bias",
-        "v_head.summary.weight",
-    ]
-    loaded = AutoModelForCausalLMWithValueHead.from_pretrained(str(tmp_path / "adapter"))
-    assert same(weights(loaded), weights(model))
-    assert AutoTokenizer.from_pretrained(tmp_path / "adapter")("w5").input_ids == [5]
-
-
-def test_weights_are_fp32_unless_told_otherwise(tmp_path):
-    tiny_gpt2().to(torch.bfloat16).save_pretrained(tmp_path)
-    load = AutoModelForCausalLMWithValueHead.from_pretrained
-    assert load(tmp_path).dtype == torch.float32
-    assert load(tmp_path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
-
-
-def test_unsupported_ways_of_loading_are_refused():
-    with pytest.raises(ModelError, match=r"load_in_8bit.*quantization_config"):
-        wrapped(load_in_8bit=True)
-    with pytest.raises(ModelError, match="adapter already"):
-        wrapped(get_peft_model(tiny_gpt2(), lora_config()), peft_config=lora_config())
-
-
-# ------------------------------------------------------------ references
-
-
-def test_a_reference_model_stays_while_the_model_learns():
-    model = wrapped()
-    reference = create_reference_model(model)
-    before = weights(reference)
-    trainer = trainer_of(model, reference)
-    assert trainer.ref_model is reference
-    trainer.step(*given())
-    assert same(weights(reference), before)
-    assert not same(weights(model), before)
-
-
-def test_shared_layers_are_one_memory_and_frozen_in_both():
-    model = wrapped()
-    reference = create_reference_model(model, num_shared_layers=1)
-    before = weights(model)
-    trainer_of(model, reference).step(*given())
-    mine, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
-    shared = {name for name in mine if mine[name].data_ptr() == theirs[name].data_ptr()}
-    assert shared == {n for n in mine if ".wte." in n or ".wpe." in n or ".h.0." in n}
-    changed = {name for name in mine if not torch.equal(mine[name], before[name])}
-    assert changed == mine.keys() - shared
-    with pytest.raises(ModelError, match="block number 9"):
-        create_reference_model(model, num_shared_layers=9)
-
-
-def test_under_an_adapter_the_reference_is_its_base():
-    model = wrapped(peft_config=lora_config())
-    shake_adapter(model)
-    trainer = trainer_of(model, wrapped(tiny_gpt2(5)))  # given all the same, as published programs do
-    assert trainer.ref_model is None
-    assert "reference" not in model.pretrained_model.peft_config
-    ids, answer = torch.tensor([QUERIES[0] + RESPONSES[0]]), slice(2, 4)
-    stats = trainer.step(*given())
-    expected = logits(tiny_gpt2(), ids[0].tolist())[0, answer].log_softmax(-1).gather(1, ids[0, 3:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(stats["objective/ref_logprobs"][0, :2]), expected, rtol=1e-4, atol=1e-4)
-    assert stats["objective/kl"] != pytest.approx(0, abs=1e-2)
-
-
-def test_models_that_cannot_be_told_apart_or_are_not_wrapped_are_refused():
-    model = wrapped()
-    with pytest.raises(ModelError, match="create_reference_model"):
-        trainer_of(model, model)
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*from_pretrained"):
-        trainer_of(tiny_gpt2())
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*create_reference_model"):
-        trainer_of(model, tiny_gpt2())
-    with pytest.raises(ModelError, match="torch_dtype"):
-        trainer_of(wrapped(tiny_gpt2().half()))
 
 
 # ------------------------------------------------------------ sampling

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from test_registration import make_policy
+from registered import make_policy
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models import loading
