@@ -30,13 +30,14 @@ def panels(
     """
     columns = columns or max(1, count)
     rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(columns * width, rows * height), dpi=dpi)
+    across, down = columns * width, rows * height
+    figure = Figure(figsize=(across, down), dpi=dpi)
+    size = (width - left - right) / across, (height - bottom - top) / down
     axes = []
     for i in range(count):
         row, column = divmod(i, columns)
-        box = (column * width + left, (rows - 1 - row) * height + bottom, width - left - right, height - bottom - top)
-        across, down = figure.get_size_inches()
-        axes.append(figure.add_axes((box[0] / across, box[1] / down, box[2] / across, box[3] / down)))
+        corner = (column * width + left) / across, ((rows - 1 - row) * height + bottom) / down
+        axes.append(figure.add_axes((*corner, *size)))
         axes[-1].spines[["top", "right"]].set_visible(False)
     return figure, axes
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.entities import LoggedModelInput
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel
 
 from rlhf_lib.errors import ModelError
@@ -17,6 +16,7 @@ from tasks import provenance
 from tasks.logger import run_logger
 from tasks.options import HEAVY
 from tasks.registry import resolve_model
+from tasks.reports import publish
 from tasks.tracking import model_link
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
 
     Returns `models` (name, uri, and the figures of each), `win_rates`, `prompts`, `report` (path of the page).
     """
-    from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import versus_plots as plots
     from rlhf_lib.evaluation.versus import Entrant, contest
     from rlhf_lib.evaluation.versus_report import build_report
@@ -134,14 +133,9 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     }
     notes = [how_sampled(recipe), f"Prompts, generation and reward of recipe {recipe.name}."]
     report = build_report(f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed)
-    page, text = Path(folder) / "report.html", report.markdown()
-    page.write_text(report.html(save(drawings, Path(folder) / "plots")), encoding="utf-8")
     mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
     mlflow.log_table(done.table(), "responses.json")
-    mlflow.log_artifacts(str(Path(folder) / "plots"), "plots")
-    mlflow.log_artifact(str(page))
-    mlflow.log_text(text, "report.md")
-    create_markdown_artifact(text, key="compare", description=report.title)
+    page = publish(report, drawings, Path(folder), key="compare", description=report.title)
     return _record(plan, done) | {"report": str(page)}
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY
+from tasks.reports import publish
 from tasks.stages import code_key, content_key, stage
 from tasks.tracking import PipelineRun
 
@@ -25,7 +25,6 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     import mlflow
 
     from rlhf_lib.data.prompts import held_out_prompts
-    from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
@@ -125,15 +124,9 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
         report = build_report(
             f"Evaluation of {recipe.name}", comparison, perplexity, notes, probes=probes, seed=recipe.seed
         )
-        page, markdown = s.folder / "report.html", report.markdown()
-        page.write_text(report.html(save(drawings, s.folder / "plots")), encoding="utf-8")
-
         s.log_metrics(metrics)
         mlflow.log_table(comparison.table(), "before_after.json")
-        mlflow.log_artifacts(str(s.folder / "plots"), "plots")
-        mlflow.log_artifact(str(page))
-        mlflow.log_text(markdown, "report.md")
-        create_markdown_artifact(markdown, key="evaluation", description=f"{recipe.name}: before and after")
+        page = publish(report, drawings, s.folder, key="evaluation", description=f"{recipe.name}: before and after")
         s.record = {
             "reward": {
                 "reference": comparison.reward.reference,

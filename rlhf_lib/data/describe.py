@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -45,14 +44,17 @@ def length_histogram(panels: Mapping[str, Lengths]) -> Figure:
         for color, (name, lengths) in zip(("tab:blue", "tab:orange", "tab:green"), series.items(), strict=False):
             weights = np.full(len(lengths), 100 / max(1, len(lengths)))
             legend = f"{name}: {len(lengths):,} rows, median {np.median(lengths):,.0f}"
-            style: dict[str, Any] = {
-                "histtype": "stepfilled",
-                "alpha": 0.35,
-                "facecolor": color,
-                "edgecolor": color,
-                "linewidth": 1.3,
-            }
-            axes.hist(np.minimum(lengths, last), bins=edges.tolist(), weights=weights, label=legend, **style)
+            axes.hist(
+                np.minimum(lengths, last),
+                bins=edges.tolist(),
+                weights=weights,
+                label=legend,
+                histtype="stepfilled",
+                alpha=0.35,
+                facecolor=color,
+                edgecolor=color,
+                linewidth=1.3,
+            )
         axes.set_xlabel(label + (f" (last bin: {edges[-2] + 0.5:,.0f} and more)" if every.max() > edges[-1] else ""))
         axes.set_ylabel("rows, %")
         axes.set_ylim(top=axes.get_ylim()[1] * 1.15)
