@@ -1,11 +1,14 @@
 """What orchestration and tracking cost: the same work by the library alone and by the flow, each a process of its own,
 start-up included; how long `rlhf --help` takes; and when PPO starts in a re-run with other PPO settings.
 
-    PYTHONPATH=. .venv/bin/python benchmarks/overhead.py [--rounds 3] [--set ppo.steps=200 ...]
+    PYTHONPATH=. .venv/bin/python benchmarks/overhead.py [--rounds 3] [--beside] [--set ppo.steps=200 ...]
 
 The library's side does all the flow's work but registration: data, base model, reward model, checks, PPO, evaluation
 with its report. It logs nowhere, and keeps only what the next stage reads. For recipes that train their base model from
 scratch and their reward model on pairs, as the embedded one does.
+
+On a machine whose speed changes by the minute the two sides of a long run, one after the other, tell of the minutes.
+With --beside they run at once, each with all that it starts on a core of its own, the cores exchanged by rounds.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +180,15 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     return {name: end - start for name, start, end in zip(STAGES, marks, marks[1:], strict=False)}
 
 
-def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """(when it was started, seconds since the epoch; how long it took). Its output is shown where it fails."""
+def timed(command: list[str], environment: dict[str, str], core: int | None = None) -> tuple[float, float, str]:
+    """(when it was started, seconds since the epoch; how long it took; what it printed, shown where it fails)."""
+    if core is not None:
+        command, environment = ["taskset", "-c", str(core), *command], environment | {"OMP_NUM_THREADS": "1"}
     begun, start = time.time(), time.perf_counter()
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
-    return begun, time.perf_counter() - start
+    return begun, time.perf_counter() - start, result.stdout
 
 
 def stages(run_dir: Path, summary: Path) -> dict[str, tuple[float, float]]:
@@ -209,6 +215,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
     parser.add_argument("--whole", action="store_true", help="the recipe as it is, not reduced")
     parser.add_argument("--rounds", type=int, default=1, help="of each side, in turn; medians are told")
+    parser.add_argument("--beside", action="store_true", help="both sides at once, each on one core")
     parser.add_argument("--out", type=Path, help="folder for overhead.json")
     parser.add_argument("--library", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)  # one side, in this process
     args = parser.parse_args()
@@ -224,18 +231,24 @@ def main() -> None:
     options = [word for setting in overrides for word in ("--set", setting)]
     cli = [sys.executable, "-m", "flows.cli"]
     alone, flow, steered = [], [], []
-    by_stage: dict[str, list[float]] = {}
-    for _ in range(args.rounds):
+    by_stage: dict[str, list[tuple[float, float]]] = {}
+    for i in range(args.rounds):
         with tempfile.TemporaryDirectory() as scratch:
             folder, run_dir, summary = Path(scratch) / "library", Path(scratch) / "runs", Path(scratch) / "s.json"
             folder.mkdir()
             command = [sys.executable, __file__, "--recipe", args.recipe, "--library", str(folder), *options]
-            alone.append(timed([*command, "--whole"], environment)[1])
             run = [*cli, "run", args.recipe, "--run-dir", str(run_dir), "--summary", str(summary), *options]
-            flow.append(timed(run, environment)[1])
+            sides = [[*command, "--whole"], run]
+            cores = sorted(os.sched_getaffinity(0))[:2][:: -1 if i % 2 else 1] if args.beside else [None, None]
+            with ThreadPoolExecutor(2 if args.beside else 1) as at_once:
+                (_, of_library, printed), (_, of_flow, _) = at_once.map(timed, sides, [environment] * 2, cores)
+            alone.append(of_library)
+            flow.append(of_flow)
+            print(f"round {i + 1}: library alone {of_library:.1f} s, flow {of_flow:.1f} s", flush=True)
+            libraries = json.loads(printed)
             for name, (_, seconds) in stages(run_dir, summary).items():
-                by_stage.setdefault(name, []).append(seconds)
-            begun, _ = timed([*run, "--set", "ppo.kl_coef=0.123", "--set", "ppo.steps=1"], environment)
+                by_stage.setdefault(name, []).append((libraries.get(name, 0.0), seconds))
+            begun, _, _ = timed([*run, "--set", "ppo.kl_coef=0.123", "--set", "ppo.steps=1"], environment)
             steered.append(stages(run_dir, summary)["ppo"][0] - begun)
     helped = [timed([*cli, "--help"], environment)[1] for _ in range(5)]
 
@@ -244,14 +257,18 @@ def main() -> None:
         "flow": statistics.median(flow),
         "added": statistics.median(b - a for a, b in zip(alone, flow, strict=True)),
         "added_share": statistics.median(b / a - 1 for a, b in zip(alone, flow, strict=True)),
-        "stages": {name: statistics.median(seconds) for name, seconds in by_stage.items()},
+        "stages": {
+            name: [statistics.median(side) for side in zip(*pairs, strict=True)] for name, pairs in by_stage.items()
+        },
         "help": statistics.median(helped),
         "ppo_starts_after": statistics.median(steered),
         "rounds": args.rounds,
     }
     print(f"library alone {report['library']:.1f} s, flow {report['flow']:.1f} s: ", end="")
     print(f"{report['added']:+.1f} s, {report['added_share']:+.1%}")
-    print("the flow's stages: " + ", ".join(f"{name} {s:.1f}" for name, s in report["stages"].items()))
+    print(
+        "stages, library and flow: " + ", ".join(f"{name} {a:.1f} {b:.1f}" for name, (a, b) in report["stages"].items())
+    )
     print(f"with another ppo.kl_coef PPO starts after {report['ppo_starts_after']:.1f} s")
     print(f"rlhf --help {report['help']:.2f} s")
     if args.out:
