@@ -19,6 +19,7 @@ from tasks.options import can_pass
 
 PATIENCE = 900.0  # seconds that the end of a stage waits for the tracking server
 _BATCH = 1000  # metrics in a request: MLflow's own limit
+_GATHER = 5.0  # seconds from one request to the next: one alone costs MLflow as much as three steps' figures in another
 _TRIES = 3  # at what MLflow refuses
 _LONGEST = 10.0  # seconds between tries
 
@@ -38,6 +39,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._flushing = False
         self._closed = False
 
     def metrics(self, figures: Mapping[str, float], step: int | None = None) -> None:
@@ -52,7 +54,10 @@ class Outbox:
     def flush(self, patience: float = PATIENCE) -> None:
         """Return when everything has arrived. Raises ConnectionError where that takes longer than so many seconds."""
         with self._changed:
+            self._flushing = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self._waiting or self._error is not None, patience)
+            self._flushing = False
             if self._error is not None:
                 raise self._error
             if self._waiting:
@@ -78,10 +83,11 @@ class Outbox:
             self._thread.start()
 
     def _work(self) -> None:
-        tries = 0
+        tries, again = 0, time.monotonic()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._flushing or self._closed, max(0.0, again - time.monotonic()))
                 if self._closed:
                     return
                 batch = self._next()
@@ -104,7 +110,7 @@ class Outbox:
                 continue
             if tries:
                 logger.warning("MLflow takes the run's figures again: none is lost")
-            tries = 0
+            tries, again = 0, time.monotonic() + _GATHER
             with self._changed:
                 for _ in batch:
                     self._waiting.popleft()

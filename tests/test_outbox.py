@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import mlflow
 import pytest
 from mlflow.entities import Metric
-from operated import free_port
+from operated import free_port, settled
 
 from flows.services import await_page
 from tasks.outbox import Outbox
@@ -61,6 +61,22 @@ def test_nothing_is_missing_or_doubled_after_the_server_was_away(mlflow_store, t
             found = mlflow.MlflowClient().list_artifacts(run_id)
         assert [file.path for file in found] == ["samples.json"]
         assert "none is lost" in caplog.text
+
+
+def test_the_first_figures_go_at_once_and_the_next_together(mlflow_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.outbox._GATHER", 600.0)
+    with mlflow_store(tmp_path), mlflow.start_run() as run:
+        outbox, requests = Outbox(run.info.run_id), []
+        log_batch = outbox._client.log_batch
+        monkeypatch.setattr(outbox._client, "log_batch", lambda *words: (log_batch(*words), requests.append(words[1])))
+        outbox.metrics({"loss": 1.0}, 1)
+        settled(lambda: requests, "the first step's figures")
+        for step in range(2, 31):
+            outbox.metrics({"loss": 1.0 / step}, step)
+        outbox.flush(60)
+        outbox.close()
+        assert [len(figures) for figures in requests] == [1, 29]
+        assert history(run.info.run_id, "loss") == [(step, 1.0 / step) for step in range(1, 31)]
 
 
 def test_what_mlflow_refuses_is_an_error_of_the_stage(mlflow_store, tmp_path):
