@@ -8,7 +8,8 @@ with its report. It logs nowhere, and keeps only what the next stage reads. For 
 scratch and their reward model on pairs, as the embedded one does.
 
 On a machine whose speed changes by the minute the two sides of a long run, one after the other, tell of the minutes.
-With --beside they run at once, each with all that it starts on a core of its own, the cores exchanged by rounds.
+With --beside they run at once, each with all that it starts on a core of its own, the cores exchanged by rounds; the
+processor time, told too, does not count what a neighbour of the machine took.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 STAGES = ("data", "base_model", "reward_model", "reward_checks", "ppo", "evaluation")
 # little of everything, no gate in the way: what is left is what it costs to have a flow
@@ -180,15 +181,27 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     return {name: end - start for name, start, end in zip(STAGES, marks, marks[1:], strict=False)}
 
 
-def timed(command: list[str], environment: dict[str, str], core: int | None = None) -> tuple[float, float, str]:
-    """(when it was started, seconds since the epoch; how long it took; what it printed, shown where it fails)."""
+class Timed(NamedTuple):
+    begun: float  # seconds since the epoch
+    seconds: float
+    processor: float  # seconds of processor time, by it and by all that it started
+    printed: str
+
+
+def timed(command: list[str], environment: dict[str, str], core: int | None = None) -> Timed:
+    """Run it to its end. What it printed is shown where it fails."""
     if core is not None:
         command, environment = ["taskset", "-c", str(core), *command], environment | {"OMP_NUM_THREADS": "1"}
     begun, start = time.time(), time.perf_counter()
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        sys.exit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
-    return begun, time.perf_counter() - start, result.stdout
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        said.seek(0)
+        errors.seek(0)
+        if status:
+            sys.exit(f"{' '.join(command)}\n{said.read()}{errors.read()}")
+        return Timed(begun, seconds, usage.ru_utime + usage.ru_stime, said.read())
 
 
 def stages(run_dir: Path, summary: Path) -> dict[str, tuple[float, float]]:
@@ -241,22 +254,27 @@ def main() -> None:
             sides = [[*command, "--whole"], run]
             cores = sorted(os.sched_getaffinity(0))[:2][:: -1 if i % 2 else 1] if args.beside else [None, None]
             with ThreadPoolExecutor(2 if args.beside else 1) as at_once:
-                (_, of_library, printed), (_, of_flow, _) = at_once.map(timed, sides, [environment] * 2, cores)
-            alone.append(of_library)
-            flow.append(of_flow)
-            print(f"round {i + 1}: library alone {of_library:.1f} s, flow {of_flow:.1f} s", flush=True)
-            libraries = json.loads(printed)
+                mine, theirs = at_once.map(timed, sides, [environment] * 2, cores)
+            alone.append(mine)
+            flow.append(theirs)
+            print(f"round {i + 1}: library alone {mine.seconds:.1f} s, flow {theirs.seconds:.1f} s", flush=True)
+            libraries = json.loads(mine.printed)
             for name, (_, seconds) in stages(run_dir, summary).items():
                 by_stage.setdefault(name, []).append((libraries.get(name, 0.0), seconds))
-            begun, _, _ = timed([*run, "--set", "ppo.kl_coef=0.123", "--set", "ppo.steps=1"], environment)
+            begun = timed([*run, "--set", "ppo.kl_coef=0.123", "--set", "ppo.steps=1"], environment).begun
             steered.append(stages(run_dir, summary)["ppo"][0] - begun)
-    helped = [timed([*cli, "--help"], environment)[1] for _ in range(5)]
+    helped = [timed([*cli, "--help"], environment).seconds for _ in range(5)]
 
-    report = {
-        "library": statistics.median(alone),
-        "flow": statistics.median(flow),
-        "added": statistics.median(b - a for a, b in zip(alone, flow, strict=True)),
-        "added_share": statistics.median(b / a - 1 for a, b in zip(alone, flow, strict=True)),
+    report: dict[str, Any] = {}
+    for what in ("seconds", "processor"):
+        pairs = [(getattr(a, what), getattr(b, what)) for a, b in zip(alone, flow, strict=True)]
+        report[what] = {
+            "library": statistics.median(a for a, _ in pairs),
+            "flow": statistics.median(b for _, b in pairs),
+            "added": statistics.median(b - a for a, b in pairs),
+            "added_share": statistics.median(b / a - 1 for a, b in pairs),
+        }
+    report |= {
         "stages": {
             name: [statistics.median(side) for side in zip(*pairs, strict=True)] for name, pairs in by_stage.items()
         },
@@ -264,11 +282,11 @@ def main() -> None:
         "ppo_starts_after": statistics.median(steered),
         "rounds": args.rounds,
     }
-    print(f"library alone {report['library']:.1f} s, flow {report['flow']:.1f} s: ", end="")
-    print(f"{report['added']:+.1f} s, {report['added_share']:+.1%}")
-    print(
-        "stages, library and flow: " + ", ".join(f"{name} {a:.1f} {b:.1f}" for name, (a, b) in report["stages"].items())
-    )
+    for what, name in (("seconds", "seconds"), ("processor", "of processor time")):
+        line = "library alone {library:.1f}, flow {flow:.1f} {name}: {added:+.1f}, {added_share:+.1%}"
+        print(line.format(name=name, **report[what]))
+    sides_by_stage = (f"{name} {a:.1f} {b:.1f}" for name, (a, b) in report["stages"].items())
+    print("stages, library and flow: " + ", ".join(sides_by_stage))
     print(f"with another ppo.kl_coef PPO starts after {report['ppo_starts_after']:.1f} s")
     print(f"rlhf --help {report['help']:.2f} s")
     if args.out:
