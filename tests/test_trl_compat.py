@@ -17,7 +17,7 @@ from tiny_trl import (
     logits,
     lora_config,
     shake_adapter,
-    tiny_t5,
+    started_t5,
     trainer_of,
     wrapped,
 )
@@ -235,7 +235,7 @@ def test_a_seq2seq_response_may_bring_its_start_token():
     stats = []
     for start in ([], [60]):
         torch.manual_seed(0)
-        trainer = trainer_of(AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5()))
+        trainer = trainer_of(AutoModelForSeq2SeqLMWithValueHead.from_pretrained(started_t5()))
         queries, responses, scores = given()
         stats.append(trainer.step(queries, [torch.tensor(start + r.tolist()) for r in responses], scores))
     assert stats[0]["ppo/loss/total"] == stats[1]["ppo/loss/total"]

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_ppo_parity import FIXTURE
 from tiny_models import one_thread, same, tiny_gpt2, tiny_llama, weights, word_tokenizer  # noqa: F401
-from tiny_trl import QUERIES, RESPONSES, given, logits, lora_config, shake_adapter, tiny_t5, trainer_of, wrapped
+from tiny_trl import QUERIES, RESPONSES, given, logits, lora_config, shake_adapter, started_t5, trainer_of, wrapped
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lib.errors import ModelError
@@ -39,7 +39,7 @@ def test_forward_gives_logits_loss_and_the_value_by_hand():
 
 
 def test_seq2seq_values_are_of_the_decoders_states():
-    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(tiny_t5())
+    model = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(started_t5())
     ids, decoder_ids = torch.tensor([QUERIES[2]]), torch.tensor([[60, 4, 5]])
     given_logits, loss, values = model(input_ids=ids, decoder_input_ids=decoder_ids)
     assert (given_logits.shape, loss, values.shape) == ((1, 3, 61), None, (1, 3))
@@ -110,7 +110,7 @@ def test_a_full_checkpoint_in_pytorchs_format_loads(tmp_path):
 @pytest.mark.parametrize("shards", [{}, {"max_shard_size": "5KB"}], ids=["one-file", "sharded"])
 @pytest.mark.parametrize(
     ("kind", "build"),
-    [(AutoModelForCausalLMWithValueHead, tiny_llama), (AutoModelForSeq2SeqLMWithValueHead, tiny_t5)],
+    [(AutoModelForCausalLMWithValueHead, tiny_llama), (AutoModelForSeq2SeqLMWithValueHead, started_t5)],
     ids=["llama", "t5"],
 )
 def test_a_saved_model_comes_back_and_is_an_ordinary_one_too(kind, build, shards, tmp_path):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig
-from tiny_models import tiny_gpt2, word_tokenizer
-from transformers import T5Config, T5ForConditionalGeneration
+from tiny_models import tiny_gpt2, tiny_t5, word_tokenizer
+from transformers import PreTrainedModel
 
 from rlhf_lib.trl_compat import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
@@ -47,11 +47,9 @@ def shake_adapter(model) -> None:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
 
 
-def tiny_t5() -> T5ForConditionalGeneration:
-    torch.manual_seed(0)
-    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.0}
-    config = T5Config(vocab_size=61, **shape, decoder_start_token_id=60, pad_token_id=60, eos_token_id=0)
-    return T5ForConditionalGeneration(config).eval()
+def started_t5() -> PreTrainedModel:
+    """A seq2seq model whose decoder starts with an id of its own, not with EOS."""
+    return tiny_t5(decoder_start_token_id=60, pad_token_id=60, eos_token_id=0)
 
 
 def logits(model, ids: list[int] = QUERIES[2]) -> torch.Tensor:
