@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows import environment
+from flows import blank_databases, environment
 from rlhf_lib.errors import EnvironmentFault
 
 HOST, POOL, TAG = "127.0.0.1", "rlhf", "gpu"
@@ -80,6 +80,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     import signal
 
     environment.check()
+    blank_databases.provide()
     pair = servers(prefect_port, mlflow_port)
     for service in pair:
         _check_port(service)
@@ -110,6 +111,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     if not Path("prefect.yaml").is_file():
         raise EnvironmentFault("there is no prefect.yaml here: run this in the project's folder, or copy its file")
     (environment.run_dir() / "services").mkdir(parents=True, exist_ok=True)
+    new_databases = blank_databases.provide()
     prefect, mlflow = servers(prefect_port, mlflow_port)
     ours = f"http://{HOST}:{prefect_port}/api"
     if environment.prefect_api() in (None, ours):
@@ -121,6 +123,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{mlflow_port}"
     for service in (prefect, mlflow):
         _await(service)
+    blank_databases.keep(new_databases)
     environment.check()
     os.environ["RLHF_RUN_DIR"] = str(environment.run_dir())  # flow runs have working directories of their own
 

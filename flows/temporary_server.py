@@ -1,7 +1,7 @@
 """Prefect's server for one command, where none is configured.
 
 Prefect would start one by itself, but only when its own imports are done and a flow is called. Begun before that, it
-makes its tables on another core while this process imports what the stages need: half a minute becomes a quarter.
+starts on another core while this process imports what the stages need: half a minute becomes a quarter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows import environment, services
+from flows import blank_databases, environment, services
 
 _SERVE = """
 import gc, os, sys, threading, time
@@ -30,13 +30,17 @@ import uvicorn
 uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
 """
 _server: subprocess.Popen[bytes] | None = None
+_new_databases: dict[str, Path] = {}
 
 
 def begin() -> None:
     """Start the server, to be stopped at exit, and point Prefect to it; nothing where one is configured, or where
     Prefect has read its settings already."""
-    global _server
-    if _server is not None or environment.prefect_api() is not None or "prefect" in sys.modules:
+    global _server, _new_databases
+    if _server is not None or "prefect" in sys.modules:
+        return
+    _new_databases = blank_databases.provide()
+    if environment.prefect_api() is not None:
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -65,6 +69,7 @@ def wait() -> None:
         lambda: server.poll() is not None,
         "its message is above",
     )
+    blank_databases.keep(_new_databases)
 
 
 def _import() -> None:
