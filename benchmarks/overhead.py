@@ -59,10 +59,11 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     from rlhf_lib.data.preferences import load_preferences
     from rlhf_lib.data.prompts import held_out_prompts, load_prompts, tokenize_splits
     from rlhf_lib.data.sources import fingerprint, load_sources
+    from rlhf_lib.data.texts import load_texts
     from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
-    from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
+    from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.report import build_report
     from rlhf_lib.models import base
     from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device, pick_dtype

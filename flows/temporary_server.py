@@ -79,7 +79,6 @@ def _import() -> None:
 
     if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:"):
         mlflow.MlflowClient().search_experiments()  # makes its tables, where there are none
-    from rlhf_lib.evaluation import perplexity, plots  # noqa: F401 - evaluate and matplotlib
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

@@ -175,7 +175,8 @@ def _prompts(plan: Plan) -> Dataset:
 
 def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
     """Measures a model on the recipe's perplexity set; None where it has none."""
-    from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
+    from rlhf_lib.data.texts import load_texts
+    from rlhf_lib.evaluation.perplexity import Perplexity
 
     wanted = recipe.evaluation.perplexity
     if wanted is None:

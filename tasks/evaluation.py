@@ -25,9 +25,10 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     import mlflow
 
     from rlhf_lib.data.prompts import held_out_prompts
+    from rlhf_lib.data.texts import load_texts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
-    from rlhf_lib.evaluation.perplexity import Perplexity, load_texts
+    from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, pick_device, pick_dtype

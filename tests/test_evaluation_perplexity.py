@@ -12,9 +12,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from rlhf_lib.data.texts import load_texts
 from rlhf_lib.errors import DataError, ModelError
-from rlhf_lib.evaluation import perplexity as module
-from rlhf_lib.evaluation.perplexity import Perplexity, encode, load_texts, target_losses
+from rlhf_lib.evaluation.perplexity import Perplexity
+from rlhf_lib.models import likelihood
+from rlhf_lib.models.likelihood import encode, target_losses
 from rlhf_lib.ppo.scoring import score_responses
 from rlhf_lib.recipe import PerplexitySet
 
@@ -62,7 +64,7 @@ def test_uniform_model_has_the_vocabulary_as_perplexity(model, tokenizer):
 @pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_agrees_with_a_loop_over_single_texts(model, tokenizer, start, batch_size, monkeypatch):
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 20 * 12)  # some batches bounded by rows, some by tokens
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 20 * 12)  # some batches bounded by rows, some by tokens
     result = measure(model, tokenizer, add_start_token=start, batch_size=batch_size)
     losses, counts = [], []
     for text in TEXTS:

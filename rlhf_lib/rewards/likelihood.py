@@ -6,7 +6,7 @@ import math
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lib.evaluation.perplexity import encode, start_token, target_losses
+from rlhf_lib.models.likelihood import encode, start_token, target_losses
 from rlhf_lib.models.loading import positions
 
 
