@@ -1,7 +1,7 @@
 """SQLite databases with their tables made and nothing in them, kept from the first run folder for the next ones.
 
 Prefect and MLflow make a new database's tables by every migration of their histories: six seconds of a processor, and
-on a slow disk a minute. They are kept by library and version in $XDG_CACHE_HOME/rlhf (~/.cache/rlhf).
+on a slow disk a minute. They are kept by library and version in $RLHF_CACHE_DIR (~/.cache/rlhf).
 """
 
 from __future__ import annotations
@@ -77,5 +77,5 @@ def _embedded() -> dict[str, Path]:
 
 
 def _kept(library: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "rlhf" / f"{library}-{version(library)}.db"
+    cache = os.environ.get("RLHF_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rlhf")
+    return Path(cache).expanduser() / f"{library}-{version(library)}.db"

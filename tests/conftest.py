@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 _HOME = Path(tempfile.mkdtemp(prefix="rlhf-tests-"))
+_CACHE = os.environ["RLHF_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else str(_HOME / "cache")  # one for all
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_"))]:
     del os.environ[_name]  # the servers of whoever runs the tests are none of theirs
 os.environ |= {
     "RLHF_RUN_DIR": str(_HOME / "runs"),
+    "RLHF_CACHE_DIR": _CACHE,
     "MLFLOW_TRACKING_URI": f"sqlite:///{_HOME}/mlflow.db",
     "PREFECT_HOME": str(_HOME / "prefect"),
     "HF_HUB_OFFLINE": "1",

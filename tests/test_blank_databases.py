@@ -16,7 +16,7 @@ from flows import blank_databases
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Settings of an embedded run in `tmp_path/NAME`, with a cache that is empty."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("RLHF_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
     def enter(name: str) -> Path:

@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.loading import pick_device, pick_dtype
+from rlhf_lib.models.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,6 +129,8 @@ def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
     if sys.stderr.isatty() or "ipykernel" in sys.modules:  # in a log file a bar is a flood
         trainer.add_callback(_Bar())
     trainer.add_callback(log)
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
     trainer.train()
     trainer.model.eval()  # type: ignore[union-attr]
     return log.rows
