@@ -26,7 +26,8 @@ def provide() -> dict[str, Path]:
     by library: for `keep`, when the libraries have made them."""
     missing = {}
     for library, database in _embedded().items():
-        if not database.exists() and not _copied(_kept(library), database):
+        there = any(database.parent.glob(f"{database.name}*"))  # a journal alone would be played into the copy
+        if not there and not _copied(_kept(library), database):
             missing[library] = database
     return missing
 
@@ -62,7 +63,8 @@ def _copied(kept: Path, database: Path) -> bool:
     except OSError:
         return False
     finally:
-        copy.unlink(missing_ok=True)
+        with suppress(OSError):
+            copy.unlink()
 
 
 def _embedded() -> dict[str, Path]:

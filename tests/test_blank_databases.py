@@ -78,6 +78,18 @@ def test_a_database_that_is_there_stays(folders) -> None:
         assert (folder / "mlflow.db").read_bytes() == b"mine"
 
 
+def test_nothing_is_put_beside_the_journal_of_a_lost_database(folders) -> None:
+    first = folders("first")
+    first.mkdir()
+    mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_experiments()
+    blank_databases.keep({"mlflow": first / "mlflow.db"})
+    second = folders("second")
+    second.mkdir()
+    (second / "mlflow.db-wal").write_bytes(b"of a database that is gone")
+    blank_databases.provide()
+    assert not (second / "mlflow.db").exists()
+
+
 def test_a_used_database_is_not_kept(folders, tmp_path: Path) -> None:
     folder = folders("used")
     folder.mkdir()
