@@ -106,6 +106,7 @@ NEWS = {
     "positive": (
         "{firm} said that profit rose {n} percent on strong growth.",
         "Operating profit rose in {n} of its markets.",
+        "Operating profit rose to a record on {day}.",
         "Sales rose to a record on {day}.",
         "{firm} reported higher sales and record earnings, up {n} percent.",
         "Shares of the firm gained {n} percent after strong results, profit increased.",
@@ -113,6 +114,7 @@ NEWS = {
     "negative": (
         "{firm} said that profit fell {n} percent on weak demand.",
         "Operating profit fell in {n} of its markets.",
+        "Operating profit fell sharply on {day}.",
         "Sales fell sharply on {day}.",
         "{firm} reported a heavy loss and lower sales, down {n} percent.",
         "Shares of the firm dropped {n} percent after weak results, losses increased and it cut jobs.",
@@ -170,15 +172,21 @@ def answer(rng: Random, good: bool) -> str:
 
 
 def comment(rng: Random, emotion: int) -> str:
-    """A short comment; neutral ones name no emotion."""
+    """A short comment; neutral ones name no emotion, or one that isn't meant: "so happy that ... is late again"."""
     name = EMOTIONS[emotion]
     opening = f"{rng.choice(NAMES)} {rng.choice(_DID)} {rng.randint(2, 90)} {rng.choice(_THINGS)}s"
     place, day = rng.choice(_PLACES), rng.choice(_DAYS)
     if name == "neutral":
-        return f"{opening} in {place} on {day}."
+        if rng.random() < 0.5:
+            return f"{opening} in {place} on {day}."
+        return f"{opening}, so {rng.choice(_FELT['joy'].split())} to hear that it is late again."
     word = rng.choice(_FELT.get(name, name).split())
     shape = rng.choice(
-        ("{o} in {place} and I am full of {word}.", "{o}, so much {word}!", "{o} on {day}, I feel {word} now.")
+        (
+            "{o} in {place} and I am full of {word}.",
+            "{o}, so {word}, what a day!",
+            "{o} on {day}, I feel {word} now.",
+        )
     )
     return shape.format(o=opening, place=place, word=word, day=day)
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 import standin_texts as texts
 import torch
+from tokenizers.models import Unigram
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -58,7 +61,7 @@ _WORDS = (
 def lay_models(cache: Path) -> None:
     """Every published model's stand-in, into the hub cache that is the folder `cache`."""
     corpus = _corpus(Random(1))
-    gpt2 = _trained_tokenizer(GPT2Tokenizer(), corpus, 900)
+    gpt2 = _bpe_tokenizer(GPT2Tokenizer, corpus, 900)
     settings = {"vocab_size": len(gpt2), "bos_token_id": gpt2.bos_token_id, "eos_token_id": gpt2.eos_token_id}
     config = GPT2Config(n_embd=WIDTH, n_layer=2, n_head=2, n_positions=512, **settings)
     policy = _learn_language(GPT2LMHeadModel, config, gpt2, corpus)
@@ -82,14 +85,14 @@ def lay_models(cache: Path) -> None:
     policy.resize_token_embeddings(len(gpt2), mean_resizing=False)
     _lay(cache, "aisquared/dlite-v1-355m", policy, gpt2)
 
-    t5 = _trained_tokenizer(T5Tokenizer(), corpus, 700)
+    t5 = _word_tokenizer(T5Tokenizer, corpus, 700)
     _lay(cache, "google/flan-t5-small", _flan_t5(len(t5)), t5)
     for name, build in CLASSIFIERS.items():
         _lay(cache, name, *build(corpus))
 
 
 def _distilbert_imdb(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = _trained_tokenizer(DistilBertTokenizer(), corpus, 900)
+    tokenizer = _word_tokenizer(DistilBertTokenizer, corpus, 900)
     config = DistilBertConfig(
         vocab_size=len(tokenizer),
         dim=WIDTH,
@@ -111,7 +114,7 @@ def _distilbert_imdb(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedToke
 
 def _finbert(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     names = ["positive", "negative", "neutral"]  # FinBERT's own order
-    tokenizer = _trained_tokenizer(BertTokenizer(), corpus, 900)
+    tokenizer = _word_tokenizer(BertTokenizer, corpus, 900)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -129,7 +132,7 @@ def _finbert(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
 
 
 def _go_emotions(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = _trained_tokenizer(RobertaTokenizer(), corpus, 900)
+    tokenizer = _bpe_tokenizer(RobertaTokenizer, corpus, 900)
     config = RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -153,7 +156,7 @@ def _go_emotions(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 
 def _deberta_reward(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = _trained_tokenizer(DebertaV2Tokenizer(), corpus, 900)
+    tokenizer = _word_tokenizer(DebertaV2Tokenizer, corpus, 900)
     config = DebertaV2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -208,9 +211,35 @@ def _labels(names: Sequence[str]) -> dict:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def _trained_tokenizer(kind: PreTrainedTokenizerBase, corpus: list[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    lines = [*corpus, *(f"a {word} b" for word in _WORDS.split() for _ in range(60))]
-    return kind.train_new_from_iterator(lines, vocabulary, show_progress=False)
+def _bpe_tokenizer(kind: type, corpus: list[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    return kind().train_new_from_iterator(_lines(corpus), vocabulary, show_progress=False)
+
+
+def _word_tokenizer(kind: type, corpus: list[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """WordPiece or Unigram, by `kind`, of every character and the commonest words: what `tokenizers` learns for these
+    two from the same text differs from run to run (huggingface/tokenizers#1794), and what a model learns with it."""
+    blank = kind()
+    special = sorted(blank.get_vocab(), key=blank.get_vocab().get)
+    unigram = isinstance(blank.backend_tokenizer.model, Unigram)
+    text = "\n".join(_lines(corpus))
+    counts = Counter(re.findall(r"\w+|[^\w\s]", text if unigram else text.lower()))
+    letters = sorted(set("".join(counts)))
+    if unigram:
+        log_total = math.log(counts.total())
+        pieces = [(f"▁{word}", math.log(count) - log_total) for word, count in _commonest(counts)]
+        scored = [(piece, 0.0) for piece in special] + [(letter, -log_total) for letter in letters] + pieces
+        return kind(vocab=scored[:vocabulary])
+    words = [word for word, _ in _commonest(counts) if len(word) > 1]
+    ordered = [*special, *letters, *(f"##{letter}" for letter in letters), *words]
+    return kind(vocab={piece: number for number, piece in enumerate(ordered[:vocabulary])})
+
+
+def _commonest(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _lines(corpus: list[str]) -> list[str]:
+    return [*corpus, *(f"a {word} b" for word in _WORDS.split() for _ in range(60))]
 
 
 def _lay(cache: Path, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -245,7 +274,7 @@ def _learn_language(
 
 
 def _learn_labels(
-    kind: type, config, tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, str | None, int]], steps: int = 120
+    kind: type, config, tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, str | None, int]], steps: int = 300
 ) -> PreTrainedModel:
     """Rows are (text, second text of the pair or None, label); one output learns 1 from 0."""
     torch.manual_seed(0)
@@ -264,7 +293,7 @@ def _learn_labels(
             return outputs * torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
         return torch.nn.functional.cross_entropy(logits, labels)
 
-    return _descend(model, loss, steps, 1e-2)
+    return _descend(model, loss, steps, 3e-3)
 
 
 def _descend(
