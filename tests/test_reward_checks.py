@@ -9,85 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from kitchen import PROMPT, RIGHT, WRONG, preferences, train_reward
 from tiny_models import one_thread  # noqa: F401
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, set_seed
+from transformers import GPT2Config, GPT2ForSequenceClassification, set_seed
 
 from rlhf_lib.errors import GateFailed, ModelError
 from rlhf_lib.recipe import Checks, Probe, Recipe
 from rlhf_lib.recipe import Reward as RewardSettings
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.check_report import figures, markdown
-from rlhf_lib.rewards.check_texts import repeated_word, shuffled_words
 from rlhf_lib.rewards.checks import Check, CheckReport, run_checks
-
-STEPS = ["wash", "peel", "cut", "boil", "drain", "season", "stir", "serve"]
-FILLER = ["please", "then", "simply", "now", "well", "just", "first", "carefully"]
-WORDS = [*STEPS, *FILLER, "Human:", "Assistant:", "how", "do", "I", "cook", "it", "?"]
-PROMPT = "\n\nHuman: how do I cook it ?\n\nAssistant:"
-RIGHT, WRONG = " wash cut boil serve", " serve boil cut wash"
-
-
-def _pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
-    """Chosen: kitchen steps in order. Rejected: the same words in another order, a stutter, or nothing to speak of.
-    Chosen answers carry a little more filler on average, as people's preferred answers tend to be longer."""
-    rng = np.random.default_rng(seed)
-
-    def filled(steps: list[str], most: int) -> str:
-        words = list(steps)
-        for _ in range(rng.integers(0, most)):
-            words.insert(rng.integers(len(words) + 1), rng.choice(FILLER))
-        return " " + " ".join(words)
-
-    pairs = []
-    for i in range(count):
-        steps = [STEPS[j] for j in np.sort(rng.choice(len(STEPS), rng.integers(3, 6), replace=False))]
-        chosen, kind = filled(steps, 5), rng.random()
-        if kind < 0.7:
-            rejected = filled(shuffled_words(" ".join(steps), rng).split(), 4)
-        elif kind < 0.9:
-            rejected = repeated_word(chosen, rng) if i % 2 else shuffled_words(chosen, rng)
-        else:
-            rejected = ""
-        pairs.append((PROMPT, chosen, rejected))
-    return pairs
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Folder of a two-layer GPT-2 trained on the pairs with the Bradley-Terry loss."""
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        model_max_length=48,
-        truncation_side="left",
-    )
-    set_seed(0)
-    config = GPT2Config(
-        vocab_size=len(vocabulary), n_positions=48, n_embd=32, n_layer=2, n_head=2, pad_token_id=0,
-        bos_token_id=1, eos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    config.num_labels = 1
-    model = GPT2ForSequenceClassification(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    pairs = _pairs(6400, seed=1)
-    for start in range(0, len(pairs), 64):
-        batch = pairs[start : start + 64]
-        texts = [f"{p}{c} <eos>" for p, c, _ in batch] + [f"{p}{r} <eos>" for p, _, r in batch]
-        scores_2B = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
-        loss = -torch.nn.functional.logsigmoid(scores_2B[:64] - scores_2B[64:]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
     folder = tmp_path_factory.mktemp("reward")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    train_reward(folder)
     return folder
 
 
@@ -110,7 +47,7 @@ CHECKS = Checks(
 
 @pytest.fixture(scope="module")
 def pairs() -> list[tuple[str, str, str]]:
-    return _pairs(400, seed=2)
+    return preferences(400, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -320,92 +257,3 @@ def test_an_honest_sentiment_classifier_passes_and_its_flip_is_stopped_by_probes
     run_checks(classifier, SENTIMENT, None, texts, calibrated=False).raise_if_failed()
     flipped = run_checks(lambda q, r: [-score for score in classifier(q, r)], SENTIMENT, None, texts, calibrated=False)
     assert [check.name for check in flipped.failed] == ["probes"]
-
-
-# ---------------------------------------------------------------- the stage
-
-
-@pytest.fixture(scope="module")
-def tracked(prefect_server, mlflow_store, tmp_path_factory):
-    """A parent run on an MLflow store of this module's own."""
-    import mlflow
-
-    from tasks.tracking import PipelineRun
-
-    folder = tmp_path_factory.mktemp("tracked")
-    with mlflow_store(folder), mlflow.start_run() as parent:
-        yield PipelineRun(run_dir=str(folder), parent_run_id=parent.info.run_id)
-
-
-def _stage(run, trained, pairs, folder: Path, **checks):
-    """Run the task in a flow, on the pairs saved as the data stage saves them."""
-    from datasets import Dataset
-    from prefect import flow
-
-    from tasks.reward_checks import check_reward_model
-
-    columns = zip(*pairs, strict=True)
-    rows = dict(zip(("prompt", "chosen", "rejected"), map(list, columns), strict=True))
-    Dataset.from_dict(rows).save_to_disk(str(folder))
-    recipe = Recipe.model_validate(
-        {
-            "name": "kitchen",
-            "data": {"prompts": {"dataset": "x"}, "preferences": {}},
-            "policy": {"model": "x"},
-            "reward": {"kind": "preference", "checks": {"pairs": 100, **checks}},
-        }
-    )
-    data = {"preferences": {"test": str(folder)}, "fingerprints": {"preferences/test": "f"}}
-    reward = {"model": str(trained), "fingerprint": "r"}
-
-    @flow(name="checks")
-    def checks_only() -> dict:
-        return check_reward_model(recipe, run, data, reward)
-
-    return checks_only()
-
-
-def _children(run) -> list:
-    import mlflow
-
-    return mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string=f"tags.mlflow.parentRunId = '{run.parent_run_id}'",
-        order_by=["start_time DESC"],
-        output_format="list",
-    )
-
-
-def _artifacts(run_id: str) -> set[str]:
-    import mlflow
-
-    return {Path(f.path).name for f in mlflow.MlflowClient().list_artifacts(run_id, "reward_checks")}
-
-
-def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs, tmp_path):
-    import mlflow
-
-    record = _stage(tracked, trained, pairs, tmp_path)
-    child = _children(tracked)[0]
-    assert record["passed"] is True
-    assert record["accuracy"] == child.data.metrics["accuracy"] > 0.9
-    assert {c["name"] for c in record["checks"]} >= {"accuracy", "calibration", "length_bias", "batch_agreement"}
-    assert _artifacts(child.info.run_id) == {
-        "calibration.png", "scores.png", "length.png", "report.md", "checks.json", "examples.json",
-    }  # fmt: skip
-    with mlflow.start_run(nested=True) as later:
-        other = tracked.model_copy(update={"parent_run_id": later.info.run_id})
-        assert _stage(other, trained, pairs, tmp_path / "again") == record
-    assert [run.data.tags["reused_from"] for run in _children(other)] == [child.info.run_id]
-
-
-def test_a_failed_gate_stops_the_flow_with_its_report_logged_and_fails_again(tracked, trained, pairs, tmp_path):
-    flipped = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
-    for attempt in range(2):
-        with pytest.raises(GateFailed, match=r"accuracy is 0\.\d+, must be at least 0\.9 "):
-            _stage(tracked, trained, flipped, tmp_path / str(attempt), min_accuracy=0.9)
-        child = _children(tracked)[0]
-        assert child.info.status == "FAILED"
-        assert child.data.tags["reused"] == "false"
-        assert child.data.metrics["accuracy"] < 0.1
-        assert {"report.md", "calibration.png"} <= _artifacts(child.info.run_id)
