@@ -44,11 +44,12 @@ test-browser: $(READY)  ## what docs/operate.md tells, from make up to make down
 test-faults: $(READY)  ## kills in every stage, outages, full disks, clocks, cancellation: make test-faults ARGS='-k disk'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults.py $(ARGS)
 
-lint: $(READY)  ## ruff, mypy, and the import contracts
+lint: $(READY)  ## ruff, mypy, the import contracts, and hadolint where it is there
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 
 format: $(READY)  ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
