@@ -1,34 +1,26 @@
 """What orchestration and tracking cost: the same work by the library alone and by the flow, each a process of its own,
 start-up included; how long `rlhf --help` takes; and when PPO starts in a re-run with other PPO settings.
 
-    PYTHONPATH=. .venv/bin/python benchmarks/overhead.py [--rounds 3] [--by-turns] [--set ppo.steps=200 ...]
+    PYTHONPATH=. .venv/bin/python benchmarks/overhead.py [--rounds 3] [--whole --set ppo.steps=590]
 
 The library's side does all the flow's work but registration: data, base model, reward model, checks, PPO, evaluation
 with its report. It logs nowhere, and keeps only what the next stage reads. For recipes that train their base model from
 scratch and their reward model on pairs, as the embedded one does.
-
-On a machine whose speed changes by the minute the two sides of a long run, one after the other, tell of the minutes.
-With --by-turns both are begun at once and each is stopped for three seconds while the other runs: what counts are the
-seconds in which it was running, and both had the same minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
-SLICE = 3.0  # seconds of a turn
 STAGES = ("data", "base_model", "reward_model", "reward_checks", "ppo", "evaluation")
 # little of everything, no gate in the way: what is left is what it costs to have a flow
 REDUCED: dict[str, Any] = {
@@ -187,59 +179,23 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
 
 class Timed(NamedTuple):
     begun: float  # seconds since the epoch
-    seconds: float  # in which it was not stopped
+    seconds: float
     processor: float  # seconds of processor time, by it and by all that it started
     printed: str
 
 
-def timed(*commands: list[str], environment: dict[str, str]) -> list[Timed]:
-    """Run them to their ends, several by turns. What one printed is shown where it fails."""
-    sides = [_Side(command, environment) for command in commands]
-    while unfinished := [side for side in sides if side.result is None]:
-        for side in unfinished:
-            side.go_on(SLICE if len(unfinished) > 1 else float("inf"))
-    return [side.result for side in sides if side.result]
-
-
-class _Side:
-    """A command that runs only while `go_on` does, with all that it starts."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.command, self.seconds = command, 0.0
-        self.said, self.errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 - until it ends
-        self.result: Timed | None = None
-        self.begun = time.time()
-        self.process = psutil.Popen(command, env=environment, stdout=self.said, stderr=self.errors)
-        _stop(self.process)
-
-    def go_on(self, seconds: float) -> None:
-        start = time.perf_counter()
-        for process in [self.process, *self.process.children(recursive=True)]:
-            _signal(process, signal.SIGCONT)
-        ended = 0
-        while not ended and time.perf_counter() - start < seconds:
-            ended, status, usage = os.wait4(self.process.pid, os.WNOHANG)
-            time.sleep(0 if ended else 0.02)
-        self.seconds += time.perf_counter() - start
-        if not ended:
-            return _stop(self.process)
-        self.said.seek(0)
-        self.errors.seek(0)
+def timed(command: list[str], environment: dict[str, str]) -> Timed:
+    """Run it to its end. What it printed is shown where it fails."""
+    begun, start = time.time(), time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        said.seek(0)
+        errors.seek(0)
         if status:
-            sys.exit(f"{' '.join(self.command)}\n{self.said.read()}{self.errors.read()}")
-        self.result = Timed(self.begun, self.seconds, usage.ru_utime + usage.ru_stime, self.said.read())
-
-
-def _stop(process: psutil.Process) -> None:
-    _signal(process, signal.SIGSTOP)  # before its children: it starts no more of them
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in process.children():
-            _stop(child)
-
-
-def _signal(process: psutil.Process, which: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(which)
+            sys.exit(f"{' '.join(command)}\n{said.read()}{errors.read()}")
+        return Timed(begun, seconds, usage.ru_utime + usage.ru_stime, said.read())
 
 
 def stages(run_dir: Path, summary: Path) -> dict[str, tuple[float, float]]:
@@ -266,7 +222,6 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")
     parser.add_argument("--whole", action="store_true", help="the recipe as it is, not reduced")
     parser.add_argument("--rounds", type=int, default=1, help="of each side, in turn; medians are told")
-    parser.add_argument("--by-turns", action="store_true", help="both sides at once, each stopped while the other runs")
     parser.add_argument("--out", type=Path, help="folder for overhead.json")
     parser.add_argument("--library", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)  # one side, in this process
     args = parser.parse_args()
@@ -289,11 +244,7 @@ def main() -> None:
             folder.mkdir()
             command = [sys.executable, __file__, "--recipe", args.recipe, "--library", str(folder), *options]
             run = [*cli, "run", args.recipe, "--run-dir", str(run_dir), "--summary", str(summary), *options]
-            sides = [[*command, "--whole"], run]
-            if args.by_turns:
-                mine, theirs = timed(*sides, environment=environment)
-            else:
-                mine, theirs = (timed(side, environment=environment)[0] for side in sides)
+            mine, theirs = timed([*command, "--whole"], environment), timed(run, environment)
             alone.append(mine)
             flow.append(theirs)
             print(f"round {i + 1}: library alone {mine.seconds:.1f} s, flow {theirs.seconds:.1f} s", flush=True)
@@ -301,9 +252,9 @@ def main() -> None:
             for name, (_, seconds) in stages(run_dir, summary).items():
                 by_stage.setdefault(name, []).append((libraries.get(name, 0.0), seconds))
             again = [*run, "--set", "ppo.kl_coef=0.123", "--set", "ppo.steps=1"]
-            begun = timed(again, environment=environment)[0].begun
+            begun = timed(again, environment).begun
             steered.append(stages(run_dir, summary)["ppo"][0] - begun)
-    helped = [timed([*cli, "--help"], environment=environment)[0].seconds for _ in range(5)]
+    helped = [timed([*cli, "--help"], environment).seconds for _ in range(5)]
 
     report: dict[str, Any] = {}
     for what in ("seconds", "processor"):
@@ -325,9 +276,8 @@ def main() -> None:
     for what, name in (("seconds", "seconds"), ("processor", "of processor time")):
         line = "library alone {library:.1f}, flow {flow:.1f} {name}: {added:+.1f}, {added_share:+.1%}"
         print(line.format(name=name, **report[what]))
-    if not args.by_turns:  # a stage's seconds include those in which it was stopped
-        sides_by_stage = (f"{name} {a:.1f} {b:.1f}" for name, (a, b) in report["stages"].items())
-        print("stages, library and flow: " + ", ".join(sides_by_stage))
+    sides_by_stage = (f"{name} {a:.1f} {b:.1f}" for name, (a, b) in report["stages"].items())
+    print("stages, library and flow: " + ", ".join(sides_by_stage))
     print(f"with another ppo.kl_coef PPO starts after {report['ppo_starts_after']:.1f} s")
     print(f"rlhf --help {report['help']:.2f} s")
     if args.out:
