@@ -43,8 +43,8 @@ def preferences(count: int, seed: int) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def train_reward(folder: Path) -> None:
-    """Save a two-layer GPT-2 trained on the preferences with the Bradley-Terry loss."""
+def train_reward(folder: Path) -> Path:
+    """Save in `folder`, and return it, a two-layer GPT-2 trained on the preferences with the Bradley-Terry loss."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -75,3 +75,4 @@ def train_reward(folder: Path) -> None:
         optimizer.step()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder

@@ -23,9 +23,7 @@ from rlhf_lib.rewards.checks import Check, CheckReport, run_checks
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    train_reward(folder)
-    return folder
+    return train_reward(tmp_path_factory.mktemp("reward"))
 
 
 @pytest.fixture(scope="module")

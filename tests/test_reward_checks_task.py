@@ -12,9 +12,7 @@ from rlhf_lib.recipe import Recipe
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reward")
-    train_reward(folder)
-    return folder
+    return train_reward(tmp_path_factory.mktemp("reward"))
 
 
 @pytest.fixture(scope="module")
