@@ -219,23 +219,21 @@ def _word_tokenizer(kind: type, corpus: list[str], vocabulary: int) -> PreTraine
     """WordPiece or Unigram, by `kind`, of every character and the commonest words: what `tokenizers` learns for these
     two from the same text differs from run to run (huggingface/tokenizers#1794), and what a model learns with it."""
     blank = kind()
-    special = sorted(blank.get_vocab(), key=blank.get_vocab().get)
+    numbers = blank.get_vocab()
+    special = sorted(numbers, key=numbers.get)
     unigram = isinstance(blank.backend_tokenizer.model, Unigram)
     text = "\n".join(_lines(corpus))
     counts = Counter(re.findall(r"\w+|[^\w\s]", text if unigram else text.lower()))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
     letters = sorted(set("".join(counts)))
     if unigram:
         log_total = math.log(counts.total())
-        pieces = [(f"▁{word}", math.log(count) - log_total) for word, count in _commonest(counts)]
+        pieces = [(f"▁{word}", math.log(counts[word]) - log_total) for word in words]
         scored = [(piece, 0.0) for piece in special] + [(letter, -log_total) for letter in letters] + pieces
         return kind(vocab=scored[:vocabulary])
-    words = [word for word, _ in _commonest(counts) if len(word) > 1]
-    ordered = [*special, *letters, *(f"##{letter}" for letter in letters), *words]
+    longer = [word for word in words if len(word) > 1]
+    ordered = [*special, *letters, *(f"##{letter}" for letter in letters), *longer]
     return kind(vocab={piece: number for number, piece in enumerate(ordered[:vocabulary])})
-
-
-def _commonest(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _lines(corpus: list[str]) -> list[str]:
