@@ -272,7 +272,7 @@ def _learn_language(
 
 
 def _learn_labels(
-    kind: type, config, tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, str | None, int]], steps: int = 300
+    kind: type, config, tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, str | None, int]], steps: int = 600
 ) -> PreTrainedModel:
     """Rows are (text, second text of the pair or None, label); one output learns 1 from 0."""
     torch.manual_seed(0)
