@@ -67,7 +67,7 @@ rlhf.__signature__ = form.signature(rlhf.fn)  # type: ignore[attr-defined]
 
 def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
     """The stages in their order, under one MLflow parent run; returns the run's record."""
-    from tasks.base_model import train_base_model
+    from tasks.base_model import given_policy, train_base_model
     from tasks.data import prepare_data
     from tasks.evaluation import evaluate_policy
     from tasks.ppo import run_ppo
@@ -84,10 +84,7 @@ def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
         )
         recipe = preflight_task(recipe)
         data = prepare_data(recipe, run)
-        policy = {"model": recipe.policy.model, "prompts": data["prompts"], "fingerprint": data["policy_fingerprint"]}
-        if recipe.policy.train is not None:
-            base = train_base_model(recipe, run, data)
-            policy = {key: base[key] for key in policy}
+        policy = given_policy(recipe, data) if recipe.policy.train is None else train_base_model(recipe, run, data)
         reward = prepare_reward_model(recipe, run, data, policy)
         checks = check_reward_model(recipe, run, data, reward)
         ppo = run_ppo(recipe, run, data, policy, reward)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.results import EvaluationResult, PPOResult, RegisteredModel, RewardChecks
 
 Record = dict[str, Any]
 
 
 def build_record(
-    recipe: str, run_id: str, checks: Record, ppo: Record, evaluation: Record, model: Record | None
+    recipe: str, run_id: str, checks: RewardChecks, ppo: PPOResult, evaluation: EvaluationResult, model: RegisteredModel
 ) -> Record:
-    """One record from the stages' records; a figure that doesn't apply is None, never 0."""
-    diversity = evaluation["diversity"]
+    """One record from the stages' results; a metric that doesn't apply is None, never 0."""
+    diversity = evaluation.diversity
     return {
         "recipe": recipe,
         "mlflow_run_id": run_id,
-        "model": {key: model[key] for key in ("name", "version", "promoted")} if model else None,
-        "reward_model": {"accuracy": checks["accuracy"], "checks_passed": checks["passed"]},
-        "ppo": {"steps": ppo["steps"], "seconds": ppo["seconds"], "kl": evaluation["kl"]},
-        "reward": evaluation["reward"],
-        "perplexity": evaluation["perplexity"],
+        "model": {"name": model.name, "version": model.version, "promoted": model.promoted},
+        "reward_model": {"accuracy": checks.accuracy, "checks_passed": checks.passed},
+        "ppo": {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl},
+        "reward": evaluation.reward,
+        "perplexity": evaluation.perplexity,
         "diversity": {key: diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
     }
 

@@ -9,14 +9,15 @@ from prefect import task
 
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY
-from tasks.stages import code_key, content_key, stage
+from tasks.results import Folders, PreparedData, StartingPolicy
+from tasks.stage_keys import BASE_MODEL
+from tasks.stages import run_stage
 from tasks.tracking import PipelineRun
 
 
 @task(name="base_model", **HEAVY)
-def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> dict[str, Any]:
-    """Train the base model that `policy.train` asks for. The record holds its folder `model`, `fingerprint`, the
-    folders of the tokenized `prompts` {"train", "test"}, and `metrics`.
+def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> StartingPolicy:
+    """Train the base model that `policy.train` asks for.
 
     The prompts are tokenized before training: prompts that don't fit stop the run before it is paid for.
     """
@@ -28,23 +29,24 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
 
     settings, given = recipe.policy.train, recipe.policy.model
     assert settings is not None, "only for recipes with policy.train"
+    learned = data.corpus or data.preferences
+    assert learned is not None, "the recipe requires a corpus or pairs here"
     rows, texts = (
-        {split: load_from_disk(folder) for split, folder in data[kind].items()}
-        for kind in ("corpus" if data.get("corpus") else "preferences", "texts")
+        {"train": load_from_disk(folders.train), "test": load_from_disk(folders.test)}
+        for folders in (learned, data.texts)
     )
     device = pick_device(recipe.compute)
-    key = content_key(
+    key = BASE_MODEL.key(
         recipe.policy.model_dump(mode="json", include={"train", "lora"}),
         recipe.data.prompts.model_dump(mode="json", include={"query", "template", "max_query_chars"}),
         recipe.generation.model_dump(mode="json", include={"max_new_tokens", "length_sampler"}),
         fingerprint(given) if given else None,
         [rows_fingerprint(part) for part in (*rows.values(), *texts.values())],
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
-        code_key("models/loading", "models/base", "models/seq2seq", "models/supervised", "data/prompts"),
     )
-    with stage("base_model", run, key=key) as current:
+    with run_stage(BASE_MODEL, run, key=key) as current:
         if current.reused:
-            return current.record
+            return current.result
         from rlhf_lib.models import base  # with transformers' and TRL's trainers, which take seconds to import
         from rlhf_lib.models.supervised import curve
 
@@ -88,10 +90,19 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: dict[str, Any]) -> 
         }
         current.log_metrics(metrics)
         mlflow.log_figure(curve(log, "loss", "mean_token_accuracy", "learning_rate"), "curve.png")
-        current.record = {
-            "model": str(folder),
-            "fingerprint": fingerprint(str(folder)),
-            "prompts": {split: str(where) for split, where in prompts.items()},
-            "metrics": metrics,
-        }
-    return current.record
+        current.finish(
+            StartingPolicy(
+                model=str(folder),
+                fingerprint=fingerprint(str(folder)),
+                prompts=Folders(train=str(prompts["train"]), test=str(prompts["test"])),
+                metrics=metrics,
+            )
+        )
+    return current.result
+
+
+def given_policy(recipe: Recipe, data: PreparedData) -> StartingPolicy:
+    """The policy of a recipe that trains no base model: what `policy.model` names, and the prompts in its tokens."""
+    assert recipe.policy.model is not None, "the recipe requires a model here"
+    assert data.prompts is not None, "prompts are tokenized where the tokenizer is known"
+    return StartingPolicy(model=recipe.policy.model, fingerprint=data.policy_fingerprint, prompts=data.prompts)

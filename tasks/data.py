@@ -15,7 +15,9 @@ from rlhf_lib.credentials import redact
 from rlhf_lib.recipe import Recipe, leaves
 from tasks.options import LIGHT
 from tasks.rankings import FILES, ranking_fingerprints, show_feedback
-from tasks.stages import code_key, content_key, stage
+from tasks.results import Folders, PreparedData
+from tasks.stage_keys import DATA
+from tasks.stages import run_stage
 from tasks.tracking import PipelineRun
 
 if TYPE_CHECKING:
@@ -29,14 +31,10 @@ _DIGEST = 36  # MLflow's database keeps no more characters of a data set's diges
 
 
 @task(name="data", **LIGHT)
-def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
+def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     """Save what the later stages read; reused where the content of rows, settings and tokenizer is the same.
 
-    The record holds the folders `prompts` (null where the tokenizer is still to be trained), `texts` (the prompts
-    without their ids), `preferences`, `corpus` and `labelled` (null where the recipe has none), each {"train", "test"};
-    the `label_names` of the last; the `criterion` of human rankings; the sets' `fingerprints` by role; the filters'
-    `report`; and `metrics`. Raises DataError, and ModelError for a missing model, or a label to reward that the
-    labelled texts don't have.
+    Raises DataError, and ModelError for a missing model or a rewarded label that the labelled texts don't have.
     """
     from rlhf_lib.data.corpus import is_seq2seq, load_corpus
     from rlhf_lib.data.labelled import load_labelled
@@ -57,14 +55,14 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
     settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, **splits})
     policy = (model_fingerprint(model), recipe.generation.response_limit) if model else None
     cut = recipe.data.corpus is not None and is_seq2seq(recipe)
-    key = content_key(settings, fingerprints, recipe.seed, policy, cut, code_key("data", "recipe"))
+    key = DATA.key(settings, fingerprints, recipe.seed, policy, cut)
 
     for role, digest in fingerprints.items():
         mlflow.MlflowClient().set_tag(run.parent_run_id, f"fingerprint.{role}", digest)
-    with stage("data", run, key=key) as current:
+    with run_stage(DATA, run, key=key) as current:
         if current.reused:
-            _check_label(recipe, current.record["label_names"])
-            return current.record
+            _check_label(recipe, current.result.label_names)
+            return current.result
         prompts = load_prompts(recipe, loaded)
         texts = {"train": prompts.train, "test": prompts.test}
         report: dict[str, Any] = {"prompts": prompts.report}
@@ -99,17 +97,19 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> dict[str, Any]:
             made = {"prompts": tokenized, "texts": texts, "preferences": pairs}
             for kind, rows in (("corpus", corpus), ("labelled", labelled)):
                 made[kind] = {"train": rows.train, "test": rows.test} if rows else None
-            folders = {name: _save(rows, current.folder / name) for name, rows in made.items()}
-        current.record = {
-            **folders,
-            "label_names": names,
-            "criterion": criterion,
-            "fingerprints": fingerprints,
-            "policy_fingerprint": policy[0] if policy else None,
-            "report": report,
-            "metrics": metrics,
-        }
-    return current.record
+            folders: dict[str, Any] = {name: _save(rows, current.folder / name) for name, rows in made.items()}
+        current.finish(
+            PreparedData(
+                **folders,
+                label_names=names,
+                criterion=criterion,
+                fingerprints=fingerprints,
+                policy_fingerprint=policy[0] if policy else None,
+                report=report,
+                metrics=metrics,
+            )
+        )
+    return current.result
 
 
 def _tokenize(recipe: Recipe, model: str, texts: dict[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Any]]:
@@ -122,12 +122,12 @@ def _tokenize(recipe: Recipe, model: str, texts: dict[str, Dataset]) -> tuple[di
     return {"train": train, "test": test}, counts
 
 
-def _save(splits: dict[str, Dataset] | None, folder: Path) -> dict[str, str] | None:
+def _save(splits: dict[str, Dataset] | None, folder: Path) -> Folders | None:
     if splits is None:
         return None
     for name, rows in splits.items():
         rows.save_to_disk(folder / name)
-    return {name: str(folder / name) for name in splits}
+    return Folders(train=str(folder / "train"), test=str(folder / "test"))
 
 
 def _check_label(recipe: Recipe, names: list[str] | None) -> None:

@@ -11,17 +11,17 @@ from prefect.logging import get_run_logger
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY
 from tasks.reports import publish
-from tasks.stages import code_key, content_key, stage
+from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
+from tasks.stage_keys import EVALUATION
+from tasks.stages import run_stage
 from tasks.tracking import PipelineRun
 
 
 @task(name="evaluation", **HEAVY)
-def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict, ppo: dict) -> dict[str, Any]:
-    """Evaluate and log: figures, the before/after table, histograms, an HTML and a Markdown report.
-
-    Record: `reward`, `perplexity` (None without a set), `perplexity_counts`, `diversity`, `kl` (nats per response),
-    `report` (path of the page), `metrics`.
-    """
+def evaluate_policy(
+    recipe: Recipe, run: PipelineRun, policy: StartingPolicy, reward: RewardArtifact, ppo: PPOResult
+) -> EvaluationResult:
+    """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report."""
     import mlflow
 
     from rlhf_lib.data.prompts import held_out_prompts
@@ -40,34 +40,30 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
     texts: list[str] = []
     given: list[str] | None = None
     if wanted:
-        settings = recipe.data.prompts
-        seq2seq = load_config(ppo["policy"], remote).is_encoder_decoder
+        prompt_settings = recipe.data.prompts
+        seq2seq = load_config(ppo.policy, remote).is_encoder_decoder
         texts, given = load_texts(
-            wanted, default=settings.dataset, seed=recipe.seed, prompts=settings if seq2seq else None
+            wanted, default=prompt_settings.dataset, seed=recipe.seed, prompts=prompt_settings if seq2seq else None
         )
-    key = content_key(
-        recipe.model_dump(mode="json", exclude={"registration", "about", "description"}),
-        [ppo, reward.get("fingerprint")],
-        [texts, given],
-        code_key("data", "evaluation", "models", "ppo", "rewards"),
-    )
-    with stage("evaluation", run, key=key, repeat=True) as s:
+    settings = recipe.model_dump(mode="json", exclude={"registration", "about", "description"})
+    key = EVALUATION.key(settings, ppo.model_dump(mode="json"), reward.fingerprint, texts, given)
+    with run_stage(EVALUATION, run, key=key) as s:
         if s.reused:
-            return s.record
-        prompts = held_out_prompts(policy["prompts"]["test"], recipe)
+            return s.result
+        prompts = held_out_prompts(policy.prompts.test, recipe)
 
         device = pick_device(recipe.compute)
         dtype = pick_dtype(recipe.compute, device)
-        tokenizer = load_tokenizer(ppo["policy"], remote)
+        tokenizer = load_tokenizer(ppo.policy, remote)
         models: dict[str, Any] = {}
-        for name in ("reference", "policy"):
-            models[name] = load_policy(ppo[name], dtype, remote).to(device)  # type: ignore[arg-type]
+        for name, folder in (("reference", ppo.reference), ("policy", ppo.policy)):
+            models[name] = load_policy(folder, dtype, remote).to(device)  # type: ignore[arg-type]
         logger.info("evaluation: %d prompts, %d texts for perplexity", len(prompts), len(texts))
         comparison = compare(
             models["reference"],
             models["policy"],
             tokenizer,
-            build_reward(recipe.reward, reward["model"], device),
+            build_reward(recipe.reward, reward.model, device),
             list(prompts["query"]),
             list(prompts["input_ids"]),
             recipe.generation,
@@ -128,22 +124,24 @@ def evaluate_policy(recipe: Recipe, run: PipelineRun, policy: dict, reward: dict
         s.log_metrics(metrics)
         mlflow.log_table(comparison.table(), "before_after.json")
         page = publish(report, drawings, s.folder, key="evaluation", description=f"{recipe.name}: before and after")
-        s.record = {
-            "reward": {
-                "reference": comparison.reward.reference,
-                "policy": comparison.reward.policy,
-                "delta": comparison.reward.delta,
-                "ci95": list(comparison.reward.ci95),
-                "win_rate": comparison.reward.win_rate,
-            },
-            "perplexity": perplexity,
-            "perplexity_counts": counts,
-            "diversity": comparison.diversity,
-            "kl": comparison.kl,
-            "report": str(page),
-            "metrics": {name: figure for name, figure in metrics.items() if figure is not None},
-        }
-    return s.record
+        s.finish(
+            EvaluationResult(
+                reward={
+                    "reference": comparison.reward.reference,
+                    "policy": comparison.reward.policy,
+                    "delta": comparison.reward.delta,
+                    "ci95": list(comparison.reward.ci95),
+                    "win_rate": comparison.reward.win_rate,
+                },
+                perplexity=perplexity,
+                perplexity_counts=counts,
+                diversity=comparison.diversity,
+                kl=comparison.kl,
+                report=str(page),
+                metrics={name: value for name, value in metrics.items() if value is not None},
+            )
+        )
+    return s.result
 
 
 def how_sampled(recipe: Recipe) -> str:

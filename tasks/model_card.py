@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlhf_lib.recipe import Recipe, leaves
+from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
 
 
 def model_card(
     recipe: Recipe,
     *,
     name: str,
-    policy: Mapping[str, Any],
-    reward: Mapping[str, Any],
-    ppo: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
+    policy: StartingPolicy,
+    reward: RewardArtifact,
+    ppo: PPOResult,
+    evaluation: EvaluationResult,
     gates: Iterable[Mapping[str, Any]],
     verdict: str,
     duel: Mapping[str, Any] | None,
@@ -26,7 +27,7 @@ def model_card(
 ) -> str:
     """Markdown, from the recipe and the stages' records; `samples` and `pipeline` are links to the evaluation's run and
     to the parent's. Figures that don't apply are left out."""
-    learned, checked, texts = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
+    learned, checked, texts = evaluation.reward, evaluation.perplexity or {}, evaluation.diversity
     low, high = learned["ci95"]
     generation, settings = recipe.generation, recipe.ppo
     before_after = [
@@ -40,14 +41,14 @@ def model_card(
     made_from = [
         ("recipe", recipe.name),
         ("base model", recipe.policy.model or "trained from scratch"),
-        ("base model's fingerprint", policy["fingerprint"]),
+        ("base model's fingerprint", policy.fingerprint),
         ("prompts", recipe.data.prompts.dataset),
         *((f"fingerprint of {key}", value) for key, value in leaves(fingerprints).items()),
         ("reward", f"{recipe.reward.kind} {recipe.reward.function or recipe.reward.model or ''}".strip()),
-        ("reward's fingerprint", reward.get("fingerprint")),
+        ("reward's fingerprint", reward.fingerprint),
         ("reward model's held-out accuracy", accuracy),
-        ("PPO", f"{ppo['steps']} steps of {settings.batch_size} responses, {settings.ppo_epochs} epochs each"),
-        ("seconds of PPO", ppo["seconds"]),
+        ("PPO", f"{ppo.steps} steps of {settings.batch_size} responses, {settings.ppo_epochs} epochs each"),
+        ("seconds of PPO", ppo.seconds),
         ("learning rate", f"{settings.learning_rate:g}, {settings.schedule}"),
         ("KL coefficient", f"{settings.kl_coef:g}, {settings.kl_controller}, estimator {settings.kl_estimator}"),
         ("sampling", f"temperature {generation.temperature:g}, top_k {generation.top_k}, top_p {generation.top_p:g}"),
@@ -74,7 +75,7 @@ proof of quality, and nothing here vouches for facts, safety or other domains. R
 {table(("", "reference", "policy"), [row for row in before_after if row[1] is not None])}
 
 Reward delta {figure(learned["delta"])}, 95% interval [{figure(low)}, {figure(high)}], win rate \
-{figure(learned["win_rate"])}; KL to the reference {figure(evaluation["kl"])} nats per response.
+{figure(learned["win_rate"])}; KL to the reference {figure(evaluation.kl)} nats per response.
 Samples and report: {samples}
 Every setting, and the other stages: {pipeline}
 

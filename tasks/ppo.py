@@ -18,7 +18,9 @@ from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY, can_pass
-from tasks.stages import Stage, code_key, content_key, stage
+from tasks.results import PPOResult, PreparedData, RewardArtifact, StartingPolicy
+from tasks.stage_keys import PPO
+from tasks.stages import StageRun, run_stage
 from tasks.tracking import PipelineRun
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is
 
 @task(name="ppo", **HEAVY)
 def run_ppo(
-    recipe: Recipe, run: PipelineRun, data: dict[str, Any], policy: dict[str, Any], reward: dict[str, Any]
-) -> dict[str, Any]:
-    """Train the policy against the reward. The record holds the folders of policy and reference, steps, seconds, KL.
+    recipe: Recipe, run: PipelineRun, data: PreparedData, policy: StartingPolicy, reward: RewardArtifact
+) -> PPOResult:
+    """Train the policy against the reward.
 
     Checkpoints lie under a key of everything that decides the run, so the same recipe started again after a crash goes
     on from the last one; they move to the stage's folder when PPO has ended.
@@ -47,20 +49,19 @@ def run_ppo(
     )
     # these bound memory and share work: a run that they have stopped goes on with others
     del settings["ppo"]["micro_batch_tokens"], settings["compute"]["processes"], settings["compute"]["accelerate"]
-    constants = reward["normalization"]
-    inputs = (policy["fingerprint"], reward["fingerprint"], constants, data["fingerprints"])
-    key = content_key(settings, inputs, code_key("ppo", "models", "rewards"))
+    constants = reward.normalization.model_dump() if reward.normalization else None
+    key = PPO.key(settings, policy.fingerprint, reward.fingerprint, constants, data.fingerprints)
     # of a fresh run only itself, tried again, goes on
     checkpoints = Path(run.run_dir) / "checkpoints" / (f"{key}-{run.parent_run_id}" if run.fresh else key)
-    with stage("ppo", run, key=key, repeat=True) as current:
+    with run_stage(PPO, run, key=key) as current:
         if current.reused:
             _keep(checkpoints, current)
-            return current.record
+            return current.result
         job = Job(
             recipe=recipe,
-            policy=policy["model"],
-            prompts=policy["prompts"],
-            reward=reward["model"],
+            policy=policy.model,
+            prompts=policy.prompts.model_dump(),
+            reward=reward.model,
             score_constants=(constants["mean"], constants["std"]) if constants else None,
             folder=str(current.folder),
             checkpoints=str(checkpoints),
@@ -83,19 +84,21 @@ def run_ppo(
         metrics = {"ppo/steps": steps, "ppo/seconds": seconds, "ppo/final_kl": kl}
         current.log_metrics(metrics)
         mlflow.log_figure(training_curves(history), "training_curves.png")
-        current.record = {
-            "policy": str(current.folder / "policy"),
-            "reference": str(current.folder / "reference"),
-            "steps": steps,
-            "seconds": seconds,
-            "kl": kl,
-            "metrics": metrics,
-        }
+        current.finish(
+            PPOResult(
+                policy=str(current.folder / "policy"),
+                reference=str(current.folder / "reference"),
+                steps=steps,
+                seconds=seconds,
+                kl=kl,
+                metrics=metrics,
+            )
+        )
     _keep(checkpoints, current)
-    return current.record
+    return current.result
 
 
-def _keep(checkpoints: Path, current: Stage) -> None:
+def _keep(checkpoints: Path, current: StageRun[PPOResult]) -> None:
     """Move the checkpoints into the folder of the stage, which is whole: PPO done anew begins at its first step."""
     if checkpoints.exists():
         target = current.folder.resolve() / "checkpoints"
@@ -103,7 +106,7 @@ def _keep(checkpoints: Path, current: Stage) -> None:
         shutil.move(checkpoints, target)
 
 
-def _follow(job: Job, current: Stage) -> list[Stats]:
+def _follow(job: Job, current: StageRun[PPOResult]) -> list[Stats]:
     """Run the job to its end, telling MLflow, the terminal and Prefect of each step as it is done."""
     from tqdm import tqdm
 

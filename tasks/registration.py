@@ -18,7 +18,17 @@ from tasks import champions, provenance, registry
 from tasks.logger import run_logger
 from tasks.model_card import model_card
 from tasks.options import HEAVY
-from tasks.stages import code_key, content_key, stage
+from tasks.results import (
+    EvaluationResult,
+    PPOResult,
+    PreparedData,
+    RegisteredModel,
+    RewardArtifact,
+    RewardChecks,
+    StartingPolicy,
+)
+from tasks.stage_keys import REGISTRATION
+from tasks.stages import run_stage
 from tasks.tracking import PipelineRun, mlflow_link
 
 if TYPE_CHECKING:
@@ -32,16 +42,16 @@ CHECKED_PROMPTS = 8
 def register_policy(
     recipe: Recipe,
     run: PipelineRun,
-    policy: dict[str, Any],
-    reward: dict[str, Any],
-    ppo: dict[str, Any],
-    evaluation: dict[str, Any],
-    checks: dict[str, Any] | None = None,
-    data: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    policy: StartingPolicy,
+    reward: RewardArtifact,
+    ppo: PPOResult,
+    evaluation: EvaluationResult,
+    checks: RewardChecks | None = None,
+    data: PreparedData | None = None,
+) -> RegisteredModel:
     """Log the policy, compare what MLflow gives back logit by logit, judge it, and only then make it a version.
 
-    `checks` and `data`, the records of those stages, add the reward model's accuracy and the data's fingerprints to
+    `checks` and `data` add the reward model's accuracy and the data's fingerprints to
     the model card. A policy that fails its gates, or loses to the champion, becomes a version all the same, as
     challenger. Raises EnvironmentFault where the model that comes back is not the one that went in.
     """
@@ -49,27 +59,28 @@ def register_policy(
     from rlhf_lib.evaluation.promotion import judge
 
     name = recipe.registration.name or recipe.name
-    key = content_key(recipe.model_dump(mode="json"), ppo, evaluation, code_key("evaluation"))
-    with stage("registration", run, key=key, repeat=True) as s:
+    made_from = (ppo.model_dump(mode="json"), evaluation.model_dump(mode="json"))
+    key = REGISTRATION.key(recipe.model_dump(mode="json"), *made_from)
+    with run_stage(REGISTRATION, run, key=key) as s:
         if s.reused:
-            return s.record
+            return s.result
         # an attempt that was killed may have got as far as this
         half = next((found for found in provenance.versions(name) if found.tags.get("stage_key") == s.key), None)
-        prompts = held_out_prompts(policy["prompts"]["test"], recipe)  # the ones that the evaluation drew
-        logged = _log_checked(recipe, ppo["policy"], prompts)
+        prompts = held_out_prompts(policy.prompts.test, recipe)  # the ones that the evaluation drew
+        logged = _log_checked(recipe, ppo.policy, prompts)
 
         present = registry.champion(name)
         crowned = half is not None and present == str(half.version)
         if crowned:
             present = None
-        duel = _duel(recipe, reward, ppo["policy"], name, present, prompts, s.folder) if present else None
-        passed, gates, reason = judge(recipe.registration.gates, evaluation, duel)
+        duel = _duel(recipe, reward.model, ppo.policy, name, present, prompts, s.folder) if present else None
+        passed, gates, reason = judge(recipe.registration.gates, evaluation.model_dump(), duel)
         promoted = passed and recipe.registration.promote
         if passed and not promoted:
             reason += ", but the recipe's registration.promote is false"
         verdict = f"{'Promoted to champion' if promoted else 'Not promoted'}: {reason}."
 
-        accuracy = (checks or {}).get("accuracy")
+        accuracy = checks.accuracy if checks else None
         card = model_card(
             recipe,
             name=name,
@@ -80,9 +91,9 @@ def register_policy(
             gates=gates,
             verdict=verdict,
             duel=duel,
-            fingerprints=(data or {}).get("fingerprints", {}),
+            fingerprints=data.fingerprints if data else {},
             accuracy=accuracy,
-            samples=mlflow_link(evaluation.get("mlflow_run_id", run.parent_run_id)),
+            samples=mlflow_link(evaluation.mlflow_run_id or run.parent_run_id),
             pipeline=mlflow_link(run.parent_run_id),
         )
         written = s.folder / "model_card.md"
@@ -95,20 +106,20 @@ def register_policy(
             "recipe": recipe.name,
             "parent_run_id": run.parent_run_id,
             "stage_key": s.key,
-            "base_model_fingerprint": str(policy["fingerprint"]),
-            "reward_fingerprint": str(reward.get("fingerprint")),
+            "base_model_fingerprint": str(policy.fingerprint),
+            "reward_fingerprint": str(reward.fingerprint),
             "promoted": str(promoted).lower(),
             "reason": reason,
         }
-        hub = recipe.policy.train is None and not Path(policy["model"]).is_dir()
+        hub = recipe.policy.train is None and not Path(policy.model).is_dir()
         for kind, source, digest in (
-            (provenance.REFERENCE, policy["model"] if hub else ppo["reference"], policy["fingerprint"]),
-            (provenance.REWARD_MODEL, reward["model"], reward.get("fingerprint")),
+            (provenance.REFERENCE, policy.model if hub else ppo.reference, policy.fingerprint),
+            (provenance.REWARD_MODEL, reward.model, reward.fingerprint),
         ):
             if (kept := provenance.keep(kind, source, name, digest)) is not None:
                 tags[kind] = kept
-        if recipe.reward.kind == "preference" and (data or {}).get("criterion"):
-            tags["criterion"] = str((data or {})["criterion"])
+        if recipe.reward.kind == "preference" and data and data.criterion:
+            tags["criterion"] = data.criterion
         made = half or registry.create_version(name, logged, about=recipe.description, card=card, tags=tags)
         version = str(made.version)
         if promoted and not crowned:
@@ -119,16 +130,18 @@ def register_policy(
         metrics = figures | {"promoted": float(promoted)}
         s.log_metrics(metrics)
         run_logger().info("registered models:/%s/%s (%s). %s", name, version, mlflow.get_registry_uri(), verdict)
-        s.record = {
-            "name": name,
-            "version": version,
-            "promoted": promoted,
-            "gates": gates,
-            "reason": reason,
-            "duel": duel,
-            "metrics": metrics,
-        }
-    return s.record
+        s.finish(
+            RegisteredModel(
+                name=name,
+                version=version,
+                promoted=promoted,
+                gates=gates,
+                reason=reason,
+                duel=duel,
+                metrics=metrics,
+            )
+        )
+    return s.result
 
 
 def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
@@ -192,7 +205,7 @@ def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_id
 
 def _duel(
     recipe: Recipe,
-    reward: Mapping[str, Any],
+    reward_model: str | None,
     candidate: str,
     name: str,
     version: str,
@@ -205,7 +218,7 @@ def _duel(
     from rlhf_lib.rewards.build import build_reward
 
     device = pick_device(recipe.compute)
-    scorer = build_reward(recipe.reward, reward["model"], device)
+    scorer = build_reward(recipe.reward, reward_model, device)
     try:
         outcome = compare_policies(
             candidate,
@@ -226,10 +239,13 @@ def _duel(
     return outcome | {"version": version}
 
 
-def _figures(evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
+def _figures(evaluation: EvaluationResult, duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
     """The headline figures of a version, flat; those that don't apply are left out."""
-    tree: dict[str, Any] = {key: evaluation[key] for key in ("reward", "diversity", "kl")} | {
-        "perplexity": evaluation["perplexity"] or {},
+    tree: dict[str, Any] = {
+        "reward": evaluation.reward,
+        "diversity": evaluation.diversity,
+        "kl": evaluation.kl,
+        "perplexity": evaluation.perplexity or {},
         "reward_model": {"accuracy": accuracy},
     }
     if duel and "error" not in duel:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
 from tasks.options import HEAVY
-from tasks.stages import code_key, content_key, stage
+from tasks.results import PreparedData, RewardArtifact, RewardChecks
+from tasks.stage_keys import REWARD_CHECKS
+from tasks.stages import run_stage
 from tasks.tracking import PipelineRun
 
 
 @task(name="reward_checks", **HEAVY)
-def check_reward_model(recipe: Recipe, run: PipelineRun, data: dict, reward: dict) -> dict[str, Any]:
+def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, reward: RewardArtifact) -> RewardChecks:
     """Check the reward on held-out pairs, or without pairs on real texts, as `rlhf_lib.rewards.checks` says.
 
-    Record: `passed`, `accuracy` (held-out; None for a reward that has neither pairs nor labels), `checks`, `metrics`.
     Raises GateFailed after the report is in MLflow and Prefect; no record is kept then, so that a failed gate fails
     again.
     """
-    with stage("reward_checks", run, key=_key(recipe, data, reward)) as s:
+    with run_stage(REWARD_CHECKS, run, key=_key(recipe, data, reward)) as s:
         if s.reused:
-            return s.record
+            return s.result
 
         import mlflow
         import pandas as pd
@@ -37,13 +36,13 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: dict, reward: dic
         from rlhf_lib.rewards.checks import run_checks
 
         checks, pairs, texts = recipe.reward.checks, None, None
-        if data["preferences"]:
-            rows = load_from_disk(data["preferences"]["test"])
+        if data.preferences:
+            rows = load_from_disk(data.preferences.test)
             pairs = list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
         else:
             texts = real_texts(recipe, checks.pairs)
         report = run_checks(
-            build_reward(recipe.reward, reward["model"], pick_device(recipe.compute)),
+            build_reward(recipe.reward, reward.model, pick_device(recipe.compute)),
             checks,
             pairs,
             texts,
@@ -67,23 +66,19 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: dict, reward: dic
             get_run_logger().log(20 if check.passed else 40, "reward check %s", check)
 
         report.raise_if_failed()
-        s.record = {
-            "passed": report.passed,
-            # of a classifier trained here: on its held-out texts
-            "accuracy": reward["metrics"].get("accuracy/held_out") if report.accuracy is None else report.accuracy,
-            "checks": report.as_dicts(),
-            "metrics": report.metrics,
-        }
-    return s.record
+        s.finish(
+            RewardChecks(
+                passed=report.passed,
+                # of a classifier trained here: on its held-out texts
+                accuracy=reward.metrics.get("accuracy/held_out") if report.accuracy is None else report.accuracy,
+                checks=report.as_dicts(),
+                metrics=report.metrics,
+            )
+        )
+    return s.result
 
 
-def _key(recipe: Recipe, data: dict, reward: dict) -> str:
-    texts = None if data["preferences"] else [recipe.data.prompts.model_dump(), recipe.generation.model_dump()]
-    return content_key(
-        reward["fingerprint"],
-        recipe.reward.model_dump(mode="json"),
-        data["fingerprints"],
-        texts,
-        recipe.seed,
-        code_key("rewards", "data", "statistics"),
-    )
+def _key(recipe: Recipe, data: PreparedData, reward: RewardArtifact) -> str:
+    texts = None if data.preferences else [recipe.data.prompts.model_dump(), recipe.generation.model_dump()]
+    settings = recipe.reward.model_dump(mode="json")
+    return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, recipe.seed)

@@ -5,31 +5,25 @@ from __future__ import annotations
 import hashlib
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import mlflow
 from prefect import task
 
 from rlhf_lib.recipe import Recipe, Reward
 from tasks.options import HEAVY
-from tasks.stages import Stage, code_key, content_key, stage
+from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, StartingPolicy
+from tasks.stage_keys import REWARD_MODEL, content_key
+from tasks.stages import StageRun, run_stage
 from tasks.tracking import PipelineRun
 
-if TYPE_CHECKING:
-    from rlhf_lib.rewards.normalization import Normalization
-
 REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
-_SOURCES = ("build", "classifier", "classifier_training", "likelihood", "training", "normalization")
 
 
 @task(name="reward_model", **HEAVY)
 def prepare_reward_model(
-    recipe: Recipe, run: PipelineRun, data: dict[str, Any], policy: dict[str, Any]
-) -> dict[str, Any]:
+    recipe: Recipe, run: PipelineRun, data: PreparedData, policy: StartingPolicy
+) -> RewardArtifact:
     """Train the reward model, on the pairs or as a classifier on the labelled texts, or check an existing one.
-
-    The record holds `model` (folder or hub id, null for a function), `fingerprint`, `normalization` ({"mean", "std"} of
-    raw scores on the reference policy's samples, or null) and `metrics`.
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
@@ -37,30 +31,29 @@ def prepare_reward_model(
     from rlhf_lib.rewards.build import check_reward
 
     reward, scratch = recipe.reward, recipe.reward.train.from_scratch is not None
-    rows = data["preferences"] if reward.kind == "preference" else data.get("labelled")
+    rows = data.preferences if reward.kind == "preference" else data.labelled
     trained = rows is not None
     check_reward(reward, trained_here=trained)
-    source = policy["fingerprint"] if trained and reward.model is None and not scratch else _fingerprint(reward)
+    source = policy.fingerprint if trained and reward.model is None and not scratch else _fingerprint(reward)
     device = pick_device(recipe.compute)
     unused = {"checks", "model" if trained else "train"}
     if trained and not reward.normalize:
         unused |= {"label", "output"}  # another emotion to reward needs no other classifier
     settings = reward.model_dump(mode="json", exclude=unused)
-    key = content_key(
+    key = REWARD_MODEL.key(
         settings,
         source,
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
-        [_rows(rows), data.get("label_names")] if rows else None,
-        [policy["fingerprint"], recipe.generation.model_dump(mode="json"), _rows(policy["prompts"])]
+        [_rows(rows), data.label_names] if rows else None,
+        [policy.fingerprint, recipe.generation.model_dump(mode="json"), _rows(policy.prompts)]
         if reward.normalize
         else None,
-        code_key("models/loading", "models/supervised", *(f"rewards/{name}" for name in _SOURCES)),
     )
-    with stage("reward_model", run, key=key) as current:
-        if reward.kind == "preference" and data.get("criterion"):
-            mlflow.MlflowClient().set_tag(current.run.info.run_id, "criterion", data["criterion"])
+    with run_stage(REWARD_MODEL, run, key=key) as current:
+        if reward.kind == "preference" and data.criterion:
+            mlflow.MlflowClient().set_tag(current.run.info.run_id, "criterion", data.criterion)
         if current.reused:
-            return current.record
+            return current.result
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
         model, metrics = reward.model, dict[str, float]()
         if trained:
@@ -68,37 +61,35 @@ def prepare_reward_model(
             model, metrics = train(recipe, data, policy, current)
         normalization = None
         if reward.normalize:
-            normalization = _normalize(recipe, policy, model)
-            normalization.save(current.folder)
+            normalization = _normalize(recipe, policy, model, current.folder)
             metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
         current.log_metrics(metrics)
-        current.record = {
-            "model": model,
-            "fingerprint": _fingerprint(reward, model),
-            "normalization": {"mean": normalization.mean, "std": normalization.std} if normalization else None,
-            "metrics": metrics,
-        }
-    return current.record
+        current.finish(
+            RewardArtifact(
+                model=model, fingerprint=_fingerprint(reward, model), normalization=normalization, metrics=metrics
+            )
+        )
+    return current.result
 
 
 def _train(
-    recipe: Recipe, data: dict[str, Any], policy: dict[str, Any], current: Stage
+    recipe: Recipe, data: PreparedData, policy: StartingPolicy, current: StageRun[RewardArtifact]
 ) -> tuple[str, dict[str, float]]:
     from datasets import load_from_disk
 
     from rlhf_lib.models.supervised import curve
     from rlhf_lib.rewards.training import train_reward_model
 
-    pairs = {split: load_from_disk(folder) for split, folder in data["preferences"].items()}
+    assert data.preferences is not None
     folder = current.folder / "model"
     metrics, log = train_reward_model(
-        pairs["train"],
-        recipe.reward.model or policy["model"],
+        load_from_disk(data.preferences.train),
+        recipe.reward.model or policy.model,
         folder,
         reward=recipe.reward,
         compute=recipe.compute,
         seed=recipe.seed,
-        held_out=pairs["test"],
+        held_out=load_from_disk(data.preferences.test),
         on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
     )
     mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), "curve.png")
@@ -106,23 +97,24 @@ def _train(
 
 
 def _train_classifier(
-    recipe: Recipe, data: dict[str, Any], policy: dict[str, Any], current: Stage
+    recipe: Recipe, data: PreparedData, policy: StartingPolicy, current: StageRun[RewardArtifact]
 ) -> tuple[str, dict[str, float]]:
     from datasets import load_from_disk
 
     from rlhf_lib.models.supervised import curve
     from rlhf_lib.rewards.classifier_training import label_figure, train_classifier
 
-    texts = {split: load_from_disk(folder) for split, folder in data["labelled"].items()}
+    assert data.labelled is not None
+    assert data.label_names is not None
     folder = current.folder / "model"
     metrics, log, table = train_classifier(
-        texts["train"],
-        data["label_names"],
+        load_from_disk(data.labelled.train),
+        data.label_names,
         folder,
         reward=recipe.reward,
         compute=recipe.compute,
         seed=recipe.seed,
-        held_out=texts["test"],
+        held_out=load_from_disk(data.labelled.test),
         on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
     )
     mlflow.log_figure(curve(log, "loss", "learning_rate"), "curve.png")
@@ -131,7 +123,7 @@ def _train_classifier(
     return str(folder), metrics
 
 
-def _normalize(recipe: Recipe, policy: dict[str, Any], model: str | None) -> Normalization:
+def _normalize(recipe: Recipe, policy: StartingPolicy, model: str | None, folder: Path) -> Normalization:
     from datasets import load_from_disk
 
     from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device
@@ -140,17 +132,19 @@ def _normalize(recipe: Recipe, policy: dict[str, Any], model: str | None) -> Nor
     from rlhf_lib.rewards.normalization import fit_normalization
 
     device = pick_device(recipe.compute)
-    prompts = load_from_disk(policy["prompts"]["train"])
+    prompts = load_from_disk(policy.prompts.train)
     prompts = prompts.select(range(min(len(prompts), REFERENCE_SAMPLES)))
     trust = recipe.policy.trust_remote_code
     responses = sample_responses(
-        load_policy(policy["model"], trust_remote_code=trust).to(device),  # type: ignore[arg-type]
-        load_tokenizer(policy["model"], trust),
+        load_policy(policy.model, trust_remote_code=trust).to(device),  # type: ignore[arg-type]
+        load_tokenizer(policy.model, trust),
         list(prompts["input_ids"]),
         recipe.generation,
         seed=recipe.seed,
     )
-    return fit_normalization(build_reward(recipe.reward, model, device)(list(prompts["query"]), responses.texts))
+    fitted = fit_normalization(build_reward(recipe.reward, model, device)(list(prompts["query"]), responses.texts))
+    fitted.save(folder)
+    return Normalization(mean=fitted.mean, std=fitted.std)
 
 
 def _fingerprint(reward: Reward, model: str | None = None) -> str | None:
@@ -168,9 +162,9 @@ def _fingerprint(reward: Reward, model: str | None = None) -> str | None:
     return content_key(reward.function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None)
 
 
-def _rows(folders: dict[str, str]) -> list[str]:
+def _rows(folders: Folders) -> list[str]:
     from datasets import load_from_disk
 
     from rlhf_lib.data.sources import fingerprint
 
-    return [fingerprint(load_from_disk(folder)) for folder in folders.values()]
+    return [fingerprint(load_from_disk(folder)) for folder in (folders.train, folders.test)]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from rlhf_lib.recipe import Recipe
 from tasks import registration
+from tasks.results import EvaluationResult, Folders, PPOResult, RewardArtifact, StartingPolicy
 from tasks.tracking import PipelineRun
 
 EOS = "<|endoftext|>"
@@ -118,17 +119,19 @@ def register(run, folders, folder, recipe=None, evaluation=None, ppo=None, **mor
     return registration.register_policy.fn(
         recipe or make_recipe(),
         run,
-        {"model": "tiny", "fingerprint": "base123", "prompts": {"train": None, "test": folders["prompts"]}},
-        {"model": None, "fingerprint": "reward456", "normalization": None},
-        {
-            "policy": folder,
-            "reference": folders["plain"],
-            "steps": 7,
-            "seconds": 1.5,
-            "kl": 4.0,
-            "mlflow_run_id": ppo or next(ids),
-        },
-        evaluation or figures(),
+        StartingPolicy(
+            model="tiny", fingerprint="base123", prompts=Folders(train=folders["prompts"], test=folders["prompts"])
+        ),
+        RewardArtifact(model=None, fingerprint="reward456", normalization=None),
+        PPOResult(
+            policy=folder,
+            reference=folders["plain"],
+            steps=7,
+            seconds=1.5,
+            kl=4.0,
+            mlflow_run_id=ppo or next(ids),
+        ),
+        EvaluationResult(perplexity_counts=None, **(evaluation or figures())),
         **more,
     )
 

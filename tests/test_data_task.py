@@ -12,6 +12,7 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from rlhf_lib.recipe import Recipe
 from tasks.data import prepare_data
+from tasks.results import PreparedData
 from tasks.tracking import PipelineRun
 
 QUESTIONS = [f"Is number {i} odd?" for i in range(60)]
@@ -70,19 +71,19 @@ def make(pairs, policy: dict, **changes) -> Recipe:
 def test_the_stage_saves_shows_and_is_paid_for_once(pipeline, pairs, model, tmp_path) -> None:
     recipe = make(pairs, {"model": str(model)})
     record = prepare_data.fn(recipe, pipeline)
-    assert json.loads(json.dumps(record)) == record
+    assert PreparedData.model_validate_json(record.model_dump_json()) == record
 
-    train = load_from_disk(record["prompts"]["train"])
+    train = load_from_disk(record.prompts.train)
     assert train.column_names == ["query", "prompt", "input_ids"]
     assert {len(ids) for ids in train["input_ids"]} == {6}
     assert len(train) == 48
-    assert set(load_from_disk(record["texts"]["test"])["query"]) == {
+    assert set(load_from_disk(record.texts.test)["query"]) == {
         f"\n\nHuman: {question}\n\nAssistant:" for question in QUESTIONS[48:]
     }
-    assert set(load_from_disk(record["preferences"]["train"])["rejected"]) == {" rejected"}
+    assert set(load_from_disk(record.preferences.train)["rejected"]) == {" rejected"}
 
     client = MlflowClient()
-    child = client.get_run(record["mlflow_run_id"])
+    child = client.get_run(record.mlflow_run_id)
     assert child.data.tags["mlflow.parentRunId"] == pipeline.parent_run_id
     assert child.data.metrics.items() >= {"prompts/train/kept": 48, "preferences/test/rows": 12}.items()
     assert child.data.metrics["prompt_tokens/train/mean"] == 6
@@ -90,7 +91,7 @@ def test_the_stage_saves_shows_and_is_paid_for_once(pipeline, pairs, model, tmp_
     assert set(sets) == {"prompts/train, preferences/train", "prompts/test, preferences/test"}
     digest = sets["prompts/train, preferences/train"].digest
     assert len(digest) == 36
-    assert record["fingerprints"]["prompts/train"].startswith(digest)
+    assert record.fingerprints["prompts/train"].startswith(digest)
     assert {item.path for item in client.list_artifacts(child.info.run_id)} == {
         "examples",
         "lengths.png",
@@ -102,27 +103,27 @@ def test_the_stage_saves_shows_and_is_paid_for_once(pipeline, pairs, model, tmp_
     moved = make(shutil.copytree(pairs, tmp_path / "moved"), {"model": str(shutil.copytree(model, tmp_path / "m2"))})
     with mlflow.start_run(nested=True) as later:
         other = pipeline.model_copy(update={"parent_run_id": later.info.run_id})
-        assert prepare_data.fn(moved, other)["mlflow_run_id"] == record["mlflow_run_id"]
+        assert prepare_data.fn(moved, other).mlflow_run_id == record.mlflow_run_id
     children = f"tags.`mlflow.parentRunId` = '{other.parent_run_id}'"
     tags = [run.data.tags for run in mlflow.search_runs(output_format="list", filter_string=children)]
-    assert [(tag["reused"], tag["reused_from"]) for tag in tags] == [("true", record["mlflow_run_id"])]
+    assert [(tag["reused"], tag["reused_from"]) for tag in tags] == [("true", record.mlflow_run_id)]
 
 
 def test_what_changes_the_prompts_is_done_anew(pipeline, pairs, model) -> None:
     policy = {"model": str(model)}
-    made = [prepare_data.fn(make(pairs, policy), pipeline)["mlflow_run_id"]]
+    made = [prepare_data.fn(make(pairs, policy), pipeline).mlflow_run_id]
     for changes in ({"seed": 1}, {"generation": {"max_new_tokens": 34}}):
-        made.append(prepare_data.fn(make(pairs, policy, **changes), pipeline)["mlflow_run_id"])
+        made.append(prepare_data.fn(make(pairs, policy, **changes), pipeline).mlflow_run_id)
     row = {k: f"\n\nHuman: One more?\n\nAssistant: {k}" for k in ("chosen", "rejected")}
     with (pairs / "train.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     more = prepare_data.fn(make(pairs, policy), pipeline)
-    assert more["metrics"]["prompts/train/rows"] == 49
-    assert len({*made, more["mlflow_run_id"]}) == 4
+    assert more.metrics["prompts/train/rows"] == 49
+    assert len({*made, more.mlflow_run_id}) == 4
 
 
 def test_without_a_tokenizer_yet_the_prompts_are_text(pipeline, pairs) -> None:
     record = prepare_data.fn(make(pairs, {"train": {"from_scratch": {}}}), pipeline)
-    assert record["prompts"] is None
-    assert load_from_disk(record["texts"]["train"]).column_names == ["query", "prompt"]
-    assert "prompt_characters/train/mean" in record["metrics"]
+    assert record.prompts is None
+    assert load_from_disk(record.texts.train).column_names == ["query", "prompt"]
+    assert "prompt_characters/train/mean" in record.metrics

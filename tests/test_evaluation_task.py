@@ -1,6 +1,5 @@
 """The evaluation task through the real Prefect engine and a real MLflow store."""
 
-import json
 from pathlib import Path
 
 import mlflow
@@ -17,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_lib.recipe import Recipe
 from tasks.evaluation import evaluate_policy
+from tasks.results import EvaluationResult, Folders, PPOResult, RewardArtifact, StartingPolicy
 from tasks.tracking import PipelineRun
 
 WORDS = ["<eos>", *"abcdefghijklmnopqrs"]
@@ -71,9 +71,15 @@ def evaluated(folders, prefect_server, mlflow_store):
             return evaluate_policy(
                 recipe,
                 run,
-                policy={"model": str(folders / "reference"), "prompts": {"test": str(folders / "prompts")}},
-                reward={"model": None},
-                ppo={"reference": str(folders / "reference"), "policy": str(folders / "policy")},
+                policy=StartingPolicy(
+                    model=str(folders / "reference"),
+                    fingerprint=None,
+                    prompts=Folders(train=str(folders / "prompts"), test=str(folders / "prompts")),
+                ),
+                reward=RewardArtifact(model=None, fingerprint=None, normalization=None),
+                ppo=PPOResult(
+                    reference=str(folders / "reference"), policy=str(folders / "policy"), steps=1, seconds=1.0, kl=0.0
+                ),
             )
 
     with mlflow_store(folders):
@@ -83,34 +89,34 @@ def evaluated(folders, prefect_server, mlflow_store):
 
 def test_record_is_the_contract(evaluated):
     record = evaluated[0][True]
-    assert set(record["reward"]) == {"reference", "policy", "delta", "ci95", "win_rate"}
-    assert set(record["perplexity"]) == {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"}
-    assert {"distinct_1_reference", "distinct_2_policy"} < set(record["diversity"])
-    assert record["reward"]["ci95"][0] > 0
-    assert record["kl"] > 0
-    counts = record["perplexity_counts"]
+    assert set(record.reward) == {"reference", "policy", "delta", "ci95", "win_rate"}
+    assert set(record.perplexity) == {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"}
+    assert {"distinct_1_reference", "distinct_2_policy"} < set(record.diversity)
+    assert record.reward["ci95"][0] > 0
+    assert record.kl > 0
+    counts = record.perplexity_counts
     assert (counts["texts"], counts["tokens"], counts["truncated"], counts["skipped"]) == (3, 3 + 15, 1, 1)
-    assert json.loads(json.dumps(record)) == record
+    assert EvaluationResult.model_validate_json(record.model_dump_json()) == record
 
 
 def test_a_figure_that_does_not_apply_is_left_out(evaluated):
     record = evaluated[0][False]
-    assert record["perplexity"] is None
-    assert not [name for name in record["metrics"] if "perplexity" in name]
-    assert not [name for name in mlflow.get_run(record["mlflow_run_id"]).data.metrics if "perplexity" in name]
+    assert record.perplexity is None
+    assert not [name for name in record.metrics if "perplexity" in name]
+    assert not [name for name in mlflow.get_run(record.mlflow_run_id).data.metrics if "perplexity" in name]
 
 
 def test_child_run_has_figures_table_plots_and_report(evaluated):
     record = evaluated[0][True]
-    run = mlflow.get_run(record["mlflow_run_id"])
+    run = mlflow.get_run(record.mlflow_run_id)
     logged = dict(run.data.metrics)
     assert logged.pop("seconds") > 0
-    assert logged == pytest.approx(record["metrics"])
+    assert logged == pytest.approx(record.metrics)
     named = {"reward/delta", "reward/ci95_low", "kl", "perplexity/mean_per_text_policy", "diversity/distinct_2_policy"}
     assert named < set(logged)
     table = mlflow.load_table("before_after.json", run_ids=[run.info.run_id])
     assert len(table) == 32
-    assert table["score_after"].mean() == pytest.approx(record["reward"]["policy"])
+    assert table["score_after"].mean() == pytest.approx(record.reward["policy"])
     page = Path(download_artifacts(run_id=run.info.run_id, artifact_path="report.html")).read_text(encoding="utf-8")
     assert "Evaluation of counting" in page
     assert (
@@ -127,5 +133,5 @@ def test_prefect_shows_the_report(evaluated):
 
 def test_same_seed_same_figures(evaluated):
     with_set, without = evaluated[0][True], evaluated[0][False]
-    assert with_set["reward"] == without["reward"]
-    assert with_set["kl"] == without["kl"]
+    assert with_set.reward == without.reward
+    assert with_set.kl == without.kl

@@ -12,6 +12,7 @@ from rlhf_lib.recipe import Recipe
 from rlhf_lib.rewards.build import build_reward
 from tasks.base_model import train_base_model
 from tasks.data import prepare_data
+from tasks.results import Folders, StartingPolicy
 from tasks.reward_model import prepare_reward_model
 from tasks.tracking import PipelineRun
 
@@ -73,34 +74,33 @@ def test_texts_alone_make_a_policy_and_its_reward(folder, tmp_path, mlflow_store
 
     def artifacts(record):
         client = mlflow.MlflowClient()
-        found = [a.path for a in client.list_artifacts(record["mlflow_run_id"])]
-        return {*found, *(a.path for a in client.list_artifacts(record["mlflow_run_id"], "examples"))}
+        found = [a.path for a in client.list_artifacts(record.mlflow_run_id)]
+        return {*found, *(a.path for a in client.list_artifacts(record.mlflow_run_id, "examples"))}
 
     with mlflow_store(tmp_path / "store"), mlflow.start_run() as parent:
         run = PipelineRun(run_dir=str(tmp_path / "run"), parent_run_id=parent.info.run_id)
         data = prepare_data.fn(recipe, run)
-        assert data["label_names"] == NAMES
-        assert data["preferences"] is None
-        assert load_from_disk(data["corpus"]["train"])[0]["prompt"] == "we saw:"
-        assert data["metrics"]["labelled/train/kept"] == 80
+        assert data.label_names == NAMES
+        assert data.preferences is None
+        assert load_from_disk(data.corpus.train)[0]["prompt"] == "we saw:"
+        assert data.metrics["labelled/train/kept"] == 80
         assert {"labels.png", "examples/corpus.json", "examples/labelled.json"} <= artifacts(data)
 
         base = train_base_model.fn(recipe, run, data)
-        assert base["metrics"]["rows"] == 80
-        assert base["metrics"]["perplexity/held_out"] > 1
-        prompt = load_from_disk(base["prompts"]["train"])[0]
+        assert base.metrics["rows"] == 80
+        assert base.metrics["perplexity/held_out"] > 1
+        prompt = load_from_disk(base.prompts.train)[0]
         assert prompt["query"] == "we saw"
         assert prompt["input_ids"][-1] == 0
 
-        policy = {key: base[key] for key in ("model", "fingerprint", "prompts")}
-        reward = prepare_reward_model.fn(recipe, run, data, policy)
-        assert set(reward["normalization"]) == {"mean", "std"}
-        assert 0 <= reward["metrics"]["accuracy/held_out"] <= 1
-        assert build_reward(recipe.reward, reward["model"])(["we saw"], [" it and were glad"])
+        reward = prepare_reward_model.fn(recipe, run, data, base)
+        assert reward.normalization.std > 0
+        assert 0 <= reward.metrics["accuracy/held_out"] <= 1
+        assert build_reward(recipe.reward, reward.model)(["we saw"], [" it and were glad"])
         assert {"curve.png", "labels.png", "labels.json"} <= artifacts(reward)
 
         monkeypatch.setattr("rlhf_lib.rewards.classifier_training.fit", None)
-        assert prepare_reward_model.fn(recipe, run, data, policy) == reward
+        assert prepare_reward_model.fn(recipe, run, data, base) == reward
 
         for reused in (False, True):
             wrong = make(folder, label="job")
@@ -113,7 +113,7 @@ def test_texts_alone_make_a_policy_and_its_reward(folder, tmp_path, mlflow_store
 def test_another_label_to_reward_needs_no_other_classifier(folder, tmp_path, mlflow_store, monkeypatch):
     with mlflow_store(tmp_path / "store"), mlflow.start_run() as parent:
         run = PipelineRun(run_dir=str(tmp_path / "run"), parent_run_id=parent.info.run_id)
-        policy = {"fingerprint": "f", "prompts": None, "model": None}
+        policy = StartingPolicy(model="m", fingerprint="f", prompts=Folders(train="", test=""))
         recipe, other = make(folder, normalize=False), make(folder, normalize=False, label="anger")
         data = prepare_data.fn(recipe, run)
         reward = prepare_reward_model.fn(recipe, run, data, policy)

@@ -19,6 +19,7 @@ from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.checkpoint import checkpoints
 from rlhf_lib.recipe import Recipe
 from tasks.ppo import run_ppo
+from tasks.results import Folders, PreparedData, RewardArtifact, StartingPolicy
 from tasks.tracking import PipelineRun
 
 faults: dict[int, str] = {}  # by the number of the call to the reward
@@ -67,19 +68,21 @@ def train(folder, tmp_path):
                 "compute": {"device": "cpu", "precision": "fp32"},
             }
         )
-        prompts = {split: str(folder / split) for split in ("train", "test")}
+        prompts = Folders(train=str(folder / "train"), test=str(folder / "test"))
+        others = ("prompts", "preferences", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint")
+        nothing = dict.fromkeys(others)
         with mlflow.start_run() as parent:
             return run_ppo(
                 recipe,
                 PipelineRun(run_dir=str(tmp_path / name), parent_run_id=parent.info.run_id),
-                {"fingerprints": {}},
-                {"model": str(folder / "model"), "fingerprint": "model", "prompts": prompts},
-                {"model": None, "fingerprint": None, "normalization": None},
+                PreparedData(**nothing, texts=prompts, fingerprints={}, report={}),
+                StartingPolicy(model=str(folder / "model"), fingerprint="model", prompts=prompts),
+                RewardArtifact(model=None, fingerprint=None, normalization=None),
             )
 
     def trained(name: str = "run", **ppo):
         record = pipeline(name, **ppo)
-        run = mlflow.get_run(record["mlflow_run_id"])
+        run = mlflow.get_run(record.mlflow_run_id)
         history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "ppo/mean_scores")
         return record, [metric.value for metric in history], run.data.tags
 
@@ -87,7 +90,7 @@ def train(folder, tmp_path):
 
 
 def exported(record) -> dict[str, torch.Tensor]:
-    return weights(GPT2LMHeadModel.from_pretrained(record["policy"]))
+    return weights(GPT2LMHeadModel.from_pretrained(record.policy))
 
 
 def test_the_best_step_is_exported_where_one_is_named(train):
@@ -99,7 +102,7 @@ def test_the_best_step_is_exported_where_one_is_named(train):
     record, scores, tags = praised_at_step_2("best", keep_best="ppo/mean_scores")
     assert max(scores) == scores[1]
     assert tags["best_step"] == "2"
-    assert record["steps"] == 4
+    assert record.steps == 4
     assert same(exported(record), exported(praised_at_step_2("until", steps=2)[0]))
     assert not same(exported(record), exported(praised_at_step_2("last")[0]))
 
@@ -121,7 +124,7 @@ def test_an_interrupted_run_goes_on_with_another_micro_batch_too(train):
     assert tags["resumed_at_step"] == "2"
     assert again == scores
     assert same(exported(record), exported(whole))
-    assert [path.name for path in checkpoints(Path(record["folder"]) / "checkpoints")] == ["step-000002"]
+    assert [path.name for path in checkpoints(Path(record.folder) / "checkpoints")] == ["step-000002"]
 
 
 def test_sigterm_leaves_the_boundary_to_go_on_from(train, tmp_path):

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_lib.errors import EnvironmentFault, ModelError, RecipeError
 from rlhf_lib.ppo.rollout import sample_responses
 from tasks import registration, registry
+from tasks.results import Folders, PreparedData, RewardChecks
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -42,7 +43,7 @@ def test_a_registration_that_was_killed_is_completed_by_the_next(store, folders,
         with pytest.raises(KeyboardInterrupt):
             register(store, folders, folders["plain"], ppo="1")
     record = register(store, folders, folders["plain"], ppo="1")
-    assert (record["version"], record["promoted"]) == ("1", True)
+    assert (record.version, record.promoted) == ("1", True)
     assert aliases("letters") == {"challenger": "1", "champion": "1"}
     assert len(mlflow.MlflowClient().search_model_versions("name='letters'")) == 1
 
@@ -56,16 +57,22 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
         store,
         folders,
         folders["lettered"],
-        checks={"accuracy": 0.93},
-        data={"fingerprints": {"prompts": {"train": "feed01"}, "preferences": None}},
+        checks=RewardChecks(passed=True, accuracy=0.93, checks=[]),
+        data=PreparedData(
+            **dict.fromkeys(("prompts", "preferences", "corpus", "labelled", "label_names", "criterion")),
+            texts=Folders(train="", test=""),
+            policy_fingerprint=None,
+            fingerprints={"prompts/train": "feed01"},
+            report={},
+        ),
     )
-    assert (record["name"], record["version"], record["promoted"], record["duel"]) == ("letters", "1", True, None)
+    assert (record.name, record.version, record.promoted, record.duel) == ("letters", "1", True, None)
 
     client = mlflow.MlflowClient()
     assert aliases("letters") == {"challenger": "1", "champion": "1"}
     version = client.get_model_version("letters", "1")
     assert version.tags["promoted"] == "true"
-    assert version.tags["reason"] == record["reason"]
+    assert version.tags["reason"] == record.reason
     assert version.tags["reward/ci95_low"] == "0.3"
     assert version.tags["reward_model/accuracy"] == "0.93"
     for fact in (
@@ -79,7 +86,7 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
         "| perplexity (by token) | 20 | 30 |",
     ):
         assert fact in version.description
-    child = client.get_run(record["mlflow_run_id"])
+    child = client.get_run(record.mlflow_run_id)
     assert version.run_id == child.info.run_id
     assert child.data.tags["mlflow.parentRunId"] == store.parent_run_id
     assert child.data.metrics["reward/delta"] == 0.5
@@ -113,10 +120,10 @@ def test_champion_resolves_to_a_folder_with_the_same_logits(store, folders):
 def test_better_candidate_with_another_tokenizer_takes_the_place(store, folders):
     register(store, folders, folders["plain"])
     record = register(store, folders, folders["lettered"])
-    assert record["promoted"]
-    assert record["duel"]["version"] == "1"
-    assert record["duel"]["prompts"] == len(PROMPTS)  # the long one fits neither
-    assert record["duel"]["ci95"][0] > 0
+    assert record.promoted
+    assert record.duel["version"] == "1"
+    assert record.duel["prompts"] == len(PROMPTS)  # the long one fits neither
+    assert record.duel["ci95"][0] > 0
     assert aliases("letters") == {"challenger": "2", "champion": "2"}
 
     # what the duel says is what sampling and scoring by hand gives
@@ -126,15 +133,15 @@ def test_better_candidate_with_another_tokenizer_takes_the_place(store, folders)
         ids = [tokenizer(p).input_ids for p in PROMPTS]
         texts = sample_responses(model, tokenizer, ids, make_recipe().generation, seed=0).texts
         means.append(sum(letters(PROMPTS, texts)) / len(texts))
-    assert record["duel"]["delta"] == pytest.approx(means[0] - means[1], abs=1e-6)
+    assert record.duel["delta"] == pytest.approx(means[0] - means[1], abs=1e-6)
 
 
 def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):
     register(store, folders, folders["lettered"])
     record = register(store, folders, folders["lettered"])
-    assert not record["promoted"]
-    assert record["duel"]["delta"] == 0.0
-    assert record["reason"] == "beats_champion: 0 is not above 0"
+    assert not record.promoted
+    assert record.duel["delta"] == 0.0
+    assert record.reason == "beats_champion: 0 is not above 0"
     client = mlflow.MlflowClient()
     assert aliases("letters") == {"challenger": "2", "champion": "1"}
     version = client.get_model_version("letters", "2")
@@ -145,17 +152,17 @@ def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):
 def test_failed_gate_gives_a_challenger_not_an_error(store, folders):
     evaluation = figures(perplexity={"reference": 10.0, "policy": 99.0})
     record = register(store, folders, folders["lettered"], evaluation=evaluation)
-    assert not record["promoted"]
-    assert record["reason"] == "max_perplexity_ratio: 9.9 is not at most 2"
+    assert not record.promoted
+    assert record.reason == "max_perplexity_ratio: 9.9 is not at most 2"
     assert aliases("letters") == {"challenger": "1"}
 
 
 def test_promote_false_and_a_name_of_its_own(store, folders):
     recipe = make_recipe(registration={"name": "other", "promote": False})
     record = register(store, folders, folders["lettered"], recipe, figures(perplexity=None))
-    assert (record["name"], record["promoted"]) == ("other", False)
-    assert "registration.promote is false" in record["reason"]
-    assert "perplexity/policy" not in record["metrics"]
+    assert (record.name, record.promoted) == ("other", False)
+    assert "registration.promote is false" in record.reason
+    assert "perplexity/policy" not in record.metrics
     assert aliases("other") == {"challenger": "1"}
 
 
@@ -163,8 +170,8 @@ def test_champion_whose_files_are_gone_keeps_its_place(store, folders):
     register(store, folders, folders["plain"])
     shutil.rmtree(registry.resolve_model("models:/letters@champion"))
     record = register(store, folders, folders["lettered"])
-    assert (record["version"], record["promoted"]) == ("2", False)
-    assert "beats_champion: no comparison" in record["reason"]
+    assert (record.version, record.promoted) == ("2", False)
+    assert "beats_champion: no comparison" in record.reason
     assert aliases("letters") == {"challenger": "2", "champion": "1"}
 
 
@@ -196,7 +203,7 @@ def test_pickled_weights_are_refused(store, folders, tmp_path):
 def test_long_card_is_cut_to_what_the_registry_holds(store, folders):
     recipe = make_recipe(description="much to say " * 600)
     record = register(store, folders, folders["plain"], recipe)
-    assert len(mlflow.MlflowClient().get_model_version("letters", record["version"]).description) == 5000
+    assert len(mlflow.MlflowClient().get_model_version("letters", record.version).description) == 5000
 
 
 def test_registered_name_that_mlflow_would_refuse_is_refused_at_once(tmp_path):

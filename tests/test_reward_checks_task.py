@@ -37,6 +37,7 @@ def _stage(run, trained, pairs, folder: Path, **checks):
     from datasets import Dataset
     from prefect import flow
 
+    from tasks.results import Folders, PreparedData, RewardArtifact, RewardChecks
     from tasks.reward_checks import check_reward_model
 
     columns = zip(*pairs, strict=True)
@@ -50,11 +51,15 @@ def _stage(run, trained, pairs, folder: Path, **checks):
             "reward": {"kind": "preference", "checks": {"pairs": 100, **checks}},
         }
     )
-    data = {"preferences": {"test": str(folder)}, "fingerprints": {"preferences/test": "f"}}
-    reward = {"model": str(trained), "fingerprint": "r"}
+    folders = Folders(train=str(folder), test=str(folder))
+    nothing = dict.fromkeys(("prompts", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint"))
+    data = PreparedData(
+        **nothing, texts=folders, preferences=folders, fingerprints={"preferences/test": "f"}, report={}
+    )
+    reward = RewardArtifact(model=str(trained), fingerprint="r", normalization=None)
 
     @flow(name="checks")
-    def checks_only() -> dict:
+    def checks_only() -> RewardChecks:
         return check_reward_model(recipe, run, data, reward)
 
     return checks_only()
@@ -82,9 +87,9 @@ def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs,
 
     record = _stage(tracked, trained, pairs, tmp_path)
     child = _children(tracked)[0]
-    assert record["passed"] is True
-    assert record["accuracy"] == child.data.metrics["accuracy"] > 0.9
-    assert {c["name"] for c in record["checks"]} >= {"accuracy", "calibration", "length_bias", "batch_agreement"}
+    assert record.passed is True
+    assert record.accuracy == child.data.metrics["accuracy"] > 0.9
+    assert {c["name"] for c in record.checks} >= {"accuracy", "calibration", "length_bias", "batch_agreement"}
     assert _artifacts(child.info.run_id) == {
         "calibration.png", "scores.png", "length.png", "report.md", "checks.json", "examples.json",
     }  # fmt: skip

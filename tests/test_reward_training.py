@@ -155,6 +155,7 @@ def test_both_stages_train_record_and_are_reused(tmp_path, monkeypatch, mlflow_s
     import mlflow
 
     from tasks.base_model import train_base_model
+    from tasks.results import Folders, PreparedData
     from tasks.reward_model import prepare_reward_model
     from tasks.tracking import PipelineRun
 
@@ -173,7 +174,7 @@ def test_both_stages_train_record_and_are_reused(tmp_path, monkeypatch, mlflow_s
             "compute": {"device": "cpu", "precision": "fp32"},
         }
     )
-    data = {"fingerprints": {}}
+    folders = {}
     for kind, splits in {
         "preferences": {"train": polite_pairs(60, 0), "test": polite_pairs(20, 1)},
         "texts": {
@@ -181,42 +182,42 @@ def test_both_stages_train_record_and_are_reused(tmp_path, monkeypatch, mlflow_s
             "test": Dataset.from_dict({"query": ["three"], "prompt": ["three"]}),
         },
     }.items():
-        data[kind] = {split: str(tmp_path / kind / split) for split in splits}
+        folders[kind] = Folders(train=str(tmp_path / kind / "train"), test=str(tmp_path / kind / "test"))
         for split, rows in splits.items():
-            rows.save_to_disk(data[kind][split])
+            rows.save_to_disk(getattr(folders[kind], split))
+    nothing = dict.fromkeys(("prompts", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint"))
+    data = PreparedData(**folders, **nothing, fingerprints={}, report={})
 
     with mlflow_store(tmp_path), mlflow.start_run() as parent:
         run = PipelineRun(run_dir=str(tmp_path / "run"), parent_run_id=parent.info.run_id)
         base = train_base_model.fn(recipe, run, data)
-        policy = {key: base[key] for key in ("model", "fingerprint", "prompts")}
-        reward = prepare_reward_model.fn(recipe, run, data, policy)
-        assert load_from_disk(base["prompts"]["train"])[:]["query"] == ["one", "two"]
-        assert set(reward["normalization"]) == {"mean", "std"}
+        reward = prepare_reward_model.fn(recipe, run, data, base)
+        assert load_from_disk(base.prompts.train)[:]["query"] == ["one", "two"]
         stored = json.loads(
             (tmp_path / "run" / "stages").glob("reward_model-*/normalization.json").__next__().read_text()
         )
-        assert stored == reward["normalization"]
-        assert build_reward(recipe.reward, reward["model"])(["one"], [" two"])
+        assert stored == reward.normalization.model_dump()
+        assert build_reward(recipe.reward, reward.model)(["one"], [" two"])
 
         for record in (base, reward):
-            child = mlflow.get_run(record["mlflow_run_id"])
-            assert {k: child.data.metrics[k] for k in record["metrics"]} == pytest.approx(record["metrics"])
-            history = mlflow.MlflowClient().get_metric_history(record["mlflow_run_id"], "train/loss")
+            child = mlflow.get_run(record.mlflow_run_id)
+            assert {k: child.data.metrics[k] for k in record.metrics} == pytest.approx(record.metrics)
+            history = mlflow.MlflowClient().get_metric_history(record.mlflow_run_id, "train/loss")
             assert [point.step for point in history] == [1, 2, 3]
-            assert "curve.png" in [a.path for a in mlflow.MlflowClient().list_artifacts(record["mlflow_run_id"])]
-        assert base["metrics"]["perplexity/held_out"] > 1
-        assert 0 <= reward["metrics"]["accuracy/held_out"] <= 1
+            assert "curve.png" in [a.path for a in mlflow.MlflowClient().list_artifacts(record.mlflow_run_id)]
+        assert base.metrics["perplexity/held_out"] > 1
+        assert 0 <= reward.metrics["accuracy/held_out"] <= 1
 
         # nothing changed: both are reused, though nothing could be trained any more
         monkeypatch.setattr("rlhf_lib.models.supervised.fit", None)
         monkeypatch.setattr("rlhf_lib.models.base.fit", None)
         monkeypatch.setattr("rlhf_lib.rewards.training.fit", None)
         assert train_base_model.fn(recipe, run, data) == base
-        assert prepare_reward_model.fn(recipe, run, data, policy) == reward
+        assert prepare_reward_model.fn(recipe, run, data, base) == reward
         checks = recipe.model_copy(deep=True)
         checks.reward.checks.min_accuracy = 0.99
-        assert prepare_reward_model.fn(checks, run, data, policy) == reward
+        assert prepare_reward_model.fn(checks, run, data, base) == reward
         other = recipe.model_copy(deep=True)
         other.reward.train.learning_rate *= 2
         with pytest.raises(TypeError):
-            prepare_reward_model.fn(other, run, data, policy)
+            prepare_reward_model.fn(other, run, data, base)
