@@ -33,16 +33,16 @@ test: $(READY)  ## run the tests, two files at a time: make test ARGS='-k kl'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
 
 test-recipes: $(READY)  ## every published recipe, unchanged and offline, against small stand-ins
-	$(BIN)/python -m pytest tests/test_recipes.py tests/test_recipes_run.py $(ARGS)
+	$(BIN)/python -m pytest tests/end_to_end/test_recipes.py tests/end_to_end/test_recipes_run.py $(ARGS)
 
 test-backends: $(READY)  ## Prefect and MLflow on a real PostgreSQL, with logins (Debian: apt-get install postgresql)
-	$(BIN)/python -m pytest tests/test_postgres.py $(ARGS)
+	$(BIN)/python -m pytest tests/operations/test_postgres.py $(ARGS)
 
 test-browser: $(READY)  ## what docs/operate.md tells, from make up to make down, in a real browser (Chromium)
-	$(BIN)/python -m pytest tests/test_trigger_form.py tests/test_compare_browser.py $(ARGS)
+	$(BIN)/python -m pytest tests/operations/test_trigger_form.py tests/operations/test_compare_browser.py $(ARGS)
 
 test-faults: $(READY)  ## kills in every stage, outages, full disks, clocks, cancellation: make test-faults ARGS='-k disk'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_faults.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/operations/test_faults.py $(ARGS)
 
 lint: $(READY)  ## ruff, mypy, the import contracts, and hadolint where it is there
 	$(BIN)/ruff check .
@@ -75,7 +75,7 @@ bench: $(READY)  ## speed and memory beside TRL 0.11.4, in an environment of its
 parity: $(READY)  ## compute TRL 0.11.4's PPO statistics anew and hold ours against them
 	test -x build/trl/bin/python || PYTHON=$(BIN)/python sh benchmarks/trl_environment.sh build/trl
 	build/trl/bin/python benchmarks/trl_parity.py
-	$(BIN)/python -m pytest tests/test_ppo_parity.py
+	$(BIN)/python -m pytest tests/rlhf_lib/ppo/test_parity.py
 
 clean:  ## remove caches and build output; the runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -19,7 +19,7 @@ import torch
 
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhf_lib.models.policy import Policy
-from rlhf_lib.ppo.stats import Stats
+from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import PPO, Generation, LengthSampler
 from rlhf_lib.rewards.classifier import ClassifierReward

@@ -60,14 +60,14 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.report import build_report
-    from rlhf_lib.models import base
     from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device, pick_dtype
     from rlhf_lib.ppo.run import Job, perform
     from rlhf_lib.recipe import load_recipe
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.checks import run_checks
     from rlhf_lib.rewards.normalization import fit_normalization
-    from rlhf_lib.rewards.training import train_reward_model
+    from rlhf_lib.training import sft
+    from rlhf_lib.training.reward_model import train_reward_model
 
     recipe = load_recipe(recipe_name, overrides)
     assert recipe.policy.train is not None
@@ -83,12 +83,12 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     marks.append(time.perf_counter())
 
     corpus = (text for row in pairs.train for text in (row["prompt"] + row["chosen"], row["rejected"]))
-    tokenizer = base.train_tokenizer(corpus, size.vocab_size, size.positions)
+    tokenizer = sft.train_tokenizer(corpus, size.vocab_size, size.positions)
     train, test, _ = tokenize_splits(prompts.train, prompts.test, recipe, tokenizer, size.positions)
     places = {"train": str(folder / "prompts/train"), "test": str(folder / "prompts/test")}
     train.save_to_disk(places["train"])
     test.save_to_disk(places["test"])
-    base.train_base_model(
+    sft.train_base_model(
         pairs.train,
         folder / "base",
         train=recipe.policy.train,

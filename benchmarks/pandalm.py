@@ -23,14 +23,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from datasets import Dataset
 
-from rlhf_lib.data.consensus import gather, ranked_pairs
-from rlhf_lib.data.ranking_report import markdown
-from rlhf_lib.data.rankings import Ranking, read_rankings, read_tasks, task_id
-from rlhf_lib.models.base import train_base_model, train_tokenizer
+from rlhf_lib.data.rankings.consensus import gather, ranked_pairs
+from rlhf_lib.data.rankings.files import Ranking, read_rankings, read_tasks, task_id
+from rlhf_lib.data.rankings.report import markdown
 from rlhf_lib.recipe import Compute, FromScratch, Rankings, Reward, Train
 from rlhf_lib.rewards.build import build_reward
-from rlhf_lib.rewards.training import train_reward_model
 from rlhf_lib.statistics import bootstrap_mean, paired_bootstrap
+from rlhf_lib.training.reward_model import train_reward_model
+from rlhf_lib.training.sft import train_base_model, train_tokenizer
 
 RANKS = {1: {"a": 1, "b": 2}, 2: {"a": 2, "b": 1}, 0: {"a": 1, "b": 1}}
 SIZE = FromScratch(layers=2, width=64, heads=4, positions=192, vocab_size=2048)

@@ -3,11 +3,11 @@
 import atexit
 import gc
 
-from flows.environment import configure
+from flows.servers.environment import configure
 
 configure()  # before anything imports prefect or mlflow, which read their settings at import
 
-from flows.endurance import endure  # noqa: E402
+from flows.orchestration.patches import endure  # noqa: E402
 
 endure()
 # before it ends Python would look through millions of objects for cycles: three seconds that nobody gets anything for

@@ -10,9 +10,9 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import logs
-from flows.environment import check, run_dir
-from flows.hooks import HOOKS
+from flows.orchestration import logs
+from flows.orchestration.hooks import HOOKS
+from flows.servers.environment import check, run_dir
 from rlhf_lib.errors import DataError, EnvironmentFault
 from rlhf_lib.recipe import load_recipe
 
@@ -50,7 +50,7 @@ def collect(
     import mlflow
 
     from tasks.collect import collect_responses
-    from tasks.tracking import git_commit, use_experiment
+    from tasks.tracking.runs import git_commit, use_experiment
 
     loaded = load_recipe(recipe, overrides)
     if Path(out).suffix != ".jsonl" or not Path(out).absolute().parent.is_dir():

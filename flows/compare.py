@@ -10,9 +10,9 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows import logs
-from flows.environment import check, run_dir
-from flows.hooks import HOOKS
+from flows.orchestration import logs
+from flows.orchestration.hooks import HOOKS
+from flows.servers.environment import check, run_dir
 
 logs.calm()
 
@@ -33,7 +33,7 @@ def compare(
     import mlflow
 
     from tasks.compare import compare_models, plan_comparison
-    from tasks.tracking import git_commit, use_experiment
+    from tasks.tracking.runs import git_commit, use_experiment
 
     check()
     plan = plan_comparison(models, recipe, overrides, prompts)

@@ -13,11 +13,11 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from flows import form, logs
-from flows.deadline import time_limit
-from flows.environment import check, run_dir
-from flows.hooks import HOOKS
-from flows.summary import build_record
+from flows.cli.summary import build_record
+from flows.orchestration import form, logs
+from flows.orchestration.deadline import time_limit
+from flows.orchestration.hooks import HOOKS
+from flows.servers.environment import check, run_dir
 from rlhf_lib.recipe import Recipe, load_recipe
 
 logs.calm()
@@ -71,11 +71,11 @@ def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
     from tasks.data import prepare_data
     from tasks.evaluation import evaluate_policy
     from tasks.ppo import run_ppo
-    from tasks.preflight import preflight_task
     from tasks.registration import register_policy
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
-    from tasks.tracking import headline, mlflow_link, pipeline_run
+    from tasks.stage.preflight import preflight_task
+    from tasks.tracking.runs import headline, mlflow_link, pipeline_run
 
     context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
     with pipeline_run(recipe, str(run_dir()), fresh=fresh, tags=context) as run:

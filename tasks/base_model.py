@@ -8,11 +8,11 @@ import mlflow
 from prefect import task
 
 from rlhf_lib.recipe import Recipe
-from tasks.options import HEAVY
 from tasks.results import Folders, PreparedData, StartingPolicy
-from tasks.stage_keys import BASE_MODEL
-from tasks.stages import run_stage
-from tasks.tracking import PipelineRun
+from tasks.stage.keys import BASE_MODEL
+from tasks.stage.options import HEAVY
+from tasks.stage.run import run_stage
+from tasks.tracking.runs import PipelineRun
 
 
 @task(name="base_model", **HEAVY)
@@ -47,8 +47,8 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
     with run_stage(BASE_MODEL, run, key=key) as current:
         if current.reused:
             return current.result
-        from rlhf_lib.models import base  # with transformers' and TRL's trainers, which take seconds to import
-        from rlhf_lib.models.supervised import curve
+        from rlhf_lib.training import sft  # with transformers' and TRL's trainers, which take seconds to import
+        from rlhf_lib.training.supervised import curve
 
         mlflow.log_params(settings.model_dump(mode="json"))
         if settings.from_scratch is not None:
@@ -56,7 +56,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
             corpus = (
                 text for row in rows["train"] for text in (row["prompt"] + row["chosen"], row.get("rejected")) if text
             )
-            tokenizer: Any = base.train_tokenizer(
+            tokenizer: Any = sft.train_tokenizer(
                 corpus, size.vocab_size, size.positions, append_eos=size.architecture == "t5"
             )
             longest = size.positions
@@ -70,7 +70,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
         test.save_to_disk(prompts["test"])
 
         folder = current.folder / "model"
-        metrics, log = base.train_base_model(
+        metrics, log = sft.train_base_model(
             rows["train"],
             folder,
             train=settings,

@@ -12,10 +12,10 @@ from prefect import task
 
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
-from tasks import registry
-from tasks.logger import run_logger
-from tasks.options import HEAVY
-from tasks.provenance import uri_of, version_of
+from tasks.registry import policies
+from tasks.registry.provenance import uri_of, version_of
+from tasks.stage.options import HEAVY
+from tasks.tracking.logger import run_logger
 
 INSTRUCTIONS = (
     "Rank the responses to each prompt by how {criterion} they are: 1 is the best, equal ranks are a tie. Rank every "
@@ -45,7 +45,7 @@ def collect_responses(
     """
     import numpy as np
 
-    from rlhf_lib.data.rankings import task_id
+    from rlhf_lib.data.rankings.files import task_id
 
     if policy.startswith("models:/"):  # an alias's version of now, so that the tasks say who answered
         policy = uri_of(version_of(policy))
@@ -110,7 +110,7 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     )
     from rlhf_lib.ppo.rollout import sample_responses
 
-    folder, trust = registry.resolve_model(policy), recipe.policy.trust_remote_code
+    folder, trust = policies.resolve_model(policy), recipe.policy.trust_remote_code
     tokenizer = load_tokenizer(folder, trust)
     texts = load_prompts(recipe)
     # the pipeline's own split: the evaluation's prompts are never shown to annotators

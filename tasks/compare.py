@@ -12,12 +12,12 @@ from pydantic import BaseModel
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import Recipe, load_recipe
-from tasks import provenance
-from tasks.logger import run_logger
-from tasks.options import HEAVY
-from tasks.registry import resolve_model
-from tasks.reports import publish
-from tasks.tracking import model_link
+from tasks.registry import provenance
+from tasks.registry.policies import resolve_model
+from tasks.stage.options import HEAVY
+from tasks.tracking.logger import run_logger
+from tasks.tracking.reports import publish
+from tasks.tracking.runs import model_link
 
 if TYPE_CHECKING:
     from datasets import Dataset

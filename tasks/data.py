@@ -13,12 +13,12 @@ from prefect import task
 
 from rlhf_lib.credentials import redact
 from rlhf_lib.recipe import Recipe, leaves
-from tasks.options import LIGHT
-from tasks.rankings import FILES, ranking_fingerprints, show_feedback
 from tasks.results import Folders, PreparedData
-from tasks.stage_keys import DATA
-from tasks.stages import run_stage
-from tasks.tracking import PipelineRun
+from tasks.stage.keys import DATA
+from tasks.stage.options import LIGHT
+from tasks.stage.run import run_stage
+from tasks.tracking.feedback import FILES, ranking_fingerprints, show_feedback
+from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
     from datasets import Dataset

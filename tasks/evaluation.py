@@ -9,12 +9,12 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.options import HEAVY
-from tasks.reports import publish
 from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
-from tasks.stage_keys import EVALUATION
-from tasks.stages import run_stage
-from tasks.tracking import PipelineRun
+from tasks.stage.keys import EVALUATION
+from tasks.stage.options import HEAVY
+from tasks.stage.run import run_stage
+from tasks.tracking.reports import publish
+from tasks.tracking.runs import PipelineRun
 
 
 @task(name="evaluation", **HEAVY)

@@ -17,15 +17,15 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.options import HEAVY, can_pass
 from tasks.results import PPOResult, PreparedData, RewardArtifact, StartingPolicy
-from tasks.stage_keys import PPO
-from tasks.stages import StageRun, run_stage
-from tasks.tracking import PipelineRun
+from tasks.stage.keys import PPO
+from tasks.stage.options import HEAVY, can_pass
+from tasks.stage.run import StageRun, run_stage
+from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
     from rlhf_lib.ppo.run import Job
-    from rlhf_lib.ppo.stats import Stats
+    from rlhf_lib.ppo.statistics import Stats
 
 SAMPLES = "samples.json"
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server

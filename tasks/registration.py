@@ -1,4 +1,4 @@
-"""Registration: the policy becomes a version in MLflow's model registry, and the champion where it has earned it."""
+"""Registration: the policy becomes a version in MLflow's model policies, and the champion where it has earned it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from prefect import task
 from rlhf_lib.errors import EnvironmentFault, RLHFError
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.recipe import Recipe
-from tasks import champions, provenance, registry
-from tasks.logger import run_logger
-from tasks.model_card import model_card
-from tasks.options import HEAVY
+from tasks.registry import champions, policies, provenance
+from tasks.registry.model_card import model_card
 from tasks.results import (
     EvaluationResult,
     PPOResult,
@@ -27,9 +25,11 @@ from tasks.results import (
     RewardChecks,
     StartingPolicy,
 )
-from tasks.stage_keys import REGISTRATION
-from tasks.stages import run_stage
-from tasks.tracking import PipelineRun, mlflow_link
+from tasks.stage.keys import REGISTRATION
+from tasks.stage.options import HEAVY
+from tasks.stage.run import run_stage
+from tasks.tracking.logger import run_logger
+from tasks.tracking.runs import PipelineRun, mlflow_link
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,7 +69,7 @@ def register_policy(
         prompts = held_out_prompts(policy.prompts.test, recipe)  # the ones that the evaluation drew
         logged = _log_checked(recipe, ppo.policy, prompts)
 
-        present = registry.champion(name)
+        present = policies.champion(name)
         crowned = half is not None and present == str(half.version)
         if crowned:
             present = None
@@ -120,7 +120,7 @@ def register_policy(
                 tags[kind] = kept
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
-        made = half or registry.create_version(name, logged, about=recipe.description, card=card, tags=tags)
+        made = half or policies.create_version(name, logged, about=recipe.description, card=card, tags=tags)
         version = str(made.version)
         if promoted and not crowned:
             champions.crown(name, version, "gates", reason)
@@ -166,7 +166,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
         "stop": recipe.generation.stop,
         "trust_remote_code": recipe.policy.trust_remote_code,
     }
-    logged = registry.log_policy(
+    logged = policies.log_policy(
         folder,
         prompt=prompts[0]["prompt"],
         settings=settings,
@@ -222,7 +222,7 @@ def _duel(
     try:
         outcome = compare_policies(
             candidate,
-            registry.resolve_model(f"models:/{name}/{version}"),
+            policies.resolve_model(f"models:/{name}/{version}"),
             prompts,
             scorer,
             recipe.generation,

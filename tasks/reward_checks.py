@@ -7,11 +7,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.options import HEAVY
 from tasks.results import PreparedData, RewardArtifact, RewardChecks
-from tasks.stage_keys import REWARD_CHECKS
-from tasks.stages import run_stage
-from tasks.tracking import PipelineRun
+from tasks.stage.keys import REWARD_CHECKS
+from tasks.stage.options import HEAVY
+from tasks.stage.run import run_stage
+from tasks.tracking.runs import PipelineRun
 
 
 @task(name="reward_checks", **HEAVY)

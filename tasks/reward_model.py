@@ -10,11 +10,11 @@ import mlflow
 from prefect import task
 
 from rlhf_lib.recipe import Recipe, Reward
-from tasks.options import HEAVY
 from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, StartingPolicy
-from tasks.stage_keys import REWARD_MODEL, content_key
-from tasks.stages import StageRun, run_stage
-from tasks.tracking import PipelineRun
+from tasks.stage.keys import REWARD_MODEL, content_key
+from tasks.stage.options import HEAVY
+from tasks.stage.run import StageRun, run_stage
+from tasks.tracking.runs import PipelineRun
 
 REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
 
@@ -77,8 +77,8 @@ def _train(
 ) -> tuple[str, dict[str, float]]:
     from datasets import load_from_disk
 
-    from rlhf_lib.models.supervised import curve
-    from rlhf_lib.rewards.training import train_reward_model
+    from rlhf_lib.training.reward_model import train_reward_model
+    from rlhf_lib.training.supervised import curve
 
     assert data.preferences is not None
     folder = current.folder / "model"
@@ -101,8 +101,8 @@ def _train_classifier(
 ) -> tuple[str, dict[str, float]]:
     from datasets import load_from_disk
 
-    from rlhf_lib.models.supervised import curve
-    from rlhf_lib.rewards.classifier_training import label_figure, train_classifier
+    from rlhf_lib.training.classifier import label_figure, train_classifier
+    from rlhf_lib.training.supervised import curve
 
     assert data.labelled is not None
     assert data.label_names is not None

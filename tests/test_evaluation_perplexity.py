@@ -17,7 +17,7 @@ from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.evaluation.perplexity import Perplexity
 from rlhf_lib.models import likelihood
 from rlhf_lib.models.likelihood import encode, target_losses
-from rlhf_lib.ppo.scoring import score_responses
+from rlhf_lib.models.scoring import score_responses
 from rlhf_lib.recipe import PerplexitySet
 
 VOCABULARY = {word: i for i, word in enumerate(["<eos>", "<unk>", *"abcdefghijklmnopqr"])}

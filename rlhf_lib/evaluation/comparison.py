@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lib.evaluation.diversity import distinct, repetition
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.evaluation.reward_delta import RewardDelta, kl_per_response, reward_delta
+from rlhf_lib.models.scoring import score_responses
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.ppo.scoring import score_responses
 from rlhf_lib.recipe import Generation
 from rlhf_lib.rewards import Reward
 

@@ -16,8 +16,8 @@ from rlhf_lib.evaluation.diversity import distinct, repetition
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.evaluation.reward_delta import RewardDelta, kl_per_response, reward_delta, win_rate
 from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
+from rlhf_lib.models.scoring import score_responses
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.ppo.scoring import score_responses
 from rlhf_lib.recipe import Generation
 from rlhf_lib.rewards import Reward
 from rlhf_lib.statistics import bootstrap_mean

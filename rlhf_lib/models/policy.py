@@ -25,7 +25,7 @@ from rlhf_lib.models.trunk import blocks, freeze_below, top_blocks, trunk_and_he
 from rlhf_lib.recipe import Lora
 
 if TYPE_CHECKING:
-    from rlhf_lib.ppo.scoring import Packed, Padded
+    from rlhf_lib.models.scoring import Packed, Padded
 
 REFERENCE = "reference"  # the adapter that is the reference where PPO starts from an adapter
 
@@ -129,7 +129,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies of the batch's response tokens: (N,) each. `bottom`: the hidden states from
         which the unfrozen blocks start."""
-        from rlhf_lib.ppo.logprobs import token_logprobs
+        from rlhf_lib.models.logprobs import token_logprobs
 
         with self._recomputing():
             states = batch.states(self.model, bottom, self.unfrozen_layers)

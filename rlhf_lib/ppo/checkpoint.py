@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf_lib.ppo.parallel import gathered, sharded_like
-from rlhf_lib.ppo.stats import Stats
+from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.ppo.trainer import PPOTrainer
 
 MANIFEST = "manifest.json"

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from rlhf_lib.models.scoring import start_id
 from rlhf_lib.models.trunk import trunk_and_head
-from rlhf_lib.ppo.scoring import start_id
 
 
 def decoding(model: PreTrainedModel, prompts: Sequence[Sequence[int]], steps: int) -> CausalDecoding | Seq2SeqDecoding:

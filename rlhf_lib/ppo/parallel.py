@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.ppo.scoring import Packed, Padded, micro_batches
+from rlhf_lib.models.scoring import Packed, Padded, micro_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

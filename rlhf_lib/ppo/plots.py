@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from rlhf_lib.drawing import panels
-from rlhf_lib.ppo.stats import Stats
+from rlhf_lib.ppo.statistics import Stats
 
 PANELS = {
     "mean score": ["ppo/mean_scores"],

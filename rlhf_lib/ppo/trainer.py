@@ -25,20 +25,20 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhf_lib.errors import RLHFError
-from rlhf_lib.models.memory import keep_freed_memory
+from rlhf_lib.models.device import keep_freed_memory
+from rlhf_lib.models.logprobs import token_logprobs
 from rlhf_lib.models.policy import Policy, autocast
+from rlhf_lib.models.scoring import Packed, Padded, arrange, check_head, micro_batches
 from rlhf_lib.models.trunk import trunk_and_head
-from rlhf_lib.ppo.advantages import gae, masked_mean, masked_var, token_rewards, whiten
 from rlhf_lib.ppo.faults import diverged, memory_advice
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
-from rlhf_lib.ppo.logprobs import token_logprobs
 from rlhf_lib.ppo.losses import policy_loss, value_loss
 from rlhf_lib.ppo.moments import RunningMoments, shape_scores
+from rlhf_lib.ppo.objectives import gae, masked_mean, masked_var, token_rewards, whiten
 from rlhf_lib.ppo.optimizer import build_optimizer
 from rlhf_lib.ppo.parallel import Processes, divide
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
-from rlhf_lib.ppo.scoring import Packed, Padded, arrange, check_head, micro_batches
-from rlhf_lib.ppo.stats import Stats, Timer, rollout_statistics, spread
+from rlhf_lib.ppo.statistics import Stats, Timer, rollout_statistics, spread
 from rlhf_lib.recipe import PPO, Generation
 from rlhf_lib.rewards import Reward, checked_scores
 

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from rlhf_lib.errors import ModelError, RLHFError
 from rlhf_lib.models.policy import Policy, autocast
+from rlhf_lib.models.scoring import start_id
 from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL
 from rlhf_lib.ppo.rollout import Responses, end_ids
-from rlhf_lib.ppo.scoring import start_id
-from rlhf_lib.ppo.stats import Stats, Timer
+from rlhf_lib.ppo.statistics import Stats, Timer
 from rlhf_lib.ppo.trainer import Batch
 from rlhf_lib.ppo.trainer import PPOTrainer as Engine
 from rlhf_lib.recipe import Generation

@@ -1,0 +1,183 @@
+"""The `rlhf` command: parses, calls a flow, prints. Everything heavy is imported by the sub-command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+from flows.cli import annotation, registry
+from rlhf_lib.errors import RLHFError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 0 when all went well, 2 for an error the user can mend, 1 for a failed gate."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf", description="PPO-RLHF as a pipeline: run it, schedule it, watch it, compare it."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a recipe end to end")
+    run.add_argument("recipe", help="a shipped recipe's name, or a YAML file of yours")
+    _override_option(run)
+    run.add_argument("--summary", type=Path, metavar="FILE", help="write the run's record as JSON")
+    run.add_argument("--fresh", action="store_true", help="do everything anew instead of reusing unchanged stages")
+
+    commands.add_parser("recipes", help="list the shipped recipes")
+    show = commands.add_parser("show", help="print a recipe, validated, with all its defaults")
+    show.add_argument("recipe")
+    _override_option(show)
+
+    annotation.add_commands(commands, _override_option)
+    registry.add_commands(commands, _override_option)
+
+    for name, about in (
+        ("ui", "start the Prefect server and MLflow's UI on 127.0.0.1"),
+        ("up", "start both, a worker and all of prefect.yaml's deployments, and leave them running"),
+        ("down", "stop what up started"),
+    ):
+        served = commands.add_parser(name, help=about)
+        if name != "down":
+            served.add_argument("--prefect-port", type=int, default=4200)
+            served.add_argument("--mlflow-port", type=int, default=5000)
+
+    for name, command in commands.choices.items():
+        if name not in ("recipes", "show", "rankings"):
+            command.add_argument(
+                "--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)"
+            )
+
+    args = parser.parse_args(argv)
+    try:
+        _refuse_secrets(args)
+        _use_run_dir(getattr(args, "run_dir", None))
+        return {
+            "run": _run,
+            "recipes": _recipes,
+            "show": _show,
+            "collect": annotation.collect,
+            "rankings": annotation.rankings,
+            "compare": registry.compare,
+            "promote": registry.promote,
+            "rollback": registry.rollback,
+            "models": registry.models,
+            "chat": registry.chat,
+            "ui": _ui,
+            "up": _ui,
+            "down": _ui,
+        }[args.command](args)
+    except RLHFError as error:
+        from rlhf_lib.errors import GateFailed
+
+        print(f"rlhf: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, GateFailed) else 2
+    except KeyboardInterrupt:
+        print("rlhf: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _refuse_secrets(args: argparse.Namespace) -> None:
+    """Prefect stores a flow's parameters as they are given: raise RecipeError before it gets any."""
+    from rlhf_lib.credentials import refusal
+    from rlhf_lib.errors import RecipeError
+
+    given = {key: value for key, value in vars(args).items() if key != "overrides"}  # load_recipe names those by key
+    if reason := refusal(given, f"rlhf {args.command}"):
+        raise RecipeError(reason)
+
+
+def _override_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override a setting (repeatable)"
+    )
+
+
+def _use_run_dir(folder: Path | None) -> None:
+    """Point everything at another run folder, before anything reads the settings."""
+    if folder is None:
+        return
+    from flows.servers import environment
+
+    embedded = f"sqlite:///{environment.run_dir()}/mlflow.db"
+    home = str(environment.run_dir() / "prefect")
+    os.environ["RLHF_RUN_DIR"] = str(folder.absolute())
+    for name, default in (("MLFLOW_TRACKING_URI", embedded), ("PREFECT_HOME", home)):
+        if os.environ.get(name) == default:
+            del os.environ[name]
+    environment.configure()
+
+
+def _run(args: argparse.Namespace) -> int:
+    from flows.servers import environment, temporary_server
+    from rlhf_lib.recipe import load_recipe
+
+    load_recipe(args.recipe, args.overrides)
+    environment.check()
+    if args.summary is not None and not args.summary.absolute().parent.is_dir():
+        from rlhf_lib.errors import EnvironmentFault
+
+        raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist, make it first")
+
+    api = environment.prefect_api()
+    gc.disable()  # what is imported stays: looking through it again and again costs a second
+    temporary_server.begin()
+    from flows.orchestration import logs
+    from flows.rlhf import rlhf
+
+    logs.leave_to_caller()
+    temporary_server.wait()
+    gc.freeze()
+    gc.enable()
+    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
+
+    from flows.cli.summary import report_page, table
+    from tasks.tracking.runs import mlflow_link
+
+    if args.summary is not None:
+        args.summary.write_text(json.dumps(record, indent=2) + "\n")
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    print(f"\n{table(record)}\n")
+    pages = f"Prefect on {api.removesuffix('/api') if api else 'http://127.0.0.1:4200'}/runs, "
+    pages += f"this run in MLflow on {mlflow_link(record['mlflow_run_id'])}"
+    opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"
+    print(pages if api else f"{opened}       {pages}")
+    print(f"{opener} {report_page(record, environment.run_dir())}")
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from textwrap import fill
+
+    from flows.cli.tables import row
+    from rlhf_lib.recipe import load_recipe, shipped
+
+    recipes = [load_recipe(name) for name in shipped()]
+    widths = (max(len(recipe.name) for recipe in recipes), 31, 22, 36)
+    print(row(("RECIPE", "MODELS", "HARDWARE", "TIME"), widths))
+    for recipe in recipes:
+        print(row((recipe.name, recipe.about.models, recipe.about.hardware, recipe.about.time), widths))
+        print(fill(recipe.description, 120, initial_indent="  ", subsequent_indent="  "))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    import yaml
+
+    from rlhf_lib.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from flows.servers import services
+
+    if args.command == "down":
+        services.down()
+    else:
+        {"ui": services.ui, "up": services.up}[args.command](args.prefect_port, args.mlflow_port)
+    return 0

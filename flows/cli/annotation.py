@@ -1,0 +1,71 @@
+"""`rlhf collect` and `rlhf rankings`: what annotators are given, and what became of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+
+def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
+    collect = commands.add_parser("collect", help="sample responses to a recipe's prompts for people to rank")
+    collect.add_argument("recipe", help="a shipped recipe's name, or a YAML file of yours")
+    collect.add_argument("--out", required=True, metavar="FILE.jsonl", help="the tasks; a CSV form goes beside it")
+    collect.add_argument("--policy", metavar="MODEL", help="hub id, folder or models:/NAME@champion")
+    collect.add_argument("--responses", type=int, default=4, help="sampled for each prompt (4)")
+    collect.add_argument("--prompts", type=int, default=100, help="how many of the recipe's training prompts (100)")
+    collect.add_argument("--criterion", default="helpful", help="helpful, honest, harmless, or your own (helpful)")
+    collect.add_argument("--instructions", help="text for the annotators")
+    collect.add_argument("--seed", type=int, help="another round's other prompts and samples (the recipe's)")
+    override_option(collect)
+
+    rankings = commands.add_parser("rankings", help="check annotators' files and show how far they agree")
+    rankings.add_argument("files", nargs="*", metavar="FILE", help="rankings, JSONL or CSV")
+    rankings.add_argument("--tasks", nargs="+", default=[], metavar="FILE", help="the files that rlhf collect wrote")
+    rankings.add_argument("--feedback", nargs="+", default=[], metavar="FILE", help="thumbs up and down")
+    rankings.add_argument("--criterion", help="only what was judged by this one")
+    rankings.add_argument("--consensus", choices=["majority", "bradley_terry", "none"], default="majority")
+    rankings.add_argument("--flag-below", type=float, default=0.2, metavar="ALPHA", help="(0.2)")
+
+
+def collect(args: argparse.Namespace) -> int:
+    from flows.servers import environment, temporary_server
+    from rlhf_lib.recipe import load_recipe
+
+    load_recipe(args.recipe, args.overrides)
+    environment.check()
+    temporary_server.begin()
+
+    from flows.collect import collect as flow
+    from flows.orchestration import logs
+
+    logs.leave_to_caller()
+    temporary_server.wait()
+    record = flow(**{key: value for key, value in vars(args).items() if key not in ("command", "run_dir")})
+    counts = ", ".join(f"{name} {count}" for name, count in record["counts"].items())
+    print(f"\n{record['files']['tasks']}\n{record['files']['form']}  (fill in annotator and rank)\n{counts}")
+    return 0
+
+
+def rankings(args: argparse.Namespace) -> int:
+    """Exit status 0 with a report, whatever is in it: rejected rows are for people to judge."""
+    from pydantic import ValidationError
+
+    from rlhf_lib.data.rankings.consensus import gather
+    from rlhf_lib.data.rankings.report import markdown
+    from rlhf_lib.errors import DataError
+    from rlhf_lib.recipe import Rankings
+
+    try:
+        settings = Rankings(
+            tasks=args.tasks,
+            rankings=args.files,
+            feedback=args.feedback,
+            consensus=args.consensus,
+            criterion=args.criterion,
+            flag_below=args.flag_below,
+        )
+    except ValidationError as error:
+        raise DataError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from None
+    print(markdown(gather(settings)), end="")
+    return 0

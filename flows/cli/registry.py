@@ -1,0 +1,119 @@
+"""`rlhf compare`, `promote`, `rollback`, `models` and `chat`: what became of the models, and which one is served."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
+    compare = commands.add_parser("compare", help="models beside each other on the same prompts and seeds")
+    compare.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="models:/NAME/VERSION, models:/NAME@ALIAS, hub id, folder, or 'reference': the first version's own",
+    )
+    compare.add_argument("--recipe", help="whose prompts, generation and reward (the first version's own)")
+    compare.add_argument("--prompts", type=int, metavar="N", help="how many of its held-out prompts (as it says)")
+    override_option(compare)
+
+    promote = commands.add_parser("promote", help="make a registered version the champion")
+    promote.add_argument("name", help="registered model")
+    promote.add_argument("version")
+    promote.add_argument("--why", metavar="TEXT", help="goes into the record")
+
+    rollback = commands.add_parser("rollback", help="make the champion before this one champion again")
+    rollback.add_argument("name", help="registered model")
+    rollback.add_argument("--why", metavar="TEXT", help="goes into the record")
+
+    models = commands.add_parser("models", help="list the registered models, their versions and figures")
+    models.add_argument("name", nargs="?", help="this one alone, with every change of champion")
+
+    chat = commands.add_parser("chat", help="ask a model and its reference, in the terminal")
+    chat.add_argument("model", help="registered model (its champion), models:/NAME/VERSION, folder or hub id")
+    chat.add_argument("--recipe", help="whose template, generation and reward (the version's own)")
+    override_option(chat)
+
+
+def compare(args: argparse.Namespace) -> int:
+    from flows.servers import temporary_server
+
+    temporary_server.begin()
+    from flows.cli.summary import comparison_table
+    from flows.compare import compare as flow
+    from flows.orchestration import logs
+
+    logs.leave_to_caller()
+    temporary_server.wait()
+    record = flow(models=args.models, recipe=args.recipe, overrides=args.overrides, prompts=args.prompts)
+    print(f"\n{comparison_table(record)}\n\n{record['report']}")
+    return 0
+
+
+def promote(args: argparse.Namespace) -> int:
+    from flows.servers import environment
+
+    environment.check()
+    from tasks.registry import champions
+
+    print(champions.promote(args.name, args.version, args.why))
+    return 0
+
+
+def rollback(args: argparse.Namespace) -> int:
+    from flows.servers import environment
+
+    environment.check()
+    from tasks.registry import champions
+
+    print(champions.rollback(args.name, args.why))
+    return 0
+
+
+def models(args: argparse.Namespace) -> int:
+    from flows.servers import environment
+
+    environment.check()
+    from flows.cli.tables import row
+    from tasks.registry import champions, listing
+
+    names = listing.registered(args.name)
+    if not names:
+        print("nothing is registered yet: rlhf run RECIPE makes a version")
+    for name in names:
+        rows = [listing.HEADER, *listing.version_rows(name)]
+        widths = [max(len(cells[column]) for cells in rows) for column in range(len(listing.HEADER) - 1)] + [48]
+        print(name)
+        print("\n".join(row(cells, widths) for cells in rows), end="\n\n")
+        if args.name:
+            print("\n".join(map(str, champions.history(name))))
+    return 0
+
+
+def chat(args: argparse.Namespace) -> int:
+    """A line typed, or piped in, gets an answer of each; an empty line does nothing, the end of input ends it."""
+    from flows.servers import environment
+
+    environment.check()
+    from tasks.registry.chat import Chat
+
+    talk = Chat(args.model, args.recipe, args.overrides)
+    asked = sys.stdin.isatty()
+    if asked:
+        import readline  # noqa: F401 - input() then edits lines and remembers them
+
+        print(f"{talk.about}\nCtrl-D ends it.")
+    turn = 0
+    while True:
+        try:
+            typed = input("\n> " if asked else "")
+        except EOFError:
+            return 0
+        if not typed.strip():
+            continue
+        for answer in talk.answer(typed, turn):
+            print(answer, flush=True)
+        turn += 1

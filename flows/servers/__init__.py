@@ -1,0 +1,1 @@
+"""Servers that are started and kept, and the settings that point to them."""

@@ -1,0 +1,1 @@
+"""Human rankings and thumbs, from files to preference pairs."""

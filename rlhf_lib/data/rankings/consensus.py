@@ -1,0 +1,198 @@
+"""From several annotators' rankings, and from thumbs, to preference pairs: every ranking of N responses is a vote on
+each of its N-choose-2 pairs (Ouyang et al. 2022, section 3.5), and what is made of the votes is the consensus.
+
+Votes are kept by prompt and by the responses' texts, so that rounds of annotation join: the same two responses in
+another task are judged together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlhf_lib.data.rankings.agreement import (
+    Agreement,
+    agreement_matrix,
+    alpha,
+    annotator_agreement,
+    flagged,
+    judgements,
+)
+from rlhf_lib.data.rankings.files import Ranking, Rejected, Thumb, read_feedback, read_rankings, read_tasks
+from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import Rankings
+
+PRIOR = 0.1  # precision of the Gaussian prior on strengths: 3 votes to 0 are a difference of 2.9, and not infinity
+EVEN = 1e-3  # differences of strength that are a tie
+
+
+class Preferred(NamedTuple):
+    """A pair of the consensus. `margin`: in (0, 1] the votes' share for less that against (ties count as neither), or
+    the difference of Bradley-Terry strengths."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float
+
+
+@dataclass
+class Feedback:
+    """What the files came to. `report` holds counts; `rejected` the rows that can't be used, each with its reason."""
+
+    pairs: list[Preferred]
+    criterion: str | None
+    alpha: float | None = None
+    annotators: Agreement = field(default_factory=dict)
+    matrix: list[list[float | None]] = field(default_factory=list)
+    flagged: list[str] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def gather(settings: Rankings) -> Feedback:
+    """Read, compare and condense what the recipe's data.preferences.rankings names.
+
+    Raises DataError for files that can't be read or of which nothing is left, and for several criteria in one set.
+    """
+    rejected: list[Rejected] = []
+    rankings: list[Ranking] = []
+    thumbs: list[Thumb] = []
+    if settings.rankings:
+        tasks, rejected = read_tasks(settings.tasks)
+        rankings, bad = read_rankings(settings.rankings, tasks)
+        rejected = rejected + bad
+    if settings.feedback:
+        thumbs, bad = read_feedback(settings.feedback)
+        rejected = rejected + bad
+    report: dict[str, Any] = {"rejected": dict(Counter(row.reason for row in rejected)), "dropped": {}}
+    report |= {"rankings": len(rankings), "thumbs": len(thumbs)}
+    criterion = _criterion(settings, [r.task.criterion for r in rankings] + [t.criterion for t in thumbs])
+
+    def keep(reason: str, wanted: Any) -> None:
+        nonlocal rankings, thumbs
+        before = len(rankings) + len(thumbs)
+        rankings, thumbs = [r for r in rankings if wanted(r)], [t for t in thumbs if wanted(t)]
+        report["dropped"][reason] = before - len(rankings) - len(thumbs)
+        if not rankings and not thumbs:
+            raise DataError(f"data.preferences.rankings: filter '{reason}' left none of {before} rankings and thumbs")
+
+    def of(item: Ranking | Thumb) -> str | None:
+        return item.task.criterion if isinstance(item, Ranking) else item.criterion
+
+    keep("another criterion", lambda item: of(item) in (None, criterion))
+    if settings.annotators is not None:
+        wanted = set(settings.annotators)
+        keep("annotator not asked for", lambda item: item.annotator in wanted)
+    found = Feedback([], criterion, rejected=rejected, report=report)
+    if rankings:
+        names, values_AU = judgements(rankings)
+        found.alpha, found.matrix = alpha(values_AU), agreement_matrix(values_AU)
+        found.annotators = annotator_agreement(names, values_AU)
+        found.flagged = flagged(found.annotators, settings.flag_below)
+    if settings.drop_flagged:
+        keep("annotator flagged", lambda item: item.annotator not in found.flagged)
+
+    pairs, ties = ranked_pairs(rankings, settings.consensus)
+    report["pairs"] = {"from rankings": len(pairs), "ties": ties}
+    if thumbs:
+        thumbed, counts = thumb_pairs(thumbs)
+        ranked = {(pair.prompt, frozenset((pair.chosen, pair.rejected))) for pair in pairs}
+        new = [pair for pair in thumbed if (pair.prompt, frozenset((pair.chosen, pair.rejected))) not in ranked]
+        report["pairs"] |= counts | {"from thumbs": len(new), "ranked already": len(thumbed) - len(new)}
+        pairs = pairs + new
+    if not pairs:
+        raise DataError(
+            f"data.preferences.rankings: {len(rankings)} rankings and {len(thumbs)} thumbs give no pair ({ties} ties): "
+            "no response is preferred to another one of its prompt"
+        )
+    found.pairs = pairs
+    return found
+
+
+def ranked_pairs(rankings: Sequence[Ranking], consensus: str) -> tuple[list[Preferred], int]:
+    """The pairs of `majority`, `bradley_terry` or `none`, preferred first, and the number of pairs that end in a tie:
+    these give none. Pairs of one text with itself are neither."""
+    prompts: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(dict)
+    for ranking in rankings:
+        votes = prompts[ranking.task.prompt]
+        for one, other in combinations(ranking.task.responses, 2):
+            first, second = ranking.task.responses[one].strip(), ranking.task.responses[other].strip()
+            vote = int(np.sign(ranking.ranks[other] - ranking.ranks[one]))
+            if first == second:
+                continue
+            if (second, first) in votes:
+                first, second, vote = second, first, -vote
+            votes.setdefault((first, second), []).append(vote)
+    condense = {"majority": _majority, "bradley_terry": _bradley_terry, "none": _all}[consensus]
+    pairs, ties = [], 0
+    for prompt, votes in prompts.items():
+        for (first, second), margin in condense(votes):
+            ties += margin == 0
+            if margin:
+                chosen, rejected = (first, second) if margin > 0 else (second, first)
+                pairs.append(Preferred(prompt, chosen, rejected, abs(margin)))
+    return pairs, ties
+
+
+def thumb_pairs(thumbs: Sequence[Thumb]) -> tuple[list[Preferred], dict[str, int]]:
+    """Every thumbs-up of a prompt against every thumbs-down of it; several thumbs on a response count by majority, and
+    even ones not at all. Also counts of what gives no pair: `thumbs tied`, `prompts with one thumb`."""
+    votes: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for thumb in thumbs:
+        votes[thumb.prompt][thumb.response.strip()].append(1 if thumb.up else -1)
+    pairs = []
+    counts = {"thumbs tied": 0, "prompts with one thumb": 0}
+    for prompt, responses in votes.items():
+        means = {text: sum(given) / len(given) for text, given in responses.items()}
+        up = [text for text, mean in means.items() if mean > 0]
+        down = [text for text, mean in means.items() if mean < 0]
+        counts["thumbs tied"] += len(means) - len(up) - len(down)
+        counts["prompts with one thumb"] += not (up and down)
+        pairs += [Preferred(prompt, a, b, (means[a] - means[b]) / 2) for a in up for b in down]
+    return pairs, counts
+
+
+Votes = dict[tuple[str, str], list[int]]
+Condensed = list[tuple[tuple[str, str], float]]
+
+
+def _majority(votes: Votes) -> Condensed:
+    return [(pair, sum(given) / len(given)) for pair, given in votes.items()]
+
+
+def _all(votes: Votes) -> Condensed:
+    return [(pair, float(vote)) for pair, given in votes.items() for vote in given]
+
+
+def _bradley_terry(votes: Votes) -> Condensed:
+    """Strengths of a prompt's responses by maximum a posteriori (Bradley and Terry 1952), a tie half a win each way;
+    the pairs are those that somebody compared."""
+    import choix
+
+    texts = {text: i for i, text in enumerate(dict.fromkeys(text for pair in votes for text in pair))}
+    wins = []
+    for (first, second), given in votes.items():
+        a, b = texts[first], texts[second]
+        for vote in given:  # each counts twice, for a tie is one win each way
+            wins += [(a, b)] * (1 + vote) + [(b, a)] * (1 - vote)
+    # its penalty is alpha times the sum of squares, so that over votes counted twice PRIOR is the prior's precision
+    strengths = choix.opt_pairwise(len(texts), wins, alpha=PRIOR, tol=1e-8)
+    differences = {pair: float(strengths[texts[pair[0]]] - strengths[texts[pair[1]]]) for pair in votes}
+    return [(pair, d if abs(d) > EVEN else 0.0) for pair, d in differences.items()]
+
+
+def _criterion(settings: Rankings, named: Sequence[str | None]) -> str | None:
+    """The recipe's, else the files' one. Raises DataError where they name several."""
+    several = sorted({name for name in named if name is not None})
+    if settings.criterion is None and len(several) > 1:
+        raise DataError(
+            f"the rankings and thumbs judge several things ({', '.join(several)}), and a reward model learns one: set "
+            "data.preferences.rankings.criterion to the one that is wanted"
+        )
+    return settings.criterion or (several[0] if several else None)

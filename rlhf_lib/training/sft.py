@@ -1,0 +1,255 @@
+"""The base model: supervised fine-tuning on a corpus or the preference pairs' texts, from scratch or of a given model.
+
+A causal model's text is prompt + answer + EOS. Prompt and answer are tokenized apart, so that the model learns the very
+boundary that it meets when it continues a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    set_seed,
+)
+
+from rlhf_lib.errors import DataError, ModelError
+from rlhf_lib.models.loading import PAD, load_policy, load_tokenizer, pick_device, positions, quiet
+from rlhf_lib.training.seq2seq import scratch_t5, seq2seq_trainer
+from rlhf_lib.training.seq2seq import tokenize_answers as seq2seq_answers
+from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from rlhf_lib.recipe import Compute, FromScratch, Lora, Train
+
+EOS = "<|endoftext|>"
+SMALL_LOGITS = 1 << 25  # of a batch: 128 MB in fp32
+HELD_OUT = 512  # answers that the held-out loss is taken over, at most
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int | None = None, *, append_eos: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer as GPT-2's, made from the texts, with a pad token of its own.
+
+    `vocab_size` counts EOS (also BOS; id 0), pad (id 1) and the 256 bytes; a small corpus may fill less of it.
+    `max_length`: tokens that the model it is for can take. `append_eos`: texts end with EOS, as T5's encoder reads
+    them, and there is no BOS.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[EOS, PAD],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if append_eos:
+        bpe.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=None if append_eos else EOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        **({"model_max_length": max_length} if max_length else {}),
+    )
+
+
+def scratch_model(size: FromScratch, tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights, without dropout (a corpus seen once doesn't need it, and PPO can't have it)."""
+    set_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=size.positions,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def train_base_model(
+    pairs: Dataset,
+    output: Path,
+    *,
+    train: Train,
+    compute: Compute,
+    seed: int,
+    model: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    lora: Lora | None = None,
+    held_out: Dataset | None = None,
+    trust_remote_code: bool = False,
+    on_log: OnLog | None = None,
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Train on the answers of `pairs` (columns prompt, chosen, perhaps rejected); save an HF folder.
+
+    Causal models with TRL's SFTTrainer, seq2seq models with transformers' Seq2SeqTrainer.
+
+    From scratch (`train.from_scratch`) with the given `tokenizer`, or from `model`, whose tokenizer is used where none
+    is given. With `lora` an adapter is trained and merged before saving. Texts longer than `train.max_length` lose
+    tokens on the left, so that answers stay whole. `on_log(step, figures)` is called as training goes on.
+
+    Returns the metrics (`loss/held_out` in nats per token of the chosen answers given their prompts, EOS included, and
+    its exponential `perplexity/held_out`) and the logged figures per step.
+    Raises ModelError for an absent model or a loss that diverges, DataError without a single answer to train on.
+    """
+    if train.from_scratch is not None:
+        if tokenizer is None:
+            raise ValueError("a model from scratch needs the tokenizer made for it")
+        build = scratch_t5 if train.from_scratch.architecture == "t5" else scratch_model
+        network: PreTrainedModel = build(train.from_scratch, tokenizer, seed)
+    else:
+        if model is None:
+            raise ValueError("needs a model, or train.from_scratch")
+        tokenizer = tokenizer or load_tokenizer(model, trust_remote_code)
+        network = load_policy(model, trust_remote_code=trust_remote_code)
+    longest = train.from_scratch.positions if train.from_scratch else positions(network.config)
+    limit = min(train.max_length or longest, longest)
+    answers = ("chosen", "rejected") if train.answers == "both" and "rejected" in pairs.column_names else ("chosen",)
+    seq2seq = network.config.is_encoder_decoder
+    if seq2seq:
+        rows, truncated = seq2seq_answers(pairs, tokenizer, limit, answers)
+    else:
+        rows, truncated = tokenize_answers(pairs, tokenizer, limit, answers, train.completion_only)
+    if not len(rows):
+        raise DataError("no text to train the base model on: are data.corpus or data.preferences empty?")
+
+    set_seed(seed)
+    with TemporaryDirectory() as scratch:
+        arguments = trainer_arguments(train, len(rows), compute, seed, Path(scratch) / "base model", schedule="cosine")
+        adapter = _peft(lora, "SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM") if lora else None
+        build_trainer = seq2seq_trainer if seq2seq else _causal_trainer
+        trainer = build_trainer(network, tokenizer, rows, arguments, adapter)
+        log = fit(trainer, on_log)
+    trained: Any = trainer.model
+    if lora:
+        trained = trained.merge_and_unload()
+
+    metrics = {"rows": float(len(rows)), "truncated": float(truncated), "tokens": float(sum(rows["length"]))}
+    metrics |= {"parameters": float(trained.num_parameters())}
+    if log:
+        metrics["loss/train"] = log[-1]["loss"]
+    if held_out is not None and len(held_out):
+        loss = answer_loss(trained.to(pick_device(compute)), tokenizer, held_out, limit)
+        metrics |= {"loss/held_out": loss, "perplexity/held_out": math.exp(min(loss, 50.0))}
+    save(trained, tokenizer, output)
+    return metrics, log
+
+
+def _causal_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    arguments: dict[str, Any],
+    adapter: PeftConfig | None,
+) -> Trainer:
+    from trl import SFTConfig, SFTTrainer
+
+    class LengthGroupedSFTTrainer(LengthGroups, SFTTrainer):
+        def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
+            """TRL computes the logits in chunks, twice, with figures of its own; small ones are far cheaper whole."""
+            small = inputs["input_ids"].numel() * model.config.vocab_size <= SMALL_LOGITS
+            return (Trainer if small else SFTTrainer).compute_loss(self, model, inputs, *args, **kwargs)
+
+    model.loss_type = model.loss_type or "ForCausalLM"  # GPT-2's class name doesn't say so
+    return LengthGroupedSFTTrainer(
+        model=model, args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer, peft_config=adapter
+    )
+
+
+def tokenize_answers(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int, columns: Sequence[str], completion_only: bool
+) -> tuple[Dataset, int]:
+    """Rows `input_ids`, `labels` (-100: no loss) and `length`, of the answers in each of the `columns`, and how many
+    lost tokens on the left to fit `limit`."""
+    prompts = tokenizer(list(pairs["prompt"]), verbose=False).input_ids if len(pairs) else []
+    rows: list[dict] = []
+    truncated = 0
+    for column in columns:
+        texts = list(pairs[column])
+        endings = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+        for prompt, answer in zip(prompts, endings, strict=True):
+            ids = [*prompt, *answer, tokenizer.eos_token_id]
+            labels = [-100] * len(prompt) + ids[len(prompt) :] if completion_only else ids
+            truncated += len(ids) > limit
+            rows.append({"input_ids": ids[-limit:], "labels": labels[-limit:], "length": min(len(ids), limit)})
+    return Dataset.from_list(rows), truncated
+
+
+def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, limit: int) -> float:
+    """Mean negative log-likelihood, nats per token, of chosen answers with EOS given their prompts, cut from the left.
+
+    Over at most HELD_OUT pairs, spread evenly; every token weighs the same.
+    """
+    from rlhf_lib.models.scoring import score_responses
+
+    step = max(1, math.ceil(len(pairs) / HELD_OUT))
+    sample = pairs.select(range(0, len(pairs), step))
+    prompts = tokenizer(list(sample["prompt"]), verbose=False).input_ids
+    answers = [
+        [*ids, tokenizer.eos_token_id]
+        for ids in tokenizer(list(sample["chosen"]), add_special_tokens=False, verbose=False).input_ids
+    ]
+    # At least one token of the prompt stays: the answer's first token is predicted from it.
+    answers = [a[-(limit - 1) :] for a in answers]
+    prompts = [(p or [tokenizer.eos_token_id])[-(limit - len(a)) :] for p, a in zip(prompts, answers, strict=True)]
+    order = sorted(range(len(sample)), key=lambda i: len(prompts[i]) + len(answers[i]))
+    logprobs = score_responses(
+        model.eval(), [prompts[i] for i in order], [answers[i] for i in order], micro_batch_tokens=8192
+    )
+    return -torch.cat(logprobs).mean().item()
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """An ordinary Hugging Face folder, its generation config ending and padding as the tokenizer does."""
+    if model.generation_config is None:
+        raise ModelError(f"{type(model).__name__} can't generate: point to a language model")
+    known = model.generation_config.eos_token_id
+    ends = known if isinstance(known, list) else [known]
+    if tokenizer.eos_token_id not in ends:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = True  # trainers switch it off in the configuration
+    with quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _peft(lora: Lora, task_type: str) -> PeftConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_dora=lora.dora,
+        task_type=task_type,
+    )

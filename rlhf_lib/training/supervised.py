@@ -1,0 +1,151 @@
+"""What SFT and reward training share: trainer arguments, batches of like lengths in random order, and the log."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from rlhf_lib.errors import ModelError, RecipeError
+from rlhf_lib.models.device import keep_freed_memory
+from rlhf_lib.models.loading import pick_device, pick_dtype
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rlhf_lib.recipe import Compute, RewardTraining, Train
+
+# TRL's own default sets the deprecated name
+warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
+
+OnLog = Callable[[int, dict[str, float]], None]
+
+
+def trainer_arguments(
+    train: Train | RewardTraining, rows: int, compute: Compute, seed: int, output: Path, *, schedule: str
+) -> dict[str, Any]:
+    """Arguments that TRL's trainers share, for `rows` training examples.
+
+    Rows come tokenized with a `length` column, so nothing is mapped, filtered or truncated behind our back; nothing is
+    written to `output` but what we save. Raises RecipeError for a GPU that the trainers can't be told to use.
+    """
+    device = pick_device(compute)
+    if device.type == "cuda" and device.index:
+        raise RecipeError(
+            f"compute.device {compute.device}: the base and the reward model train on the first visible GPU; set "
+            f"compute.device=cuda and the environment's CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    steps = train.max_steps or max(1, round(train.epochs * rows / train.batch_size))
+    return {
+        "output_dir": str(output),
+        "num_train_epochs": train.epochs,
+        "max_steps": train.max_steps or -1,
+        "per_device_train_batch_size": train.batch_size,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": schedule,
+        "adam_beta2": 0.98,  # runs of hundreds of steps are over before 0.999 has seen enough gradients
+        "warmup_steps": 0.05,
+        "logging_steps": max(1, steps // 50),
+        "train_sampling_strategy": "group_by_length",
+        "remove_unused_columns": False,  # it would take the length column away before the sampler reads it
+        "max_length": None,
+        "gradient_checkpointing": False,
+        "bf16": pick_dtype(compute, device) == torch.bfloat16,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": seed,
+    }
+
+
+class ShuffledLengthGroups(LengthGroupedSampler):
+    """Batches of like lengths as Hugging Face draws them, then in random order.
+
+    Theirs run from long to short within each group, and the last batches, at the lowest learning rate, are all short.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(super().__iter__())
+        batches = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        for i in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield from batches[i]
+
+
+class LengthGroups:
+    """Mix-in for a Trainer: its training rows in ShuffledLengthGroups."""
+
+    def _get_train_sampler(self: Any, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return ShuffledLengthGroups(self.args.train_batch_size, lengths=list(rows["length"]))
+
+
+class _Bar(ProgressCallback):
+    """The progress bar alone, with the loss beside it instead of a line of figures every few steps."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(Path(args.output_dir).name)
+
+
+class _Log(TrainerCallback):
+    """Numbers as they come: to `on_log`, and stopped at the first loss that is none."""
+
+    def __init__(self, on_log: OnLog | None) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.on_log_figures = on_log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        figures = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k != "epoch"}
+        if "loss" not in figures:
+            return
+        if not torch.tensor(figures["loss"]).isfinite():
+            raise ModelError(f"the loss is {figures['loss']} at step {state.global_step}: lower the learning_rate")
+        self.rows.append({"step": state.global_step, **figures})
+        if self.on_log_figures:
+            self.on_log_figures(state.global_step, figures)
+
+
+def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
+    """Train, with a progress bar, and give the logged figures: one dict per logged step, `step` among its keys.
+
+    Raises ModelError when the loss is no number any more.
+    """
+    log = _Log(on_log)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:  # in a log file a bar is a flood
+        trainer.add_callback(_Bar())
+    trainer.add_callback(log)
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
+    trainer.train()
+    trainer.model.eval()  # type: ignore[union-attr]
+    return log.rows
+
+
+def curve(rows: list[dict[str, float]], *names: str) -> Figure:
+    """One panel per figure that was logged, over the training steps."""
+    from rlhf_lib.drawing import panels
+
+    logged = [n for n in names if any(n in row for row in rows)]
+    figure, every = panels(len(logged), 5, 3.5, left=1.0, top=0.2)
+    for axes, name in zip(every, logged, strict=True):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 2 else None)
+        axes.set_xlabel("step")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    return figure

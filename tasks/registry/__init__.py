@@ -1,0 +1,1 @@
+"""Registered policies: versions, champions, serving."""

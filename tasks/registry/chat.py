@@ -1,0 +1,109 @@
+"""A model and its reference asked by a person: a typed prompt in, both answers with their scores out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_lib.errors import ModelError, RLHFError
+from rlhf_lib.recipe import Recipe, load_recipe
+from tasks.registry import provenance
+from tasks.registry.policies import CHAMPION, resolve_model
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`score` is None where no reward is at hand."""
+
+    name: str
+    text: str
+    score: float | None
+
+    def __str__(self) -> str:
+        score = "" if self.score is None else f" ({self.score:.3g})"
+        return f"{self.name}{score}: {self.text.strip() or '(empty)'}"
+
+
+class Chat:
+    """`model`: a registered model's name (its champion), models:/NAME/VERSION, a folder or a hub id; for the latter two
+    a `recipe` is needed, whose policy.model then is the reference. Raises ModelError for what isn't there."""
+
+    def __init__(self, model: str, recipe: str | None = None, overrides: list[str] | None = None) -> None:
+        from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device, pick_dtype
+
+        if provenance.versions(model):
+            model = f"models:/{model}@{CHAMPION}"
+        version = provenance.version_of(model) if model.startswith("models:/") else None
+        if version is None and recipe is None:
+            raise ModelError(
+                f"{model} is no registered model (rlhf models lists them): for a folder or hub id, --recipe names the "
+                "recipe whose template and generation are used"
+            )
+        self.recipe: Recipe = (
+            load_recipe(recipe, overrides) if recipe else provenance.recipe_of(version, overrides)  # type: ignore[arg-type]
+        )
+        self.missing: list[str] = []
+        self.device = pick_device(self.recipe.compute)
+        trust, dtype = self.recipe.policy.trust_remote_code, pick_dtype(self.recipe.compute, self.device)
+
+        def load(name: str) -> tuple[Any, Any]:
+            folder = resolve_model(name)
+            return load_policy(folder, dtype, trust).to(self.device), load_tokenizer(folder, trust)  # type: ignore[arg-type]
+
+        uri = provenance.uri_of(version) if version else model
+        self.models = {f"{version.name} {version.version}" if version else model: load(uri)}
+        try:
+            reference = provenance.reference_of(version) if version else self.recipe.policy.model
+            if reference is not None:
+                self.models["reference"] = load(reference)
+        except RLHFError as error:
+            self.missing.append(str(error))
+        self.reward = self._reward(version)
+
+    @property
+    def about(self) -> str:
+        """Who answers, how, and what is not at hand."""
+        scored = "scored by the recipe's reward" if self.reward else "not scored"
+        lines = [f"{' and '.join(self.models)} answer, {scored}; recipe {self.recipe.name}.", *self.missing]
+        return "\n".join(lines)
+
+    def answer(self, typed: str, turn: int = 0) -> list[Answer]:
+        """One answer a model, sampled as the recipe says from the same random numbers, others each turn."""
+        from rlhf_lib.models.loading import positions
+        from rlhf_lib.ppo.rollout import sample_responses
+
+        query, prompt = self._asked(typed)
+        answers = []
+        for name, (model, tokenizer) in self.models.items():
+            ids = list(tokenizer(prompt).input_ids)
+            room = positions(model.config) - self.recipe.generation.response_limit
+            if not 0 < len(ids) <= room:
+                answers.append(Answer(name, f"(a prompt of {len(ids)} tokens: there is room for 1 to {room})", None))
+                continue
+            text = sample_responses(
+                model, tokenizer, [ids], self.recipe.generation, seed=self.recipe.seed, step=turn
+            ).texts[0]
+            score = self.reward([query], [text])[0] if self.reward else None
+            answers.append(Answer(name, text, score))
+        return answers
+
+    def _asked(self, typed: str) -> tuple[str, str]:
+        """(query, prompt) of what was typed: a turn for recipes of dialogues, and in the recipe's template."""
+        from rlhf_lib.data.dialogue import ASSISTANT, HUMAN
+        from rlhf_lib.data.prompts import with_template
+
+        settings = self.recipe.data.prompts
+        query = typed
+        if settings.query.kind == "dialogue" and not typed.lstrip().startswith(HUMAN.strip()):
+            query = f"{HUMAN} {typed.strip()}{ASSISTANT}"
+        return query, with_template(query, settings)
+
+    def _reward(self, version: Any) -> Any:
+        from rlhf_lib.rewards.build import build_reward
+
+        try:
+            model = provenance.reward_model_of(self.recipe, [version] if version else [])
+            return build_reward(self.recipe.reward, model, self.device)
+        except RLHFError as error:
+            self.missing.append(str(error))
+            return None

@@ -1,0 +1,122 @@
+"""What a registered version can be judged again with, found from the registry alone, on any machine: its recipe, its
+reference and its reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from rlhf_lib.errors import ModelError
+from rlhf_lib.recipe import Recipe, load_recipe
+from tasks.registry.policies import champion, resolve_model
+
+REFERENCE, REWARD_MODEL = "reference", "reward_model"  # tags of a version, and artifact folders of the run that kept it
+_FINGERPRINTS = {REFERENCE: "base_model_fingerprint", REWARD_MODEL: "reward_fingerprint"}
+
+
+def keep(kind: str, model: str | None, name: str, fingerprint: str | None) -> str | None:
+    """Where the reference or reward model of a new version of `name` stays to be found: a hub id as it is; a folder as
+    an artifact of the active run, or of the run that kept the same one for an earlier version."""
+    if model is None or not Path(model).is_dir():
+        return model
+    for version in versions(name):
+        uri = version.tags.get(kind)
+        if uri and fingerprint and version.tags.get(_FINGERPRINTS[kind]) == fingerprint and _kept(uri):
+            return uri
+    mlflow.log_artifacts(model, kind)
+    return f"runs:/{mlflow.active_run().info.run_id}/{kind}"  # type: ignore[union-attr]
+
+
+def versions(name: str) -> list[ModelVersion]:
+    """The model's versions, the newest first; none for a name that isn't registered."""
+    found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def version_of(uri: str) -> ModelVersion:
+    """The version that models:/NAME/VERSION or models:/NAME@ALIAS stands for now. Raises ModelError."""
+    client = mlflow.MlflowClient()
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    try:
+        if at:
+            return client.get_model_version_by_alias(name, alias)
+        name, _, number = name.rpartition("/")
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"model {uri} is not in the registry at {mlflow.get_registry_uri()} ({reason}): give models:/NAME@ALIAS or "
+            "models:/NAME/VERSION of a registered version (rlhf models lists them), a folder or a hub id"
+        ) from error
+
+
+def uri_of(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
+
+
+def logged_model_of(version: ModelVersion) -> str | None:
+    """The id of the logged model that the version is; the stores give it in its source alone."""
+    source = str(version.source)
+    return source.removeprefix("models:/") if source.startswith("models:/m-") else None
+
+
+def recipe_of(version: ModelVersion, overrides: list[str] | None = None) -> Recipe:
+    """The recipe that the version was made with, overrides on top. Raises ModelError where it isn't recorded."""
+    try:
+        run = version.tags["parent_run_id"]
+        file = mlflow.artifacts.download_artifacts(run_id=run, artifact_path="recipe.yaml")
+    except (KeyError, MlflowException, OSError) as error:
+        raise ModelError(f"{uri_of(version)}: its run's recipe is gone ({error}): name one with --recipe") from error
+    return load_recipe(file, overrides)
+
+
+def reference_of(version: ModelVersion) -> str:
+    """Folder or hub id of the model that the version was compared to and started from. Raises ModelError."""
+    return _fetched(version, REFERENCE, "name a folder or hub id instead")
+
+
+def reward_model_of(recipe: Recipe, made: Iterable[ModelVersion]) -> str | None:
+    """Folder or hub id of the recipe's reward model, None for a reward that has none of its own (function, sum).
+
+    One that is trained in a run is that of the first version in `made` from the recipe, else that of the recipe's
+    champion or newest version. Raises ModelError where there is none.
+    """
+    trained = recipe.reward.kind == "preference" or (
+        recipe.reward.kind == "classifier" and recipe.data.labelled is not None
+    )
+    if not trained:
+        return resolve_model(recipe.reward.model) if recipe.reward.model else None
+    name = recipe.registration.name or recipe.name
+    served = champion(name)
+    own = sorted(versions(name), key=lambda version: str(version.version) != served)
+    for version in [*made, *own]:
+        if version.tags.get("recipe") == recipe.name and REWARD_MODEL in version.tags:
+            return _fetched(version, REWARD_MODEL, "run the recipe again")
+    raise ModelError(
+        f"the reward model of recipe {recipe.name} is trained by a run of it, and no registered version keeps one: run "
+        "the recipe, or set a reward that exists (--set reward.kind=..., --set reward.model=...)"
+    )
+
+
+def _fetched(version: ModelVersion, kind: str, mend: str) -> str:
+    uri = version.tags.get(kind)
+    if uri is None:
+        raise ModelError(f"{uri_of(version)} doesn't say what its {kind.replace('_', ' ')} was: {mend}")
+    if not uri.startswith("runs:/"):
+        return uri
+    try:
+        return mlflow.artifacts.download_artifacts(artifact_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise ModelError(f"{uri_of(version)}: its {kind.replace('_', ' ')} {uri} is gone ({error}): {mend}") from error
+
+
+def _kept(uri: str) -> bool:
+    run, _, folder = uri.removeprefix("runs:/").partition("/")
+    try:
+        return uri.startswith("runs:/") and bool(mlflow.MlflowClient().list_artifacts(run, folder))
+    except (MlflowException, OSError):
+        return False

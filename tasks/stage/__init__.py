@@ -1,0 +1,1 @@
+"""What makes a stage reusable and resumable."""

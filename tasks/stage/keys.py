@@ -1,0 +1,101 @@
+"""What decides whether a stage's work is reused: the stages there are, and the key of each one's inputs and code.
+
+A stage's key changes with its settings, with the content of its inputs, with every module of this project that its own
+module imports, directly or not, and with the versions of the libraries that compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grimp
+
+from tasks import results
+
+PACKAGES = ("tasks", "rlhf_lib")
+LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "datasets", "peft", "accelerate")
+
+Result = TypeVar("Result", bound=results.StageResult)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Result]):
+    """`name`: of its MLflow run and its folder. `module`: where it is written. `reads`: modules that it reads as files
+    instead of importing them. `every_run`: done anew by every run, though one goes on from what another left when it
+    did not finish."""
+
+    name: str
+    module: str
+    result: type[Result]
+    every_run: bool = False
+    reads: tuple[str, ...] = ()
+
+    def key(self, *inputs: Any) -> str:
+        """16 hex digits that change with any of the inputs (JSON values), with the code, and with the libraries."""
+        return content_key(self.name, inputs, _code(self))
+
+
+DATA = Stage("data", "tasks.data", results.PreparedData)
+BASE_MODEL = Stage("base_model", "tasks.base_model", results.StartingPolicy)
+REWARD_MODEL = Stage("reward_model", "tasks.reward_model", results.RewardArtifact)
+REWARD_CHECKS = Stage("reward_checks", "tasks.reward_checks", results.RewardChecks)
+PPO = Stage("ppo", "tasks.ppo", results.PPOResult, every_run=True)
+EVALUATION = Stage("evaluation", "tasks.evaluation", results.EvaluationResult, every_run=True)
+REGISTRATION = Stage(
+    "registration",
+    "tasks.registration",
+    results.RegisteredModel,
+    every_run=True,
+    reads=("tasks.registry.policy_server",),
+)
+STAGES: tuple[Stage[Any], ...] = (DATA, BASE_MODEL, REWARD_MODEL, REWARD_CHECKS, PPO, EVALUATION, REGISTRATION)
+
+
+def content_key(*parts: Any) -> str:
+    """16 hex digits that change with any of the parts (JSON values)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def sources(stage: Stage[Any]) -> list[Path]:
+    """The files of this project that the stage's work may depend on: every module that its own imports, at the top or
+    inside functions, directly or through others, and the data files in the packages of these."""
+    graph = _import_graph()
+    reached = {stage.module, *stage.reads, *graph.find_upstream_modules(stage.module)}
+    for name in list(reached):
+        parts = name.split(".")
+        reached |= {".".join(parts[:n]) for n in range(1, len(parts))}  # importing a module runs its packages
+    files: set[Path] = set()
+    for name in reached:
+        file = _file(name)
+        files.add(file)
+        if file.name == "__init__.py" and "." in name:
+            files |= {f for f in file.parent.rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
+    return sorted(files)
+
+
+@cache
+def _code(stage: Stage[Any]) -> str:
+    digest = hashlib.sha256()
+    for file in sources(stage):
+        digest.update(file.read_bytes())
+    digest.update(repr([(name, version(name)) for name in LIBRARIES]).encode())
+    return digest.hexdigest()
+
+
+@cache
+def _import_graph() -> grimp.ImportGraph:
+    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+
+
+def _file(module: str) -> Path:
+    spec = find_spec(module)
+    assert spec is not None, f"{module} is gone: correct STAGES"
+    assert spec.origin is not None, f"{module} has no source file"
+    return Path(spec.origin)

@@ -1,0 +1,130 @@
+"""What a stage tells MLflow while it computes: sent by a thread of its own, in order, and kept until it has arrived.
+
+Training neither waits for the tracking server nor ends because it is away for a while. A figure sent twice, because the
+answer to the first time was lost, is the same one to MLflow: it has its time from when it was told.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import mlflow
+from mlflow.entities import Metric
+
+from tasks.stage.options import can_pass
+
+PATIENCE = 900.0  # seconds that the end of a stage waits for the tracking server
+_BATCH = 1000  # metrics in a request: MLflow's own limit
+_GATHER = 5.0  # seconds from one request to the next: one alone costs MLflow as much as three steps' figures in another
+_TRIES = 3  # at what MLflow refuses
+_LONGEST = 10.0  # seconds between tries
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Metrics and other calls that wait to be sent to one MLflow run.
+
+    Raises, at the next call, what MLflow has refused for good.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = mlflow.MlflowClient()
+        self._waiting: deque[list[Metric] | Callable[[], object]] = deque()
+        self._changed = threading.Condition()
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._flushing = False
+        self._closed = False
+
+    def metrics(self, figures: Mapping[str, float], step: int | None = None) -> None:
+        """Send figures of a step, with the time of now."""
+        now = int(time.time() * 1000)
+        self._put([Metric(name, float(value), now, step or 0) for name, value in figures.items()])
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call the function, again where it fails: it must come to the same when called twice."""
+        self._put(function)
+
+    def flush(self, patience: float = PATIENCE) -> None:
+        """Return when everything has arrived. Raises ConnectionError where that takes longer than so many seconds."""
+        with self._changed:
+            self._flushing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._waiting or self._error is not None, patience)
+            self._flushing = False
+            if self._error is not None:
+                raise self._error
+            if self._waiting:
+                raise ConnectionError(
+                    f"MLflow at {mlflow.get_tracking_uri()} has not taken the run's figures for {patience:.0f} s: see "
+                    "whether its server runs and has room; the same run started again goes on"
+                )
+
+    def close(self) -> None:
+        """Let the thread end; what is still waiting is given up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _put(self, item: list[Metric] | Callable[[], object]) -> None:
+        if self._error is not None:
+            raise self._error
+        with self._changed:
+            self._waiting.append(item)
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mlflow-outbox", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        tries, again = 0, time.monotonic()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._flushing or self._closed, max(0.0, again - time.monotonic()))
+                if self._closed:
+                    return
+                batch = self._next()
+            try:
+                if callable(batch[0]):
+                    batch[0]()
+                else:
+                    self._client.log_batch(self.run_id, [metric for figures in batch for metric in figures])
+            except Exception as error:
+                tries += 1
+                if tries >= _TRIES and not can_pass(error):
+                    with self._changed:
+                        self._error = error
+                        self._changed.notify_all()
+                    return
+                if tries == 1:
+                    logger.warning("MLflow doesn't take the run's figures, they wait here meanwhile: %s", error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, min(0.5 * 2**tries, _LONGEST))
+                continue
+            if tries:
+                logger.warning("MLflow takes the run's figures again: none is lost")
+            tries, again = 0, time.monotonic() + _GATHER
+            with self._changed:
+                for _ in batch:
+                    self._waiting.popleft()
+                self._changed.notify_all()
+
+    def _next(self) -> list[list[Metric]] | list[Callable[[], object]]:
+        """The first call, or as many of the first figures as go into one request."""
+        first, *others = self._waiting
+        if callable(first):
+            return [first]
+        batch, size = [first], len(first)
+        for item in others:
+            if callable(item) or size + len(item) > _BATCH:
+                break
+            batch.append(item)
+            size += len(item)
+        return batch

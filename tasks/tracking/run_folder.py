@@ -1,0 +1,139 @@
+"""The run folder, which pipelines share that run at once or after each other.
+
+    work/PARENT/STAGE       what a stage of that run made, or a link to what it reused
+    stages/STAGE-KEY        link to the newest finished one with that key
+    unfinished/STAGE-KEY    the same of stages that every pipeline does anew: until the one that did it has finished
+    checkpoints/KEY         PPO's, until it ends
+    locks/                  of stages; work/PARENT/.running is that of a pipeline
+
+Locks are the operating system's: they end with the process that holds them, however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tasks.tracking.logger import run_logger
+
+RECORD = "record.json"
+_RUNNING = ".running"
+
+
+@contextmanager
+def alone(root: Path, name: str) -> Iterator[None]:
+    """Inside the block no other process is in the same: it waits its turn."""
+    with _locked(root / "locks" / f"{name}.lock", f"{name}: another run here is doing the same, and is waited for"):
+        yield
+
+
+@contextmanager
+def running(root: Path, parent: str) -> Iterator[None]:
+    """Mark the pipeline as running for as long as its process lives. The mark of one that fails stays, without a lock,
+    so that the next to start clears up after it."""
+    mark = root / "work" / parent / _RUNNING
+    with _locked(mark, f"an earlier attempt at run {parent} is still running, and is waited for"):
+        yield
+        mark.unlink()
+
+
+@contextmanager
+def _locked(file: Path, waiting: str) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    if not _free(lock):
+        run_logger().info(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _free(lock: FileLock) -> bool:
+    """Take the lock, if nobody has it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def is_running(root: Path, parent: str) -> bool:
+    """Whether a process of this machine, or of those that share the folder, is at work on the pipeline."""
+    mark = root / "work" / parent / _RUNNING
+    if not mark.is_file():
+        return False
+    lock = FileLock(mark)
+    if not _free(lock):
+        return True
+    lock.release()
+    return False
+
+
+def abandoned(root: Path) -> Iterator[str]:
+    """The parents' ids of pipelines that failed or whose process is gone, each with its unfinished stages removed: the
+    space they take may be what the next one lacks."""
+    for mark in (root / "work").glob(f"*/{_RUNNING}"):
+        lock = FileLock(mark)
+        try:
+            if not _free(lock):
+                continue
+        except FileNotFoundError:
+            continue  # its folder is gone meanwhile
+        try:
+            for folder in mark.parent.iterdir():
+                if folder.is_dir() and not (folder / RECORD).is_file():
+                    shutil.rmtree(folder)
+            yield mark.parent.name
+            mark.unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a stage that is whole, None of any other."""
+    file = folder / RECORD
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, new."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def finish(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record, at once and last: it says that all else is there."""
+    scratch = folder / f"{RECORD}.tmp"
+    scratch.write_text(json.dumps(record, indent=1))
+    scratch.replace(folder / RECORD)
+
+
+def link(place: Path, target: Path) -> None:
+    """Make `place` a link to the target, at once, whatever was there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    scratch = place.with_name(f".{place.name}.{os.getpid()}")
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
+    scratch.replace(place)
+
+
+def forget(root: Path, parent: str) -> None:
+    """The parent's pipeline is whole: what it did anew nobody goes on from."""
+    done = {folder.resolve() for folder in (root / "work" / parent).iterdir() if folder.is_dir()}
+    for place in (root / "unfinished").glob("*"):
+        if place.resolve() in done:
+            place.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""MLflow around a pipeline run: its parent run, which the stages' child runs belong to."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow.entities import Run
+from pydantic import BaseModel
+
+from rlhf_lib.credentials import redact
+from rlhf_lib.evaluation.figures import flat_figures
+from rlhf_lib.recipe import Recipe, flatten
+from tasks.tracking import run_folder
+from tasks.tracking.closing import close_abandoned, tagged
+from tasks.tracking.logger import run_logger
+
+EXPERIMENT = "rlhf"
+HEADLINES = ("reward_model", "ppo", "reward", "perplexity", "diversity")
+
+
+class PipelineRun(BaseModel):
+    """What every task is told of the run it belongs to."""
+
+    run_dir: str
+    parent_run_id: str
+    fresh: bool = False
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """The run's record and headline figures to the parent, under names that are the same in every recipe."""
+        client = mlflow.MlflowClient()
+        known = client.get_run(self.parent_run_id).data.metrics
+        mlflow.log_dict(record, "summary.json", run_id=self.parent_run_id)
+        mlflow.log_metrics(
+            {name: value for name, value in headline(record).items() if known.get(name) != value},
+            run_id=self.parent_run_id,
+        )
+        for key, value in (record["model"] or {}).items():
+            client.set_tag(self.parent_run_id, f"model.{key}", value)
+        run_folder.forget(Path(self.run_dir), self.parent_run_id)
+
+
+@contextmanager
+def pipeline_run(
+    recipe: Recipe, run_dir: str, *, fresh: bool = False, tags: Mapping[str, Any] | None = None
+) -> Iterator[PipelineRun]:
+    """Open the parent run: the flattened recipe as params; recipe, git commit and the given tags as tags. A flow run
+    that is tried again has the parent that it had."""
+    use_experiment(run_dir)
+    root = Path(run_dir)
+    close_abandoned(root)
+    known = {"recipe": recipe.name, "git_commit": git_commit()} | dict(tags or {})
+    known = {key: redact(str(value)) for key, value in known.items() if value is not None}
+    params = {key: _shorten(redact(str(value))) for key, value in flatten(recipe).items()}
+    before = _earlier_attempt(known.get("prefect_flow_run_id"), params)
+    with (
+        mlflow.start_run(before.info.run_id if before else None, run_name=recipe.name, tags=known) as parent,
+        run_folder.running(root, parent.info.run_id),
+    ):
+        if before is not None:
+            run_logger().info("goes on with run %s, whose earlier attempt did not end", parent.info.run_id)
+            if "failure" in before.data.tags:
+                mlflow.delete_tag("failure")
+        mlflow.log_params(params)
+        mlflow.log_text(redact(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)), "recipe.yaml")
+        try:
+            yield PipelineRun(run_dir=run_dir, parent_run_id=parent.info.run_id, fresh=fresh)
+        except Exception as error:
+            mlflow.set_tag("failure", redact(str(error))[:5000])
+            raise
+
+
+def _earlier_attempt(flow_run_id: str | None, params: dict[str, str]) -> Run | None:
+    """The parent that an attempt of the same flow run opened, with the same recipe (its file may have changed)."""
+    for run in tagged("prefect_flow_run_id", flow_run_id) if flow_run_id else []:
+        if "mlflow.parentRunId" not in run.data.tags and run.data.params.items() <= params.items():
+            return run
+    return None
+
+
+def use_experiment(run_dir: str) -> None:
+    """The experiment that all runs go to; on an embedded store its artifacts lie in the run folder."""
+    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        local = not mlflow.get_tracking_uri().startswith("http")
+        where = (Path(run_dir).absolute() / "artifacts").as_uri() if local else None
+        mlflow.create_experiment(EXPERIMENT, artifact_location=where)
+    mlflow.set_experiment(EXPERIMENT)
+
+
+def headline(record: Mapping[str, Any]) -> dict[str, float]:
+    """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
+    return flat_figures({section: record[section] or {} for section in HEADLINES})
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout, with -dirty where files differ; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def cover(error: BaseException) -> None:
+    """Take secrets out of an error's message, in place: Prefect stores it with the state of task and flow."""
+    error.args = tuple(redact(part) if isinstance(part, str) else part for part in error.args)
+    if isinstance(message := getattr(error, "message", None), str):
+        error.message = redact(message)  # type: ignore[attr-defined]
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
+def mlflow_link(run_id: str) -> str:
+    """Where the run is to be seen: at the tracking server, or where `rlhf ui` shows an embedded store."""
+    return _page(f"#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs/{run_id}")
+
+
+def model_link(uri: str) -> str | None:
+    """The page of a registered version, models:/NAME/VERSION; None for anything else."""
+    if not uri.startswith("models:/"):
+        return None
+    name, _, version = uri.removeprefix("models:/").rpartition("/")
+    return _page(f"#/models/{name}/versions/{version}")
+
+
+def _page(path: str) -> str:
+    uri = mlflow.get_tracking_uri()
+    return f"{uri.rstrip('/') if uri.startswith('http') else 'http://127.0.0.1:5000'}/{path}"

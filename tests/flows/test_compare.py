@@ -1,0 +1,258 @@
+"""Models beside each other: the matrix and intervals by hand, tiny models, and the command on a real MLflow store."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import one_thread, remainder_reward, tiny_gpt2, word_tokenizer  # noqa: F401
+
+from flows import cli
+from rlhf_lib.drawing import save
+from rlhf_lib.evaluation import versus_plots as plots
+from rlhf_lib.evaluation.comparison import Sampled, compare
+from rlhf_lib.evaluation.promotion import compare_policies
+from rlhf_lib.evaluation.reward_delta import reward_delta
+from rlhf_lib.evaluation.versus import Entrant, Showing, Versus, contest, win_matrix
+from rlhf_lib.evaluation.versus_report import build_report
+from rlhf_lib.recipe import Generation, Recipe, load_recipe
+from rlhf_lib.statistics import bootstrap_mean
+from tasks.tracking.runs import pipeline_run
+from tests.test_promotion import figures
+
+CPU, GENERATION = torch.device("cpu"), Generation(max_new_tokens=5)
+
+
+def showing(name, scores, first=None, text="a b"):
+    return Showing(
+        name=name,
+        sampled=Sampled([text] * len(scores), scores, [2] * len(scores), [True] * len(scores)),
+        mean=bootstrap_mean(scores),
+        gain=reward_delta(first, scores) if first else None,
+        kl=1.5 if first else None,
+        kl_error=0.1 if first else None,
+        perplexity=None,
+        mean_perplexity=None,
+    )
+
+
+@pytest.fixture
+def by_hand():
+    """b gains 0.5 on every prompt; c gains 1, 0, -1, 1."""
+    scores = {"a": [1.0, 2.0, 3.0, 4.0], "b 1": [1.5, 2.5, 3.5, 4.5], "<c>": [2.0, 2.0, 2.0, 5.0]}
+    showings = [showing(name, s, scores["a"] if name != "a" else None) for name, s in scores.items()]
+    return Versus([f"q{i}" for i in range(4)], showings, "a", win_matrix(list(scores.values())), True)
+
+
+def test_the_matrix_counts_ties_half(by_hand):
+    # c beats a on prompts 1 and 4 and ties on 2; it beats b on 1 and 4
+    assert by_hand.win_rates == [[None, 0.0, 0.375], [1.0, None, 0.5], [0.625, 0.5, None]]
+
+
+def test_intervals_are_paired(by_hand):
+    metrics = by_hand.metrics()
+    assert [metrics[f"reward/{key}/b-1"] for key in ("delta", "ci95_low", "ci95_high")] == [0.5, 0.5, 0.5]
+    assert metrics["reward/delta/-c-"] == 0.25
+    # sums of four draws from 1, 0, -1, 1: P(-4) + P(-3) = (1 + 4)/256 is below 2.5%, with P(-2) above; P(4) = 16/256
+    assert (metrics["reward/ci95_low/-c-"], metrics["reward/ci95_high/-c-"]) == (-0.5, 1.0)
+    assert metrics["wins/-c-/a"] == 0.625
+    assert "reward/delta/a" not in metrics
+    assert "perplexity/b-1" not in metrics
+    assert metrics["kl/b-1"] == 1.5
+
+
+def test_the_report_shows_all_and_escapes_it(by_hand, tmp_path):
+    drawings = {
+        "scores": plots.score_boxes(by_hand),
+        "gains": plots.gain_intervals(by_hand),
+        "wins": plots.win_map(by_hand),
+    }
+    report = build_report("a against <c>", by_hand, ["A note."])
+    page, text = report.html(save(drawings, tmp_path)), report.markdown()
+    assert page.count("data:image/png;base64,") == 3
+    assert "<c>" not in page
+    assert "&lt;c&gt;" in page
+    for line in ("| gain | - | +0.500 (+0.500 to +0.500) | +0.250 (-0.500 to +1.00) |", "| a | - | 0% | 38% |"):
+        assert line in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {5}  # whole tables: a heading and three models
+    assert "KL to a" in text
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("entrants")
+    made = {"plain": (0, 61), "other": (1, 61), "wider": (2, 80)}
+    for name, (seed, vocabulary) in made.items():
+        tiny_gpt2(seed, vocabulary=vocabulary).save_pretrained(root / name)
+        word_tokenizer(vocabulary).save_pretrained(root / name)
+    rows = [{"text": f"w{i} w{(i * 7) % 60 + 1} w3"} for i in range(1, 61)]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def entrants(folders, *names):
+    return [Entrant(name, str(folders / name)) for name in names]
+
+
+def test_a_contest_of_two_is_the_evaluation_of_one(folders):
+    queries = [row["text"] for row in map(json.loads, (folders / "prompts.jsonl").read_text().splitlines())][:20]
+    prompts = Dataset.from_dict({"query": queries, "prompt": queries})
+    tokenizer = word_tokenizer()
+    ids = [tokenizer(query).input_ids for query in queries]
+    expected = compare(tiny_gpt2(0), tiny_gpt2(1), tokenizer, remainder_reward, queries, ids, GENERATION, seed=3)
+    done = contest(
+        entrants(folders, "plain", "other", "wider", "plain"),
+        prompts, remainder_reward, GENERATION, device=CPU, seed=3,
+    )  # fmt: skip
+    plain, other, wider, again = done.showings
+    assert other.gain == expected.reward
+    assert (other.kl, other.kl_error) == (pytest.approx(expected.kl), pytest.approx(expected.kl_error))
+    assert other.sampled == expected.policy
+    assert plain.kl is None
+    assert wider.kl is None  # another tokenizer
+    assert not done.same_tokens
+    assert (again.gain.delta, again.gain.win_rate, again.kl) == (0.0, 0.5, 0.0)
+    duel = compare_policies(
+        str(folders / "wider"), str(folders / "plain"), prompts, remainder_reward, GENERATION, device=CPU, seed=3
+    )
+    assert wider.gain.delta == duel["delta"]
+    assert done.win_rates[2][0] == duel["win_rate"]
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def recipe(folders):
+    return Recipe.model_validate(
+        {
+            "name": "remainders",
+            "data": {"prompts": {"dataset": str(folders / "prompts.jsonl"), "held_out": 0.4}},
+            "policy": {"model": str(folders / "plain")},
+            "reward": {"kind": "function", "function": "tiny_models:remainder_reward"},
+            "generation": GENERATION.model_dump(),
+            "evaluation": {
+                "prompts": 16,
+                "perplexity": {"dataset": str(folders / "prompts.jsonl"), "split": "train", "column": "text"},
+            },
+            "compute": {"device": "cpu", "precision": "fp32"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def store(prefect_server, mlflow_store, folders, recipe):
+    """A store with two versions of `remainders`, `plain` and `other`, both made from `plain`."""
+    from tasks import registration
+
+    Dataset.from_dict({"query": ["w1 w2"], "prompt": ["w1 w2"]}).save_to_disk(folders / "held-out")
+    with mlflow_store(folders), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_RUN_DIR", str(folders / "runs"))
+        for name in ("plain", "other"):
+            with pipeline_run(recipe, str(folders / "runs")) as run:
+                registration.register_policy.fn(
+                    recipe,
+                    run,
+                    {
+                        "model": str(folders / "plain"),
+                        "fingerprint": "base",
+                        "prompts": {"test": str(folders / "held-out")},
+                    },
+                    {"model": None, "fingerprint": "reward", "normalization": None},
+                    {"policy": str(folders / name), "reference": str(folders / "plain"), "steps": 1, "seconds": 1.0},
+                    figures(),
+                )
+        yield folders
+
+
+def test_compare_by_its_command(store, recipe, capsys):
+    command = ["compare", "reference", "models:/remainders/2", "models:/remainders@champion", str(store / "wider")]
+    assert cli.main([*command, "--prompts", "12"]) == 0
+    printed = capsys.readouterr().out
+    assert "row beats column" in printed
+    [run] = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.stage = 'compare'", output_format="list"
+    )
+    assert run.info.status == "FINISHED"
+    tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
+    champion = mlflow.MlflowClient().get_registered_model("remainders").aliases["champion"]
+    uris = ["reference", "models:/remainders/2", f"models:/remainders/{champion}", str(store / "wider")]
+    assert [tags[f"model.{i}"] for i in range(1, 5)] == uris
+    assert [params[f"model.{i}"] for i in range(1, 5)] == uris
+    assert tags["model.2.url"].endswith("/#/models/remainders/versions/2")
+    inputs = mlflow.get_run(run.info.run_id).inputs.model_inputs  # a search leaves them out
+    linked = {f"models:/{model.model_id}" for model in inputs}
+    assert mlflow.MlflowClient().get_model_version("remainders", "2").source in linked
+    assert metrics["prompts"] == 12
+    assert metrics["perplexity/reference"] > 1
+    assert metrics["reward/delta/wider"] == metrics["reward/mean/wider"] - metrics["reward/mean/reference"]
+    assert "kl/remainders-2" in metrics
+    assert "kl/wider" not in metrics
+
+    found = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"report.html", "report.md", "responses.json", "plots"} <= found
+    table = mlflow.load_table("responses.json", run_ids=[run.info.run_id])
+    assert len(table) == 12
+    page = next(line for line in printed.splitlines() if line.endswith("report.html"))
+    assert "remainders 2" in Path(page).read_text()
+
+    # the same prompts for whoever asks, with one tokenizer: those that the pipeline's evaluation draws
+    again = table["score remainders 2"].mean()
+    assert again == pytest.approx(metrics["reward/mean/remainders-2"])
+
+
+def test_the_reference_is_kept_once(store):
+    tags = [mlflow.MlflowClient().get_model_version("remainders", number).tags for number in ("1", "2")]
+    assert tags[0]["reference"].startswith("runs:/")
+    assert tags[0]["reference"] == tags[1]["reference"]  # the same base model: not stored again
+    assert "reward_model" not in tags[0]  # a function: the recipe names it
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["models:/remainders/9", "reference"], "models:/remainders/9 is not in the registry"),
+        (["models:/remainders/1"], "name two models or more"),
+        (["reference", "gpt2", "--recipe", "embedded"], "none of reference, gpt2 is a registered version"),
+        (["models:/remainders/1", "/nowhere/model"], "/nowhere/model: there is no such folder"),
+        (["models:/remainders/1", "reference", "--recipe", "embedded"], "is trained by a run of it"),
+        (["models:/remainders/1", "reference", "--set", "seeds=1"], "unknown key 'seeds'"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_runs(store, words, error, capsys):
+    before = len(mlflow.search_runs(search_all_experiments=True))
+    assert cli.main(["compare", *words]) == 2
+    assert error in capsys.readouterr().err
+    assert len(mlflow.search_runs(search_all_experiments=True)) == before
+
+
+# ---------------------------------------------------------------- parents side by side
+
+
+def three_parents(folder):
+    """Parent runs of three recipes in the active store, as search_runs gives them; the figures are made up."""
+    record = {
+        "model": None,
+        "reward_model": {"accuracy": 0.9, "checks_passed": True},
+        "ppo": {"steps": 3, "seconds": 1.0, "kl": 2.0},
+        **{key: figures()[key] for key in ("reward", "perplexity", "diversity")},
+    }
+    for name in ("embedded", "gpt2-imdb-lora", "t5-emotion-scratch"):
+        with pipeline_run(load_recipe(name), str(folder)) as run:
+            run.finish(record)
+    return mlflow.search_runs(experiment_names=["rlhf"])
+
+
+def test_parent_runs_carry_the_same_names_in_every_recipe(mlflow_store, tmp_path):
+    with mlflow_store(tmp_path):
+        runs = three_parents(tmp_path)
+    assert sorted(runs["tags.recipe"]) == ["embedded", "gpt2-imdb-lora", "t5-emotion-scratch"]
+    for kind in ("params.", "metrics."):
+        columns = [column for column in runs.columns if column.startswith(kind)]
+        assert len(columns) > 10
+        assert runs[columns].notna().all(axis=None)  # MLflow gives None where a run lacks the name
+    lora = runs.set_index("tags.recipe")["params.policy.lora.r"]  # there too where the section is off
+    assert (lora["gpt2-imdb-lora"], lora["embedded"]) == ("32", "None")

@@ -1,0 +1,137 @@
+"""The evaluation task through the real Prefect engine and a real MLflow store."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from datasets import Dataset
+from mlflow.artifacts import download_artifacts
+from prefect import flow
+from prefect.artifacts import Artifact
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rlhf_lib.recipe import Recipe
+from tasks.evaluation import evaluate_policy
+from tasks.results import EvaluationResult, Folders, PPOResult, RewardArtifact, StartingPolicy
+from tasks.tracking.runs import PipelineRun
+
+WORDS = ["<eos>", *"abcdefghijklmnopqrs"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A reference, a policy that says `a` more often, prompts and perplexity texts, all on disk."""
+    root = tmp_path_factory.mktemp("evaluation")
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<eos>"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, eos_token_id=0))
+    for name in ("reference", "policy"):
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+        embedding = model.transformer.wte.weight[1].detach()
+        model.transformer.ln_f.bias.data += 2 * embedding / embedding.square().sum()
+    queries = [f"{a} {b}" for a in "bcdefg" for b in "jklmno"]
+    ids = [[WORDS.index(word) for word in query.split()] for query in queries]
+    Dataset.from_dict({"query": queries, "prompt": queries, "input_ids": ids}).save_to_disk(root / "prompts")
+    (root / "texts").mkdir()
+    Dataset.from_dict({"chosen": ["a b c", "d e " * 20, ""]}).to_json(root / "texts" / "test.jsonl")
+    return root
+
+
+def count_a(queries, responses):
+    return [float(response.split().count("a")) for response in responses]
+
+
+@pytest.fixture(scope="module")
+def evaluated(folders, prefect_server, mlflow_store):
+    """Record and MLflow run of the task with, and without, a perplexity set."""
+    settings = {
+        "name": "counting",
+        "data": {"prompts": {"dataset": str(folders / "texts"), "column": "chosen"}},
+        "policy": {"model": str(folders / "reference")},
+        "reward": {"kind": "function", "function": f"{__name__}:count_a"},
+        "generation": {"max_new_tokens": 6},
+        "evaluation": {"prompts": 32, "perplexity": {}},
+        "compute": {"device": "cpu", "precision": "fp32"},
+    }
+
+    @flow
+    def pipeline(with_perplexity: bool):
+        recipe = Recipe.model_validate(settings)
+        if not with_perplexity:
+            recipe.evaluation.perplexity = None
+        with mlflow.start_run() as parent:
+            run = PipelineRun(run_dir=str(folders / "runs"), parent_run_id=parent.info.run_id)
+            return evaluate_policy(
+                recipe,
+                run,
+                policy=StartingPolicy(
+                    model=str(folders / "reference"),
+                    fingerprint=None,
+                    prompts=Folders(train=str(folders / "prompts"), test=str(folders / "prompts")),
+                ),
+                reward=RewardArtifact(model=None, fingerprint=None, normalization=None),
+                ppo=PPOResult(
+                    reference=str(folders / "reference"), policy=str(folders / "policy"), steps=1, seconds=1.0, kl=0.0
+                ),
+            )
+
+    with mlflow_store(folders):
+        records = {wanted: pipeline(wanted) for wanted in (True, False)}
+        yield records, Artifact.get("evaluation")
+
+
+def test_record_is_the_contract(evaluated):
+    record = evaluated[0][True]
+    assert set(record.reward) == {"reference", "policy", "delta", "ci95", "win_rate"}
+    assert set(record.perplexity) == {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"}
+    assert {"distinct_1_reference", "distinct_2_policy"} < set(record.diversity)
+    assert record.reward["ci95"][0] > 0
+    assert record.kl > 0
+    counts = record.perplexity_counts
+    assert (counts["texts"], counts["tokens"], counts["truncated"], counts["skipped"]) == (3, 3 + 15, 1, 1)
+    assert EvaluationResult.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_figure_that_does_not_apply_is_left_out(evaluated):
+    record = evaluated[0][False]
+    assert record.perplexity is None
+    assert not [name for name in record.metrics if "perplexity" in name]
+    assert not [name for name in mlflow.get_run(record.mlflow_run_id).data.metrics if "perplexity" in name]
+
+
+def test_child_run_has_figures_table_plots_and_report(evaluated):
+    record = evaluated[0][True]
+    run = mlflow.get_run(record.mlflow_run_id)
+    logged = dict(run.data.metrics)
+    assert logged.pop("seconds") > 0
+    assert logged == pytest.approx(record.metrics)
+    named = {"reward/delta", "reward/ci95_low", "kl", "perplexity/mean_per_text_policy", "diversity/distinct_2_policy"}
+    assert named < set(logged)
+    table = mlflow.load_table("before_after.json", run_ids=[run.info.run_id])
+    assert len(table) == 32
+    assert table["score_after"].mean() == pytest.approx(record.reward["policy"])
+    page = Path(download_artifacts(run_id=run.info.run_id, artifact_path="report.html")).read_text(encoding="utf-8")
+    assert "Evaluation of counting" in page
+    assert (
+        "texts of more than 16 tokens, start token included, lose their start (cut: 1; without a token to score: 1)"
+        in page
+    )
+    plots = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, "plots")}
+    assert plots == {"plots/scores.png", "plots/gains.png", "plots/lengths.png"}
+
+
+def test_prefect_shows_the_report(evaluated):
+    assert evaluated[1].data.startswith("# Evaluation of counting")
+
+
+def test_same_seed_same_figures(evaluated):
+    with_set, without = evaluated[0][True], evaluated[0][False]
+    assert with_set.reward == without.reward
+    assert with_set.kl == without.kl

@@ -1,0 +1,146 @@
+"""PPO as the pipeline's task: the best step exported, an interrupted run taken up, SIGTERM under Prefect."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from datasets import Dataset
+from prefect import flow
+from prefect.exceptions import TerminationSignal
+from tiny_models import one_thread, remainder_reward, same, tiny_gpt2, tiny_prompts, weights, word_tokenizer  # noqa: F401
+from transformers import GPT2LMHeadModel
+
+from rlhf_lib.errors import RLHFError
+from rlhf_lib.ppo.checkpoint import checkpoints
+from rlhf_lib.recipe import Recipe
+from tasks.ppo import run_ppo
+from tasks.results import Folders, PreparedData, RewardArtifact, StartingPolicy
+from tasks.tracking.runs import PipelineRun
+
+faults: dict[int, str] = {}  # by the number of the call to the reward
+calls: list[int] = []
+
+
+def reward(queries: list[str], responses: list[str]) -> list[float]:
+    calls.append(len(calls))
+    match faults.pop(calls[-1], None):
+        case "killed":
+            raise KeyboardInterrupt
+        case "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "praised":
+            return [score + 10 for score in remainder_reward(queries, responses)]
+    return remainder_reward(queries, responses)
+
+
+@pytest.fixture(scope="module")
+def folder(prefect_server, mlflow_store, tmp_path_factory):
+    root = tmp_path_factory.mktemp("ppo")
+    tiny_gpt2().save_pretrained(root / "model")
+    word_tokenizer().save_pretrained(root / "model")
+    for split, rows in (("train", tiny_prompts()), ("test", tiny_prompts(4))):
+        Dataset.from_list(rows).save_to_disk(root / split)
+    with mlflow_store(root):
+        yield root
+
+
+@pytest.fixture
+def train(folder, tmp_path):
+    """Runs the task in a flow, in a run folder of the test's own: its record, its metrics by step, and its tags."""
+    calls.clear()
+    faults.clear()
+
+    @flow
+    def pipeline(name: str, **ppo):
+        recipe = Recipe.model_validate(
+            {
+                "name": "remainders",
+                "data": {"prompts": {"dataset": "none"}},
+                "policy": {"model": str(folder / "model")},
+                "reward": {"kind": "function", "function": f"{__name__}:reward"},
+                "generation": {"max_new_tokens": 7},
+                "ppo": {"steps": 4, "batch_size": 8, "learning_rate": 0.05, "checkpoint_every": 2} | ppo,
+                "compute": {"device": "cpu", "precision": "fp32"},
+            }
+        )
+        prompts = Folders(train=str(folder / "train"), test=str(folder / "test"))
+        others = ("prompts", "preferences", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint")
+        nothing = dict.fromkeys(others)
+        with mlflow.start_run() as parent:
+            return run_ppo(
+                recipe,
+                PipelineRun(run_dir=str(tmp_path / name), parent_run_id=parent.info.run_id),
+                PreparedData(**nothing, texts=prompts, fingerprints={}, report={}),
+                StartingPolicy(model=str(folder / "model"), fingerprint="model", prompts=prompts),
+                RewardArtifact(model=None, fingerprint=None, normalization=None),
+            )
+
+    def trained(name: str = "run", **ppo):
+        record = pipeline(name, **ppo)
+        run = mlflow.get_run(record.mlflow_run_id)
+        history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "ppo/mean_scores")
+        return record, [metric.value for metric in history], run.data.tags
+
+    return trained
+
+
+def exported(record) -> dict[str, torch.Tensor]:
+    return weights(GPT2LMHeadModel.from_pretrained(record.policy))
+
+
+def test_the_best_step_is_exported_where_one_is_named(train):
+    def praised_at_step_2(name: str, **ppo):
+        calls.clear()
+        faults[1] = "praised"
+        return train(name, **ppo)
+
+    record, scores, tags = praised_at_step_2("best", keep_best="ppo/mean_scores")
+    assert max(scores) == scores[1]
+    assert tags["best_step"] == "2"
+    assert record.steps == 4
+    assert same(exported(record), exported(praised_at_step_2("until", steps=2)[0]))
+    assert not same(exported(record), exported(praised_at_step_2("last")[0]))
+
+
+@pytest.mark.parametrize("name", ["ppo/mean_score", "eval/mean_score"])
+def test_a_statistic_that_no_step_has_cannot_name_the_best(train, name):
+    with pytest.raises(RLHFError, match=rf"ppo\.keep_best is {name}, which no step has: set one of .*ppo/mean_scores"):
+        train(keep_best=name, eval_every=2, eval_prompts=2)
+    assert len(calls) <= 3  # the step of the first evaluation at the latest
+
+
+def test_an_interrupted_run_goes_on_with_another_micro_batch_too(train):
+    whole, scores, _ = train("whole")
+    calls.clear()
+    faults[3] = "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    record, again, tags = train(micro_batch_tokens=16000)  # which a message about memory may have asked for
+    assert tags["resumed_at_step"] == "2"
+    assert again == scores
+    assert same(exported(record), exported(whole))
+    assert [path.name for path in checkpoints(Path(record.folder) / "checkpoints")] == ["step-000002"]
+
+
+def test_sigterm_leaves_the_boundary_to_go_on_from(train, tmp_path):
+    whole, scores, _ = train("whole")
+    calls.clear()
+    faults[3] = "terminated"
+    noted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    try:
+        with pytest.raises(TerminationSignal):  # with which Prefect calls the flow run crashed
+            train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert noted
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*/step-*")]
+    record, again, tags = train()
+    assert tags["resumed_at_step"] == "3"
+    assert again == scores
+    assert same(exported(record), exported(whole))

@@ -1,0 +1,216 @@
+"""Registration against a real MLflow store: gates, the duel with the champion, and the way back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from registered import (  # noqa: F401
+    LONG,
+    PROMPTS,
+    greedy_texts,
+    letters,
+    load,
+    make_recipe,
+    own_store,
+    policy_folders,
+    register,
+)
+from tiny_models import one_thread  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_lib.errors import EnvironmentFault, ModelError, RecipeError
+from rlhf_lib.ppo.rollout import sample_responses
+from tasks import registration
+from tasks.registry import policies
+from tasks.results import Folders, PreparedData, RewardChecks
+from tests.test_promotion import figures
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_registration_that_was_killed_is_completed_by_the_next(store, folders, monkeypatch, when):
+    """Whether it got as far as the alias or not: one version, champion, and nothing twice."""
+    crown = registration.champions.crown
+
+    def killed(*words):
+        if when == "after":
+            crown(*words)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registration.champions, "crown", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(store, folders, folders["plain"], ppo="1")
+    record = register(store, folders, folders["plain"], ppo="1")
+    assert (record.version, record.promoted) == ("1", True)
+    assert aliases("letters") == {"challenger": "1", "champion": "1"}
+    assert len(mlflow.MlflowClient().search_model_versions("name='letters'")) == 1
+
+
+def aliases(name):
+    return {alias: str(v) for alias, v in mlflow.MlflowClient().get_registered_model(name).aliases.items()}
+
+
+def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
+    record = register(
+        store,
+        folders,
+        folders["lettered"],
+        checks=RewardChecks(passed=True, accuracy=0.93, checks=[]),
+        data=PreparedData(
+            **dict.fromkeys(("prompts", "preferences", "corpus", "labelled", "label_names", "criterion")),
+            texts=Folders(train="", test=""),
+            policy_fingerprint=None,
+            fingerprints={"prompts/train": "feed01"},
+            report={},
+        ),
+    )
+    assert (record.name, record.version, record.promoted, record.duel) == ("letters", "1", True, None)
+
+    client = mlflow.MlflowClient()
+    assert aliases("letters") == {"challenger": "1", "champion": "1"}
+    version = client.get_model_version("letters", "1")
+    assert version.tags["promoted"] == "true"
+    assert version.tags["reason"] == record.reason
+    assert version.tags["reward/ci95_low"] == "0.3"
+    assert version.tags["reward_model/accuracy"] == "0.93"
+    for fact in (
+        "feed01",
+        "reward456",
+        "base123",
+        store.parent_run_id,
+        "0.93",
+        "7 steps",
+        "Promoted to champion",
+        "| perplexity (by token) | 20 | 30 |",
+    ):
+        assert fact in version.description
+    child = client.get_run(record.mlflow_run_id)
+    assert version.run_id == child.info.run_id
+    assert child.data.tags["mlflow.parentRunId"] == store.parent_run_id
+    assert child.data.metrics["reward/delta"] == 0.5
+    assert child.data.metrics["promoted"] == 1.0
+
+    root = Path(mlflow.artifacts.download_artifacts("models:/letters@champion"))
+    files = {str(f.relative_to(root)) for f in root.rglob("*") if f.is_file()}
+    assert (root / "model_card.md").read_text() == version.description
+    assert not [f for f in files if f.endswith((".pkl", ".bin", ".pt"))]
+    pins = (root / "requirements.txt").read_text().split()
+    assert f"torch=={torch.__version__.split('+')[0]}" in pins
+    assert all("==" in pin and "+" not in pin for pin in pins)
+    signature = mlflow.models.get_model_info("models:/letters@champion").signature
+    for schema in (signature.inputs, signature.outputs):
+        assert [str(t) for t in schema.input_types()] == ["DataType.string"]
+    assert signature.params.to_dict()[0]["default"] == 16
+
+
+def test_champion_resolves_to_a_folder_with_the_same_logits(store, folders):
+    register(store, folders, folders["lettered"])
+    folder = policies.resolve_model("models:/letters@champion")
+    back, ours = (AutoModelForCausalLM.from_pretrained(f).eval() for f in (folder, folders["lettered"]))
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(folder)(PROMPTS[0]).input_ids])
+    with torch.no_grad():
+        assert torch.equal(back(tokens).logits, ours(tokens).logits)
+    assert policies.resolve_model("gpt2") == "gpt2"
+    with pytest.raises(ModelError, match=r"models:/letters@nobody .*models:/NAME@ALIAS"):
+        policies.resolve_model("models:/letters@nobody")
+
+
+def test_better_candidate_with_another_tokenizer_takes_the_place(store, folders):
+    register(store, folders, folders["plain"])
+    record = register(store, folders, folders["lettered"])
+    assert record.promoted
+    assert record.duel["version"] == "1"
+    assert record.duel["prompts"] == len(PROMPTS)  # the long one fits neither
+    assert record.duel["ci95"][0] > 0
+    assert aliases("letters") == {"challenger": "2", "champion": "2"}
+
+    # what the duel says is what sampling and scoring by hand gives
+    means = []
+    for name in ("lettered", "plain"):
+        model, tokenizer = load(folders[name])
+        ids = [tokenizer(p).input_ids for p in PROMPTS]
+        texts = sample_responses(model, tokenizer, ids, make_recipe().generation, seed=0).texts
+        means.append(sum(letters(PROMPTS, texts)) / len(texts))
+    assert record.duel["delta"] == pytest.approx(means[0] - means[1], abs=1e-6)
+
+
+def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):
+    register(store, folders, folders["lettered"])
+    record = register(store, folders, folders["lettered"])
+    assert not record.promoted
+    assert record.duel["delta"] == 0.0
+    assert record.reason == "beats_champion: 0 is not above 0"
+    client = mlflow.MlflowClient()
+    assert aliases("letters") == {"challenger": "2", "champion": "1"}
+    version = client.get_model_version("letters", "2")
+    assert version.tags["promoted"] == "false"
+    assert "Not promoted: beats_champion" in version.description
+
+
+def test_failed_gate_gives_a_challenger_not_an_error(store, folders):
+    evaluation = figures(perplexity={"reference": 10.0, "policy": 99.0})
+    record = register(store, folders, folders["lettered"], evaluation=evaluation)
+    assert not record.promoted
+    assert record.reason == "max_perplexity_ratio: 9.9 is not at most 2"
+    assert aliases("letters") == {"challenger": "1"}
+
+
+def test_promote_false_and_a_name_of_its_own(store, folders):
+    recipe = make_recipe(registration={"name": "other", "promote": False})
+    record = register(store, folders, folders["lettered"], recipe, figures(perplexity=None))
+    assert (record.name, record.promoted) == ("other", False)
+    assert "registration.promote is false" in record.reason
+    assert "perplexity/policy" not in record.metrics
+    assert aliases("other") == {"challenger": "1"}
+
+
+def test_champion_whose_files_are_gone_keeps_its_place(store, folders):
+    register(store, folders, folders["plain"])
+    shutil.rmtree(policies.resolve_model("models:/letters@champion"))
+    record = register(store, folders, folders["lettered"])
+    assert (record.version, record.promoted) == ("2", False)
+    assert "beats_champion: no comparison" in record.reason
+    assert aliases("letters") == {"challenger": "2", "champion": "1"}
+
+
+def test_model_that_comes_back_changed_gets_no_version(store, folders, monkeypatch):
+    log_policy = policies.log_policy
+
+    def log_and_damage(*args, **kwargs):
+        logged = log_policy(*args, **kwargs)
+        folder = policies.resolve_model(logged.model_uri)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            model.transformer.h[1].mlp.c_fc.bias[3] += 1e-3
+        model.save_pretrained(folder)
+        return logged
+
+    monkeypatch.setattr(policies, "log_policy", log_and_damage)
+    with pytest.raises(EnvironmentFault, match="other logits"):
+        register(store, folders, folders["plain"])
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_pickled_weights_are_refused(store, folders, tmp_path):
+    folder = shutil.copytree(folders["plain"], tmp_path / "pickled")
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors only"):
+        register(store, folders, str(folder))
+
+
+def test_long_card_is_cut_to_what_the_registry_holds(store, folders):
+    recipe = make_recipe(description="much to say " * 600)
+    record = register(store, folders, folders["plain"], recipe)
+    assert len(mlflow.MlflowClient().get_model_version("letters", record.version).description) == 5000
+
+
+def test_registered_name_that_mlflow_would_refuse_is_refused_at_once(tmp_path):
+    from rlhf_lib.recipe import load_recipe
+
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps(make_recipe().model_dump(mode="json") | {"registration": {"name": "team/letters"}}))
+    with pytest.raises(RecipeError, match=r"registration\.name"):
+        load_recipe(str(path))

@@ -1,0 +1,111 @@
+"""The stage of reward checks in a flow: its report and figures in MLflow, done once, and a gate that stops the flow."""
+
+from pathlib import Path
+
+import pytest
+from kitchen import preferences, train_reward
+from tiny_models import one_thread  # noqa: F401
+
+from rlhf_lib.errors import GateFailed
+from rlhf_lib.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    return train_reward(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[str, str, str]]:
+    return preferences(400, seed=2)
+
+
+@pytest.fixture(scope="module")
+def tracked(prefect_server, mlflow_store, tmp_path_factory):
+    """A parent run on an MLflow store of this module's own."""
+    import mlflow
+
+    from tasks.tracking.runs import PipelineRun
+
+    folder = tmp_path_factory.mktemp("tracked")
+    with mlflow_store(folder), mlflow.start_run() as parent:
+        yield PipelineRun(run_dir=str(folder), parent_run_id=parent.info.run_id)
+
+
+def _stage(run, trained, pairs, folder: Path, **checks):
+    """Run the task in a flow, on the pairs saved as the data stage saves them."""
+    from datasets import Dataset
+    from prefect import flow
+
+    from tasks.results import Folders, PreparedData, RewardArtifact, RewardChecks
+    from tasks.reward_checks import check_reward_model
+
+    columns = zip(*pairs, strict=True)
+    rows = dict(zip(("prompt", "chosen", "rejected"), map(list, columns), strict=True))
+    Dataset.from_dict(rows).save_to_disk(str(folder))
+    recipe = Recipe.model_validate(
+        {
+            "name": "kitchen",
+            "data": {"prompts": {"dataset": "x"}, "preferences": {}},
+            "policy": {"model": "x"},
+            "reward": {"kind": "preference", "checks": {"pairs": 100, **checks}},
+        }
+    )
+    folders = Folders(train=str(folder), test=str(folder))
+    nothing = dict.fromkeys(("prompts", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint"))
+    data = PreparedData(
+        **nothing, texts=folders, preferences=folders, fingerprints={"preferences/test": "f"}, report={}
+    )
+    reward = RewardArtifact(model=str(trained), fingerprint="r", normalization=None)
+
+    @flow(name="checks")
+    def checks_only() -> RewardChecks:
+        return check_reward_model(recipe, run, data, reward)
+
+    return checks_only()
+
+
+def _children(run) -> list:
+    import mlflow
+
+    return mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.mlflow.parentRunId = '{run.parent_run_id}'",
+        order_by=["start_time DESC"],
+        output_format="list",
+    )
+
+
+def _artifacts(run_id: str) -> set[str]:
+    import mlflow
+
+    return {Path(f.path).name for f in mlflow.MlflowClient().list_artifacts(run_id, "reward_checks")}
+
+
+def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs, tmp_path):
+    import mlflow
+
+    record = _stage(tracked, trained, pairs, tmp_path)
+    child = _children(tracked)[0]
+    assert record.passed is True
+    assert record.accuracy == child.data.metrics["accuracy"] > 0.9
+    assert {c["name"] for c in record.checks} >= {"accuracy", "calibration", "length_bias", "batch_agreement"}
+    assert _artifacts(child.info.run_id) == {
+        "calibration.png", "scores.png", "length.png", "report.md", "checks.json", "examples.json",
+    }  # fmt: skip
+    with mlflow.start_run(nested=True) as later:
+        other = tracked.model_copy(update={"parent_run_id": later.info.run_id})
+        assert _stage(other, trained, pairs, tmp_path / "again") == record
+    assert [run.data.tags["reused_from"] for run in _children(other)] == [child.info.run_id]
+
+
+def test_a_failed_gate_stops_the_flow_with_its_report_logged_and_fails_again(tracked, trained, pairs, tmp_path):
+    flipped = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
+    for attempt in range(2):
+        with pytest.raises(GateFailed, match=r"accuracy is 0\.\d+, must be at least 0\.9 "):
+            _stage(tracked, trained, flipped, tmp_path / str(attempt), min_accuracy=0.9)
+        child = _children(tracked)[0]
+        assert child.info.status == "FAILED"
+        assert child.data.tags["reused"] == "false"
+        assert child.data.metrics["accuracy"] < 0.1
+        assert {"report.md", "calibration.png"} <= _artifacts(child.info.run_id)
