@@ -41,8 +41,8 @@ def run_ppo(
     on from the last one; they move to the stage's folder when PPO has ended.
     """
     from rlhf_lib.ppo.faults import Diverged
-    from rlhf_lib.ppo.plots import training_curves
     from rlhf_lib.ppo.run import Job, best_step
+    from rlhf_lib.ppo.statistics import training_curves
 
     settings = recipe.model_dump(
         mode="json", include={"data", "policy", "reward", "generation", "ppo", "compute", "seed"}

@@ -17,7 +17,7 @@ from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.evaluation.perplexity import Perplexity
 from rlhf_lib.models import likelihood
 from rlhf_lib.models.likelihood import encode, target_losses
-from rlhf_lib.models.scoring import score_responses
+from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.recipe import PerplexitySet
 
 VOCABULARY = {word: i for i, word in enumerate(["<eos>", "<unk>", *"abcdefghijklmnopqr"])}
@@ -103,7 +103,7 @@ def test_is_the_formula_of_hugging_faces_metric(model, tokenizer):
 
 def test_agrees_with_the_log_probs_of_ppo(model, tokenizer):
     encoded = encode(TEXTS, tokenizer, 10, start=[0])
-    scored = score_responses(model, encoded.contexts, encoded.targets)
+    scored = response_logprobs(model, encoded.contexts, encoded.targets)
     expected = [-float(logprobs.sum()) for logprobs in scored]
     assert target_losses(model, encoded.contexts, encoded.targets) == pytest.approx(expected, rel=1e-4)
 

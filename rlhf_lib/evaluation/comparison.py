@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lib.evaluation.diversity import distinct, repetition
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.evaluation.reward_delta import RewardDelta, kl_per_response, reward_delta
-from rlhf_lib.models.scoring import score_responses
+from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.ppo.rollout import Responses, sample_responses
 from rlhf_lib.recipe import Generation
 from rlhf_lib.rewards import Reward
@@ -84,7 +84,7 @@ def compare(
     sides = {"reference": scored(before, reward, queries), "policy": scored(after, reward, queries)}
     kl, kl_error = kl_per_response(
         *(
-            score_responses(
+            response_logprobs(
                 model,
                 prompt_ids,
                 after.response_ids,

@@ -16,7 +16,7 @@ from rlhf_lib.evaluation.diversity import distinct, repetition
 from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.evaluation.reward_delta import RewardDelta, kl_per_response, reward_delta, win_rate
 from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
-from rlhf_lib.models.scoring import score_responses
+from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.ppo.rollout import Responses, sample_responses
 from rlhf_lib.recipe import Generation
 from rlhf_lib.rewards import Reward
@@ -204,7 +204,7 @@ def _kl(
     model: PreTrainedModel, anchor: PreTrainedModel, responses: Responses, generation: Generation, tokens: int
 ) -> tuple[float, float]:
     own, others = (
-        score_responses(
+        response_logprobs(
             scorer,
             responses.prompt_ids,
             responses.response_ids,

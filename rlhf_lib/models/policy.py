@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from peft import (
@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.logprobs import Packed, Padded, token_logprobs
 from rlhf_lib.models.trunk import blocks, freeze_below, top_blocks, trunk_and_head
 from rlhf_lib.recipe import Lora
-
-if TYPE_CHECKING:
-    from rlhf_lib.models.scoring import Packed, Padded
 
 REFERENCE = "reference"  # the adapter that is the reference where PPO starts from an adapter
 
@@ -129,8 +127,6 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies of the batch's response tokens: (N,) each. `bottom`: the hidden states from
         which the unfrozen blocks start."""
-        from rlhf_lib.models.logprobs import token_logprobs
-
         with self._recomputing():
             states = batch.states(self.model, bottom, self.unfrozen_layers)
             value_states = states if self.critic is None else batch.states(self.critic)

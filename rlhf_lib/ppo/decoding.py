@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_lib.models.scoring import start_id
+from rlhf_lib.models.logprobs import start_id
 from rlhf_lib.models.trunk import trunk_and_head
 
 

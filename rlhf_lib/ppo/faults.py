@@ -12,7 +12,7 @@ import torch
 from rlhf_lib.errors import RLHFError
 
 if TYPE_CHECKING:
-    from rlhf_lib.ppo.trainer import Batch
+    from rlhf_lib.ppo.batch import Batch
 
 # torch has an exception of its own for accelerators alone; its CPU allocator says one of these, by platform
 _NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")

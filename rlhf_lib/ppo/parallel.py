@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.models.scoring import Packed, Padded, micro_batches
+from rlhf_lib.models.logprobs import Packed, Padded, micro_batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -145,7 +145,9 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
-def divide(rows: np.ndarray, lengths: Sequence[int], processes: int, tokens: int) -> list[list[np.ndarray]]:
+def split_micro_batches(
+    rows: np.ndarray, lengths: Sequence[int], processes: int, tokens: int
+) -> list[list[np.ndarray]]:
     """For each process its micro-batches of a mini-batch's rows: at most `tokens` tokens each (one row at least), and
     as many for one process as for another, since sharded engines exchange weights in every pass.
 

@@ -68,7 +68,7 @@ def run(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
     """Train to the end, going on from the newest good checkpoint, then export the policy (the best step's, where
     `ppo.keep_best` names a statistic) and its reference. With an accelerator every process must run it."""
     from rlhf_lib.ppo.checkpoint import load_best, resume, save_best, save_checkpoint
-    from rlhf_lib.ppo.interruptions import boundary_on_sigterm
+    from rlhf_lib.ppo.interrupt import boundary_on_sigterm
 
     config, checkpoints = job.recipe.ppo, Path(job.checkpoints)
     trainer = build_trainer(job, accelerator)

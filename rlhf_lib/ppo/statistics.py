@@ -1,15 +1,19 @@
-"""What a step tells of itself, under the names that users of TRL know, and how long its parts took."""
+"""A step's statistics under the names that users of TRL know, the time its parts took, and the training curves."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlhf_lib.ppo.objectives import masked_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Stats = dict[str, float]
 
@@ -32,19 +36,19 @@ def rollout_statistics(
         "objective/kl": float(kl_BT.sum(1).mean()),
         "objective/entropy": float(-(logprobs_BT * mask_BT).sum(1).mean()),
         "ppo/mean_scores": float(raw_scores_B.mean()),
-        "ppo/std_scores": spread(raw_scores_B),
+        "ppo/std_scores": std(raw_scores_B),
         "ppo/mean_shaped_scores": float(scores_B.mean()),
-        "ppo/std_shaped_scores": spread(scores_B),
+        "ppo/std_shaped_scores": std(scores_B),
         "ppo/mean_non_score_reward": float(masked_mean(-penalty_BT, mask_BT)),
         "tokens/queries_len_mean": float(queries_B.mean()),
-        "tokens/queries_len_std": spread(queries_B),
+        "tokens/queries_len_std": std(queries_B),
         "tokens/responses_len_mean": float(lengths_B.mean()),
-        "tokens/responses_len_std": spread(lengths_B),
+        "tokens/responses_len_std": std(lengths_B),
         "tokens/eos_rate": sum(ended) / len(ended),
     }
 
 
-def spread(x: Tensor) -> float:
+def std(x: Tensor) -> float:
     """Unbiased standard deviation; 0 for a single value."""
     return float(x.std()) if x.numel() > 1 else 0.0
 
@@ -62,3 +66,34 @@ class Timer:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+PANELS = {
+    "mean score": ["ppo/mean_scores"],
+    "KL to the reference (nats per response)": ["objective/kl"],
+    "policy loss": ["ppo/loss/policy"],
+    "value loss": ["ppo/loss/value"],
+    "response length (tokens)": ["tokens/responses_len_mean"],
+    "entropy (nats per token)": ["ppo/policy/entropy"],
+}
+
+
+def training_curves(history: Sequence[Stats]) -> Figure:
+    """One panel a quantity over the PPO steps; the mean score with a band of one standard deviation."""
+    from rlhf_lib.drawing import panels
+
+    figure, every = panels(len(PANELS), 4, 3.25, columns=3)
+    steps = range(1, len(history) + 1)
+    for axes, (title, names) in zip(every, PANELS.items(), strict=True):
+        for name in names:
+            values = [stats[name] for stats in history]
+            axes.plot(steps, values, color="#2f6db3", linewidth=1.5)
+            if name == "ppo/mean_scores":
+                std = [stats["ppo/std_scores"] for stats in history]
+                low, high = zip(*((v - s, v + s) for v, s in zip(values, std, strict=True)), strict=True)
+                axes.fill_between(steps, low, high, color="#2f6db3", alpha=0.15, linewidth=0, label="±1 std")
+                axes.legend(frameon=False, loc="lower right")
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("PPO step")
+        axes.grid(alpha=0.25)
+    return figure

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,19 +25,29 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.models.device import keep_freed_memory
-from rlhf_lib.models.logprobs import token_logprobs
+from rlhf_lib.models.logprobs import Packed, check_head, micro_batches, token_logprobs
 from rlhf_lib.models.policy import Policy, autocast
-from rlhf_lib.models.scoring import Packed, Padded, arrange, check_head, micro_batches
 from rlhf_lib.models.trunk import trunk_and_head
+from rlhf_lib.ppo.batch import Batch, unflatten
 from rlhf_lib.ppo.faults import diverged, memory_advice
-from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
-from rlhf_lib.ppo.losses import policy_loss, value_loss
-from rlhf_lib.ppo.moments import RunningMoments, shape_scores
-from rlhf_lib.ppo.objectives import gae, masked_mean, masked_var, token_rewards, whiten
+from rlhf_lib.ppo.objectives import (
+    AdaptiveKL,
+    FixedKL,
+    RunningMoments,
+    gae,
+    kl_estimate,
+    masked_mean,
+    masked_var,
+    policy_loss,
+    shape_scores,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 from rlhf_lib.ppo.optimizer import build_optimizer
-from rlhf_lib.ppo.parallel import Processes, divide
+from rlhf_lib.ppo.parallel import Processes, split_micro_batches
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
-from rlhf_lib.ppo.statistics import Stats, Timer, rollout_statistics, spread
+from rlhf_lib.ppo.statistics import Stats, Timer, rollout_statistics, std
 from rlhf_lib.recipe import PPO, Generation
 from rlhf_lib.rewards import Reward, checked_scores
 
@@ -46,22 +55,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 EVAL_STREAM = 2**31 - 1  # the step whose random numbers evaluations draw: no training step's
-
-
-@dataclass
-class Batch:
-    """A rollout batch of B responses, right-padded to T tokens. Everything that the updates need, computed once."""
-
-    queries: list[list[int]]
-    responses: list[list[int]]
-    mask_BT: Tensor
-    logprobs_BT: Tensor  # the behaviour policy's: the ratio's denominator
-    values_BT: Tensor
-    kl_BT: Tensor  # estimate per token, by ppo.kl_estimator
-    ref_logprobs_BT: Tensor
-    advantages_BT: Tensor = field(default_factory=lambda: torch.empty(0))
-    returns_BT: Tensor = field(default_factory=lambda: torch.empty(0))
-    bottom: list[Tensor] | None = None  # (len, D) each: what enters the unfrozen blocks
 
 
 class PPOTrainer:
@@ -73,8 +66,13 @@ class PPOTrainer:
     rows like the others, are answered and scored every `config.eval_every` steps, always with the same random numbers.
     With an `accelerator` all its processes, each with the same arguments, share the work of one run (ppo/parallel.py).
 
+    A subclass may override `minibatch_order`, `compute_rollout_logprobs` and `update`: the points at which another
+    order, other old log-probs or another update rule comes in. `batch` is the last step's, for them to read.
+
     Raises RLHFError where the policy's architecture, a query or a score can't be worked with.
     """
+
+    batch: Batch
 
     def __init__(
         self,
@@ -158,7 +156,7 @@ class PPOTrainer:
         scores = self._score(self.eval_prompts, sampled)
         return {
             "eval/mean_scores": float(scores.mean()),
-            "eval/std_scores": spread(scores),
+            "eval/std_scores": std(scores),
             "eval/responses_len_mean": sum(map(len, sampled.response_ids)) / len(scores),
         }
 
@@ -169,7 +167,7 @@ class PPOTrainer:
         tokens = sum(map(len, sampled.prompt_ids)) + sum(map(len, sampled.response_ids))
         advice = partial(memory_advice, min(tokens, self.config.micro_batch_tokens))
         with timer("time/ppo/forward_pass"), advice():
-            batch = self._evaluate(sampled)
+            batch = self.batch = self.compute_rollout_logprobs(sampled)
         with timer("time/ppo/compute_advantages"):
             scores_B = shape_scores(
                 raw_scores_B,
@@ -189,41 +187,40 @@ class PPOTrainer:
             )
             batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
         with timer("time/ppo/optimize_step"), advice():
-            update_stats = self._update(batch)
+            collected: dict[str, list[Tensor]] = defaultdict(list)
+            for epoch in range(self.config.ppo_epochs):
+                for rows in self._minibatches(epoch, len(scores_B)):
+                    for name, value in self.update(batch, rows).items():
+                        collected[name].append(value)
+                approxkl, target = collected["ppo/policy/approxkl"][-1], self.config.target_kl
+                if target is not None and float(approxkl) > 1.5 * target:
+                    break
+            update_stats = {name: float(torch.stack(values).mean()) for name, values in collected.items()}
+        batch.bottom = None  # no longer needed, and large
         stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled.ended, update_stats)
         self.kl_controller.update(stats["objective/kl"], len(scores_B))
         self.scheduler.step()
         self.step += 1
         return stats | timer.seconds
 
-    def _permutation(self, epoch: int, rows: int) -> np.ndarray:
-        """The order in which a PPO epoch of this step goes through the batch."""
+    def minibatch_order(self, epoch: int, rows: int) -> np.ndarray:
+        """The order in which a PPO epoch of this step goes through the batch's rows: a permutation of (rows,)."""
         return np.random.default_rng([self.seed, 2, self.step, epoch]).permutation(rows)
 
-    def _update(self, batch: Batch) -> Stats:
-        """`ppo_epochs` passes over the batch, each in a fresh order; one optimizer step a mini-batch."""
-        rows = len(batch.queries)
+    def _minibatches(self, epoch: int, rows: int) -> list[np.ndarray]:
         size = self.config.mini_batch_size or rows
-        collected: dict[str, list[Tensor]] = defaultdict(list)
-        for epoch in range(self.config.ppo_epochs):
-            order = self._permutation(epoch, rows) if size < rows else np.arange(rows)
-            for start in range(0, rows, size):
-                stats = self._mini_batch(batch, order[start : start + size])
-                for name, value in stats.items():
-                    collected[name].append(value)
-            if self.config.target_kl is not None and float(stats["ppo/policy/approxkl"]) > 1.5 * self.config.target_kl:
-                break
-        return {name: float(torch.stack(values).mean()) for name, values in collected.items()}
+        order = self.minibatch_order(epoch, rows) if size < rows else np.arange(rows)
+        return [order[start : start + size] for start in range(0, rows, size)]
 
-    def _mini_batch(self, batch: Batch, rows: np.ndarray) -> dict[str, Tensor]:
-        """Accumulate the gradient of the mini-batch's mean loss per real token, then step."""
+    def update(self, batch: Batch, rows: np.ndarray) -> dict[str, Tensor]:
+        """One optimizer step: accumulate the gradient of these rows' mean loss per real token, then step."""
         config = self.config
         mask_BT = batch.mask_BT[rows]
         tokens = mask_BT.sum()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=mask_BT.device))
         self.optimizer.zero_grad(set_to_none=True)
-        lengths = [len(batch.queries[i]) + len(batch.responses[i]) for i in rows]
-        parts = divide(rows, lengths, self.processes.count, config.micro_batch_tokens)[self.processes.rank]
+        divided = split_micro_batches(rows, batch.lengths(rows), self.processes.count, config.micro_batch_tokens)
+        parts = divided[self.processes.rank]
         for number, micro in enumerate(parts, start=1):
             mask = batch.mask_BT[micro].bool()
             flat = {
@@ -300,19 +297,15 @@ class PPOTrainer:
         return checked_scores(scores, queries, texts, f"at step {self.step}").float().to(self.policy.device)
 
     @torch.no_grad()
-    def _evaluate(self, sampled: Responses) -> Batch:
+    def compute_rollout_logprobs(self, sampled: Responses) -> Batch:
         """Old log-probs and values, and the reference's log-probs, on the tokens sampled."""
         device = self.policy.device
-        queries, responses = sampled.prompt_ids, sampled.response_ids
-        lengths_B = torch.tensor([len(r) for r in responses], device=device)
-        mask_BT = (torch.arange(int(lengths_B.max()), device=device) < lengths_B[:, None]).float()
-        nothing = torch.empty(0)
-        batch = Batch(queries, responses, mask_BT, nothing, nothing, nothing, nothing)
-
+        batch = Batch.of(sampled.prompt_ids, sampled.response_ids, device)
+        mask_BT = batch.mask_BT
         with self.processes.whole(self.policy), autocast(device, self.dtype):
             if self.policy.shares_bottom:
                 batch.bottom = self._run_bottom(batch)
-            batch.ref_logprobs_BT = self._spread(self._reference_logprobs(batch), mask_BT)
+            batch.ref_logprobs_BT = unflatten(self._reference_logprobs(batch), mask_BT)
             reused = self.reuse_sampled and sampled.logprobs and self.policy.critic is None
             if not reused:
                 parts = [self._forward(batch, rows, self.policy) for rows in self._parts(batch)]
@@ -321,7 +314,7 @@ class PPOTrainer:
             batch.logprobs_BT = pad_sequence(sampled.logprobs, batch_first=True).to(device)
             batch.values_BT = pad_sequence(sampled.values, batch_first=True).to(device)
         else:
-            batch.logprobs_BT, batch.values_BT = self._spread(logprobs, mask_BT), self._spread(values, mask_BT)
+            batch.logprobs_BT, batch.values_BT = unflatten(logprobs, mask_BT), unflatten(values, mask_BT)
             if self.reuse_sampled is None and sampled.logprobs:
                 self.reuse_sampled = sampling_agrees(torch.cat(sampled.logprobs) - logprobs.cpu(), self.dtype)
         batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
@@ -332,7 +325,7 @@ class PPOTrainer:
         top = self.policy.unfrozen_layers or 0
         states: list[Tensor] = []
         for rows in self._parts(batch):
-            arranged = self._arrange(batch, rows)
+            arranged = batch.arrange(self.policy.model, rows)
             assert isinstance(arranged, Packed)
             lengths = [len(batch.queries[i]) + len(batch.responses[i]) - 1 for i in rows]
             states += arranged.run_bottom(self.policy.model, top).split(lengths)
@@ -343,38 +336,26 @@ class PPOTrainer:
         with self.policy.reference() as reference:
             _, head = trunk_and_head(reference)
             for rows in self._parts(batch):
-                arranged = self._arrange(batch, rows)
-                states = arranged.states(reference, self._bottom(batch, rows), self.policy.unfrozen_layers)
+                arranged = batch.arrange(self.policy.model, rows)
+                states = arranged.states(reference, batch.bottom_of(rows), self.policy.unfrozen_layers)
                 temperature = self.generation.temperature
                 parts.append(token_logprobs(states, arranged.targets_N, head, temperature, with_entropy=False)[0])
         return self._gather(parts)
 
     def _forward(self, batch: Batch, rows: np.ndarray, policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
-        return policy(self._arrange(batch, rows), self.generation.temperature, self._bottom(batch, rows))
-
-    def _arrange(self, batch: Batch, rows: np.ndarray) -> Packed | Padded:
-        return arrange(self.policy.model, [batch.queries[i] for i in rows], [batch.responses[i] for i in rows])
+        arranged = batch.arrange(self.policy.model, rows)
+        return policy(arranged, self.generation.temperature, batch.bottom_of(rows))
 
     def _parts(self, batch: Batch) -> Iterator[np.ndarray]:
         """Micro-batches of this process's share of the batch."""
         share = self.processes.share(len(batch.queries))
-        lengths = [len(q) + len(r) for q, r in zip(batch.queries[share], batch.responses[share], strict=True)]
         rows = np.arange(share.start, share.stop)
-        return (rows[part] for part in micro_batches(lengths, self.config.micro_batch_tokens))
+        return (rows[part] for part in micro_batches(batch.lengths(rows), self.config.micro_batch_tokens))
 
     def _gather(self, parts: Sequence[Tensor]) -> Tensor:
-        """Flat figures of this process's share to those of the whole batch."""
+        """Flat values of this process's share to those of the whole batch."""
         return torch.cat(self.processes.gather([torch.cat([*parts])])).to(self.policy.device)
-
-    @staticmethod
-    def _bottom(batch: Batch, rows: np.ndarray) -> Tensor | None:
-        return None if batch.bottom is None else torch.cat([batch.bottom[i] for i in rows])
-
-    @staticmethod
-    def _spread(flat_N: Tensor, mask_BT: Tensor) -> Tensor:
-        """Flat response tokens to (B, T), zeros off the mask."""
-        return torch.zeros_like(mask_BT).masked_scatter_(mask_BT.bool(), flat_N)
 
     def _statistics(
         self, batch: Batch, raw_scores_B: Tensor, scores_B: Tensor, penalty_BT: Tensor, ended: list[bool], update: Stats

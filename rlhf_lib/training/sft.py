@@ -27,6 +27,7 @@ from transformers import (
 
 from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.models.loading import PAD, load_policy, load_tokenizer, pick_device, positions, quiet
+from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.training.seq2seq import scratch_t5, seq2seq_trainer
 from rlhf_lib.training.seq2seq import tokenize_answers as seq2seq_answers
 from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
@@ -208,8 +209,6 @@ def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair
 
     Over at most HELD_OUT pairs, spread evenly; every token weighs the same.
     """
-    from rlhf_lib.models.scoring import score_responses
-
     step = max(1, math.ceil(len(pairs) / HELD_OUT))
     sample = pairs.select(range(0, len(pairs), step))
     prompts = tokenizer(list(sample["prompt"]), verbose=False).input_ids
@@ -221,7 +220,7 @@ def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair
     answers = [a[-(limit - 1) :] for a in answers]
     prompts = [(p or [tokenizer.eos_token_id])[-(limit - len(a)) :] for p, a in zip(prompts, answers, strict=True)]
     order = sorted(range(len(sample)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    logprobs = score_responses(
+    logprobs = response_logprobs(
         model.eval(), [prompts[i] for i in order], [answers[i] for i in order], micro_batch_tokens=8192
     )
     return -torch.cat(logprobs).mean().item()

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler, set_seed
 
 from rlhf_lib.errors import ModelError, RLHFError
+from rlhf_lib.models.logprobs import start_id
 from rlhf_lib.models.policy import Policy, autocast
-from rlhf_lib.models.scoring import start_id
-from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL
+from rlhf_lib.ppo.batch import Batch
+from rlhf_lib.ppo.objectives import AdaptiveKL, FixedKL
 from rlhf_lib.ppo.rollout import Responses, end_ids
-from rlhf_lib.ppo.statistics import Stats, Timer
-from rlhf_lib.ppo.trainer import Batch
+from rlhf_lib.ppo.statistics import Timer
 from rlhf_lib.ppo.trainer import PPOTrainer as Engine
 from rlhf_lib.recipe import Generation
 from rlhf_lib.trl_compat.config import PPOConfig
@@ -37,16 +37,10 @@ LOGGED_COLUMNS = ("label", "query", "response")  # kept beside those that the mo
 
 
 class GivenResponses(Engine):
-    """The engine, with mini-batches drawn from NumPy's global stream as TRL draws them; keeps the last batch."""
+    """The engine, with mini-batches drawn from NumPy's global stream as TRL draws them."""
 
-    batch: Batch
-
-    def _permutation(self, epoch: int, rows: int) -> np.ndarray:
+    def minibatch_order(self, epoch: int, rows: int) -> np.ndarray:
         return np.random.permutation(rows)  # noqa: NPY002 - `set_seed` governs it
-
-    def _statistics(self, batch: Batch, *rest: Any) -> Stats:
-        self.batch = batch
-        return super()._statistics(batch, *rest)
 
 
 class PPOTrainer:
@@ -356,13 +350,13 @@ class PPOTrainer:
         rewards: Iterable[Tensor | float],
         columns_to_log: Sequence[str] = ("query", "response"),
     ) -> None:
-        """Send the statistics, and the rewards' mean, spread and array as `env/reward_*`, to the tracker and to `log`;
+        """Send the statistics, and the rewards' mean, std and array as `env/reward_*`, to the tracker and to `log`;
         with Weights & Biases also the batch's texts, as the table `game_log`."""
         rewards_B = np.array([float(r) for r in rewards], dtype=np.float32)
-        spread = float(rewards_B.std(ddof=1)) if len(rewards_B) > 1 else 0.0
+        std = float(rewards_B.std(ddof=1)) if len(rewards_B) > 1 else 0.0
         logs = stats | {
             "env/reward_mean": float(rewards_B.mean()),
-            "env/reward_std": spread,
+            "env/reward_std": std,
             "env/reward_dist": rewards_B,
         }
         self.current_step += 1

@@ -7,6 +7,7 @@ import mlflow
 import pytest
 import torch
 from datasets import Dataset
+from registered import register
 from tiny_models import one_thread, remainder_reward, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from flows import cli
@@ -146,25 +147,13 @@ def recipe(folders):
 @pytest.fixture(scope="module")
 def store(prefect_server, mlflow_store, folders, recipe):
     """A store with two versions of `remainders`, `plain` and `other`, both made from `plain`."""
-    from tasks import registration
-
     Dataset.from_dict({"query": ["w1 w2"], "prompt": ["w1 w2"]}).save_to_disk(folders / "held-out")
     with mlflow_store(folders), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLHF_RUN_DIR", str(folders / "runs"))
         for name in ("plain", "other"):
             with pipeline_run(recipe, str(folders / "runs")) as run:
-                registration.register_policy.fn(
-                    recipe,
-                    run,
-                    {
-                        "model": str(folders / "plain"),
-                        "fingerprint": "base",
-                        "prompts": {"test": str(folders / "held-out")},
-                    },
-                    {"model": None, "fingerprint": "reward", "normalization": None},
-                    {"policy": str(folders / name), "reference": str(folders / "plain"), "steps": 1, "seconds": 1.0},
-                    figures(),
-                )
+                places = {"plain": str(folders / "plain"), "prompts": str(folders / "held-out")}
+                register(run, places, str(folders / name), recipe, model=places["plain"])
         yield folders
 
 

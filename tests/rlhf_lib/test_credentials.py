@@ -126,7 +126,7 @@ def test_logs_carry_none(caplog):
 
 
 def test_the_last_traceback_carries_none():
-    program = "from flows import logs; logs.cover_secrets(); raise ValueError('https://me:S3CRET@host/x')"
+    program = "from flows.orchestration import logs; logs.cover_secrets(); raise ValueError('https://me:S3CRET@host/x')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.endswith("ValueError: https://me:***@host/x\n")

@@ -21,7 +21,7 @@ from tiny_models import remainder_reward, tiny_gpt2, tiny_prompts, word_tokenize
 
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.checkpoint import resume, save_checkpoint
-from rlhf_lib.ppo.interruptions import boundary_on_sigterm
+from rlhf_lib.ppo.interrupt import boundary_on_sigterm
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import PPO, Generation
 
@@ -44,13 +44,13 @@ class Telling(PPOTrainer):
         tell(f"phase score {self.step}")
         return super()._score(*args)
 
-    def _evaluate(self, *args):
+    def compute_rollout_logprobs(self, *args):
         tell(f"phase forward {self.step}")
-        return super()._evaluate(*args)
+        return super().compute_rollout_logprobs(*args)
 
-    def _update(self, *args):
+    def update(self, *args):
         tell(f"phase update {self.step}")
-        return super()._update(*args)
+        return super().update(*args)
 
 
 def noisy_reward(queries: list[str], responses: list[str]) -> list[float]:

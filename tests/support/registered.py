@@ -115,12 +115,12 @@ def policy_folders(tmp_path_factory):
 ids = map(str, count())  # of runs of PPO: each registration is another run's
 
 
-def register(run, folders, folder, recipe=None, evaluation=None, ppo=None, **more):
+def register(run, folders, folder, recipe=None, evaluation=None, ppo=None, model="tiny", **more):
     return registration.register_policy.fn(
         recipe or make_recipe(),
         run,
         StartingPolicy(
-            model="tiny", fingerprint="base123", prompts=Folders(train=folders["prompts"], test=folders["prompts"])
+            model=model, fingerprint="base123", prompts=Folders(train=folders["prompts"], test=folders["prompts"])
         ),
         RewardArtifact(model=None, fingerprint="reward456", normalization=None),
         PPOResult(

@@ -5,14 +5,12 @@ import io
 import mlflow
 import pytest
 import yaml
-from registered import letters, load, make_recipe, own_store, policy_folders  # noqa: F401
+from registered import letters, load, make_recipe, own_store, policy_folders, register  # noqa: F401
 from tiny_models import one_thread  # noqa: F401
 
 from flows import cli
 from rlhf_lib.ppo.rollout import sample_responses
-from tasks import registration
 from tasks.registry import champions
-from tests.test_promotion import figures
 
 
 @pytest.fixture
@@ -22,20 +20,7 @@ def versions(store, folders):
     text = yaml.safe_dump(recipe.model_dump(mode="json"))
     mlflow.log_text(text, "recipe.yaml")
     for ppo, folder in enumerate(("plain", "lettered", "lettered")):
-        registration.register_policy.fn(
-            recipe,
-            store,
-            {"model": folders["plain"], "fingerprint": "base", "prompts": {"test": folders["prompts"]}},
-            {"model": None, "fingerprint": "reward", "normalization": None},
-            {
-                "policy": folders[folder],
-                "reference": folders["plain"],
-                "steps": 1,
-                "seconds": 1.0,
-                "mlflow_run_id": str(ppo),
-            },
-            figures(),
-        )
+        register(store, folders, folders[folder], recipe, ppo=str(ppo), model=folders["plain"])
     assert champion() == "2"
     return store
 
@@ -167,7 +152,7 @@ def test_chat_goes_on_without_what_is_gone(versions):
     from tasks.registry.chat import Chat
 
     mlflow.MlflowClient().set_model_version_tag("letters", "2", "reference", "/nowhere/model")
-    talk = Chat("letters", overrides=["reward.function=test_registration:nothing"])
+    talk = Chat("letters", overrides=["reward.function=tests.tasks.test_registration:nothing"])
     assert list(talk.models) == ["letters 2"]
     assert "not scored" in talk.about
     assert "/nowhere/model" in talk.about

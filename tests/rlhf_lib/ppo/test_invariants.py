@@ -16,7 +16,7 @@ from tiny_models import (
     weights,
 )
 
-from rlhf_lib.models.scoring import score_responses
+from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.ppo.rollout import sampling_agrees
 from rlhf_lib.recipe import Lora
 
@@ -105,7 +105,7 @@ def test_an_eos_inside_a_response_is_a_token_like_others(build, model):
     trainer = tiny_trainer(model, ppo_epochs=1, kl_coef=0.0)
     stats = trainer.learn(given_responses(queries, responses), torch.tensor([1.0, -1.0]))
     assert stats["tokens/responses_len_mean"] == 3.0
-    logprobs = score_responses(build(), queries, responses)
+    logprobs = response_logprobs(build(), queries, responses)
     assert stats["objective/entropy"] == pytest.approx(-float(torch.cat(logprobs).sum()) / 2, rel=1e-5)
     # values start at 0, so gamma = lam = 1 gives every token of a response its score as return: (5 - 1) / 6
     exact = tiny_trainer(build(), ppo_epochs=1, kl_coef=0.0, lam=1.0)
@@ -151,13 +151,13 @@ def test_the_reference_never_changes(model, lora):
     trainer = tiny_trainer(model, lora=lora, learning_rate=0.05)
     queries, responses = [[5, 9, 2]], [[3, 8, 1, 2]]
     with trainer.policy.reference() as reference:
-        start = score_responses(reference, queries, responses)[0]
+        start = response_logprobs(reference, queries, responses)[0]
     assert len(list(trainer.train())) == 3
     with trainer.policy.reference() as reference:
-        assert torch.equal(score_responses(reference, queries, responses)[0], start)
+        assert torch.equal(response_logprobs(reference, queries, responses)[0], start)
         frozen = {name.replace(".base_layer", ""): p for name, p in reference.named_parameters() if "lora_" not in name}
     assert same(before, frozen)
-    assert not torch.equal(score_responses(trainer.policy.model, queries, responses)[0], start)
+    assert not torch.equal(response_logprobs(trainer.policy.model, queries, responses)[0], start)
 
 
 # ---------------------------------------------------------------- accumulation

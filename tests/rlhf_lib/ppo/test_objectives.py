@@ -7,10 +7,19 @@ from math import log
 import pytest
 import torch
 
-from rlhf_lib.ppo.kl import AdaptiveKL, FixedKL, kl_estimate
-from rlhf_lib.ppo.losses import policy_loss, value_loss
-from rlhf_lib.ppo.moments import RunningMoments
-from rlhf_lib.ppo.objectives import gae, masked_mean, masked_var, token_rewards, whiten
+from rlhf_lib.ppo.objectives import (
+    AdaptiveKL,
+    FixedKL,
+    RunningMoments,
+    gae,
+    kl_estimate,
+    masked_mean,
+    masked_var,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 
 MASK = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
 X = torch.tensor([[1.0, 2, 99], [3, -99, 7]])

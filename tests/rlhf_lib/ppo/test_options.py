@@ -22,7 +22,7 @@ from tiny_models import (
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from rlhf_lib.errors import ModelError, RLHFError
-from rlhf_lib.models.scoring import check_head, score_responses
+from rlhf_lib.models.logprobs import check_head, response_logprobs
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import PPO, Generation
 
@@ -32,12 +32,12 @@ from rlhf_lib.recipe import PPO, Generation
 def test_mini_batch_statistics_are_unweighted_means_and_epochs_are_permuted():
     trainer = tiny_trainer(batch_size=8, mini_batch_size=2, ppo_epochs=3)
     norms = count_steps(trainer)
-    orders = [trainer._permutation(epoch, 8).tolist() for epoch in range(3)]
+    orders = [trainer.minibatch_order(epoch, 8).tolist() for epoch in range(3)]
     trainer.train_step()
     assert len(norms) == 3 * 4
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    assert trainer._permutation(0, 8).tolist() != orders[0]  # the next step's
+    assert trainer.minibatch_order(0, 8).tolist() != orders[0]  # the next step's
 
 
 def test_gradients_are_clipped_at_every_step():
@@ -61,7 +61,7 @@ def test_a_skipped_mini_batch_steps_nothing():
     norms = count_steps(trainer)
     assert trainer.train_step()["ppo/policy/skipped"] == 0.0  # Adam has momentum now
     queries, responses = [[5, 9, 2], [7]], [[3, 8, 1], [2, 6]]
-    logprobs = score_responses(trainer.policy.model, queries, responses)
+    logprobs = response_logprobs(trainer.policy.model, queries, responses)
     before, steps = weights(trainer.policy), len(norms)
     stats = trainer.learn(
         given_responses(queries, responses, [lp - math.log(3) for lp in logprobs]), torch.tensor([1.0, -1.0])

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from rlhf_lib.errors import RecipeError, RLHFError
 from rlhf_lib.ppo import run as ppo_run
 from rlhf_lib.ppo.checkpoint import checkpoints
-from rlhf_lib.ppo.parallel import Processes, divide
+from rlhf_lib.ppo.parallel import Processes, split_micro_batches
 from rlhf_lib.ppo.run import Job, launch, launch_command, perform, run
 from rlhf_lib.recipe import Recipe
 
@@ -25,17 +25,17 @@ from rlhf_lib.recipe import Recipe
 def test_a_mini_batch_is_divided_into_as_many_micro_batches_for_each():
     rows = np.array([7, 3, 5, 1, 0, 2])
     lengths = [4, 9, 4, 1, 4, 1]  # 4 + 4 + 4 for the first process, 9 + 1 + 1 for the second
-    first, second = divide(rows, lengths, 2, tokens=10)
+    first, second = split_micro_batches(rows, lengths, 2, tokens=10)
     assert [part.tolist() for part in first] == [[7, 5], [0]]
     assert [part.tolist() for part in second] == [[3, 1], [2]]
-    first, second = divide(rows, lengths, 2, tokens=5)
+    first, second = split_micro_batches(rows, lengths, 2, tokens=5)
     assert [part.tolist() for part in first] == [[7], [5], [0]]
     assert [part.tolist() for part in second] == [[3], [1], [2]]  # two would do, but all make as many passes
 
 
 def test_one_process_works_through_a_mini_batch_in_its_order():
     rows = np.array([4, 2, 9])
-    assert [part.tolist() for part in divide(rows, [3, 3, 3], 1, tokens=6)[0]] == [[4, 2], [9]]
+    assert [part.tolist() for part in split_micro_batches(rows, [3, 3, 3], 1, tokens=6)[0]] == [[4, 2], [9]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

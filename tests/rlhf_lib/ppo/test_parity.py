@@ -34,7 +34,7 @@ class Replay(PPOTrainer):
 
     permutations: list[list[int]]
 
-    def _permutation(self, epoch: int, rows: int) -> np.ndarray:
+    def minibatch_order(self, epoch: int, rows: int) -> np.ndarray:
         return np.array(self.permutations[epoch])
 
 

@@ -20,8 +20,8 @@ from tiny_models import (
 )
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.logprobs import arrange, response_logprobs
 from rlhf_lib.models.policy import Policy
-from rlhf_lib.models.scoring import arrange, score_responses
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import Generation, Lora
 
@@ -32,7 +32,7 @@ LORA = Lora(r=4, alpha=8)
 
 
 def scored(model) -> torch.Tensor:
-    return torch.cat(score_responses(model, QUERIES, RESPONSES))
+    return torch.cat(response_logprobs(model, QUERIES, RESPONSES))
 
 
 def reference_of(trainer) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_a_seq2seq_policy_starts_from_ratio_one_and_kl_zero(t5, lora, micro_batc
 
 def test_seq2seq_logprobs_are_those_of_each_pair_alone(t5):
     for temperature in (1.0, 0.7):
-        together = score_responses(t5, QUERIES, RESPONSES, temperature=temperature)
+        together = response_logprobs(t5, QUERIES, RESPONSES, temperature=temperature)
         for query, response, ours in zip(QUERIES, RESPONSES, together, strict=True):
             decoder_ids = torch.tensor([[EOS, *response[:-1]]])
             with torch.no_grad():
@@ -78,10 +78,10 @@ def test_seq2seq_logprobs_are_those_of_each_pair_alone(t5):
 
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_seq2seq_logprobs_do_not_depend_on_their_batch(t5, tokens):
-    close(torch.cat(score_responses(t5, QUERIES, RESPONSES, micro_batch_tokens=tokens)), scored(t5))
+    close(torch.cat(response_logprobs(t5, QUERIES, RESPONSES, micro_batch_tokens=tokens)), scored(t5))
     order = [2, 0, 3, 1]
-    shuffled = score_responses(t5, [QUERIES[i] for i in order], [RESPONSES[i] for i in order])
-    whole = score_responses(t5, QUERIES, RESPONSES)
+    shuffled = response_logprobs(t5, [QUERIES[i] for i in order], [RESPONSES[i] for i in order])
+    whole = response_logprobs(t5, QUERIES, RESPONSES)
     for place, i in enumerate(order):
         close(shuffled[place], whole[i])
 
@@ -96,7 +96,7 @@ def test_what_a_seq2seq_policy_keeps_from_sampling_agrees_with_scoring(t5, batch
         t5, word_tokenizer(), prompts, generation, seed=7, batch_size=batch_size, value_head=policy.v_head
     )
     assert len({len(response) for response in sampled.response_ids}) > 1  # some ended early and left the batch
-    scores = score_responses(t5, prompts, sampled.response_ids, temperature=0.8)
+    scores = response_logprobs(t5, prompts, sampled.response_ids, temperature=0.8)
     close(torch.cat(sampled.logprobs), torch.cat(scores))
     with torch.no_grad():
         values = policy(arrange(t5, prompts, sampled.response_ids), 0.8)[1]

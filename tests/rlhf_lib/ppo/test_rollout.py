@@ -14,8 +14,8 @@ from tiny_models import (
     word_tokenizer,
 )
 
+from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.models.policy import ValueHead
-from rlhf_lib.models.scoring import score_responses
 from rlhf_lib.ppo.rollout import Responses, draws, end_ids, sample_responses
 from rlhf_lib.recipe import Generation, LengthSampler
 
@@ -156,7 +156,7 @@ def test_logprobs_and_values_kept_are_those_of_a_fresh_pass(model, temperature):
     value_head = ValueHead(16)
     torch.nn.init.normal_(value_head.summary.weight, generator=torch.Generator().manual_seed(0))
     drawn = sample(model, generation=Generation(max_new_tokens=12, temperature=temperature), value_head=value_head)
-    fresh = score_responses(model, PROMPTS, drawn.response_ids, temperature=temperature)
+    fresh = response_logprobs(model, PROMPTS, drawn.response_ids, temperature=temperature)
     for kept, expected in zip(drawn.logprobs, fresh, strict=True):
         torch.testing.assert_close(kept, expected, rtol=0, atol=1e-4)
     with torch.no_grad():

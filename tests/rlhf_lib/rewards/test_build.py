@@ -87,7 +87,7 @@ def test_sums_are_built_and_checked_from_the_recipe_however_deep(tmp_path):
     unigram().save_pretrained(tmp_path)
     word_tokenizer(4).save_pretrained(tmp_path)
     fluent = {"kind": "likelihood", "model": str(tmp_path)}
-    long = {"kind": "function", "function": "test_reward_sums:words"}
+    long = {"kind": "function", "function": f"{__name__}:words"}
     inner = {"kind": "sum", "terms": [{"weight": 3.0, "reward": long}, {"reward": fluent}]}
     section = Reward.model_validate({"kind": "sum", "terms": [{"weight": 0.5, "reward": inner}, {"reward": long}]})
     check_reward(section)
@@ -95,7 +95,7 @@ def test_sums_are_built_and_checked_from_the_recipe_however_deep(tmp_path):
     expected = [0.5 * (3.0 * n + fluency) + n for n, fluency in zip(lengths, BY_HAND, strict=True)]
     assert build_reward(section)(QUERIES, RESPONSES) == pytest.approx(expected, abs=1e-5)
 
-    long["function"] = "test_reward_sums:absent"
+    long["function"] = f"{__name__}:absent"
     with pytest.raises(RecipeError, match="has no function absent"):
         check_reward(Reward.model_validate({"kind": "sum", "terms": [{"reward": inner}]}))
 

@@ -69,7 +69,7 @@ def test_whatever_module_a_stage_reaches_changes_its_key(stage, tmp_path, monkey
 
 def test_a_stage_reaches_what_was_once_forgotten():
     named = {stage.name: {str(file.relative_to(ROOT)) for file in sources(stage)} for stage in STAGES}
-    assert {"rlhf_lib/models/trunk.py", "rlhf_lib/models/scoring.py"} <= named["base_model"]
+    assert {"rlhf_lib/models/trunk.py", "rlhf_lib/models/logprobs.py"} <= named["base_model"]
     assert "rlhf_lib/ppo/rollout.py" in named["reward_model"]
     assert "rlhf_lib/models/loading.py" in named["reward_checks"]
     assert "tasks/registry/policy_server.py" in named["registration"]

@@ -25,7 +25,7 @@ from tiny_models import given_responses, one_thread, remainder_reward, same, tin
 
 from rlhf_lib.ppo.checkpoint import checkpoints, resume, save_checkpoint
 from rlhf_lib.ppo.faults import Diverged, OutOfMemory
-from rlhf_lib.ppo.interruptions import boundary_on_sigterm
+from rlhf_lib.ppo.interrupt import boundary_on_sigterm
 from rlhf_lib.recipe import PPO
 
 KILLS = 12
@@ -243,7 +243,7 @@ def test_divergence_names_its_rows_and_changes_no_weight():
     before = weights(trainer.policy)
     norm = trainer.policy.model.transformer.ln_f.bias
     handle = norm.register_hook(lambda gradient: gradient * float("nan"))
-    order = trainer._permutation(0, 8)[:4].tolist()
+    order = trainer.minibatch_order(0, 8)[:4].tolist()
     with pytest.raises(Diverged, match=rf"diverged at step 1: .* norm nan; rows {re.escape(str(order))} of") as error:
         trainer.train_step()
     assert same(weights(trainer.policy), before)

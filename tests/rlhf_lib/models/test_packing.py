@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import EOS, one_thread, tiny_gpt2, tiny_llama, tiny_qwen2  # noqa: F401
 
-from rlhf_lib.models.scoring import micro_batches, pack, score_responses, token_logprobs
+from rlhf_lib.models.logprobs import micro_batches, pack, response_logprobs, token_logprobs
 
 # Different lengths, one token among them; EOS (which fills the packed rows too) first, last and inside.
 QUERIES = [[5, 9, 2], [EOS], [3, EOS, 8, 1, 4, 7], [11, 12], [6], [EOS, EOS, 5]]
@@ -32,7 +32,7 @@ def close(a, b) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_the_full_softmax_of_each_sequence_alone(model, temperature):
-    scored = score_responses(model, QUERIES, RESPONSES, temperature=temperature)
+    scored = response_logprobs(model, QUERIES, RESPONSES, temperature=temperature)
     assert [len(s) for s in scored] == [len(r) for r in RESPONSES]
     for query, response, ours in zip(QUERIES, RESPONSES, scored, strict=True):
         close(ours, plain(model, query, response, temperature)[0])
@@ -47,19 +47,19 @@ def test_entropy_is_that_of_the_whole_distribution(model):
 
 
 def test_batch_composition_changes_nothing(model):
-    together = score_responses(model, QUERIES, RESPONSES)
+    together = response_logprobs(model, QUERIES, RESPONSES)
     order = [4, 2, 0, 5, 1, 3]
-    shuffled = score_responses(model, [QUERIES[i] for i in order], [RESPONSES[i] for i in order])
+    shuffled = response_logprobs(model, [QUERIES[i] for i in order], [RESPONSES[i] for i in order])
     for place, i in enumerate(order):
         close(shuffled[place], together[i])
-        close(score_responses(model, QUERIES[i : i + 1], RESPONSES[i : i + 1])[0], together[i])
+        close(response_logprobs(model, QUERIES[i : i + 1], RESPONSES[i : i + 1])[0], together[i])
 
 
 @pytest.mark.parametrize("tokens", [1, 9, 20])
 def test_micro_batch_size_changes_nothing(model, tokens):
-    whole = score_responses(model, QUERIES, RESPONSES)
+    whole = response_logprobs(model, QUERIES, RESPONSES)
     for ours, expected in zip(
-        score_responses(model, QUERIES, RESPONSES, micro_batch_tokens=tokens), whole, strict=True
+        response_logprobs(model, QUERIES, RESPONSES, micro_batch_tokens=tokens), whole, strict=True
     ):
         close(ours, expected)
 
@@ -72,9 +72,9 @@ def test_micro_batches_hold_at_most_that_many_tokens():
 
 def test_neighbours_in_a_packed_row_are_not_seen(model):
     """Changing one sequence moves no bit of another one's log-probs that share its row."""
-    before = score_responses(model, QUERIES, RESPONSES)
+    before = response_logprobs(model, QUERIES, RESPONSES)
     changed = [[(token + 1) % 61 for token in QUERIES[0]], *QUERIES[1:]]
-    after = score_responses(model, changed, RESPONSES)
+    after = response_logprobs(model, changed, RESPONSES)
     assert not torch.equal(before[0], after[0])
     assert all(torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True))
 
