@@ -21,7 +21,7 @@ from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_tokeni
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import PPO, Generation, LengthSampler
+from rlhf_lib.recipe import GenerationConfig, LengthSamplerConfig, PPOConfig
 from rlhf_lib.rewards.classifier import ClassifierReward
 
 WINDOWS = ((1, 5), (16, 20), (36, 40))
@@ -42,8 +42,8 @@ def learn(args: argparse.Namespace, seed: int) -> list[Stats]:
         tokenizer,
         ClassifierReward(*classifier, label="POSITIVE"),
         [{"query": tokenizer.decode(ids), "input_ids": ids} for ids in rows],
-        PPO(steps=args.steps, batch_size=128, learning_rate=1e-4, max_grad_norm=None),
-        Generation(length_sampler=LengthSampler(min=4, max=16)),
+        PPOConfig(steps=args.steps, batch_size=128, learning_rate=1e-4, max_grad_norm=None),
+        GenerationConfig(length_sampler=LengthSamplerConfig(min=4, max=16)),
         seed=seed,
         dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision],
     )

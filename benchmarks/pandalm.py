@@ -26,18 +26,18 @@ from datasets import Dataset
 from rlhf_lib.data.rankings.consensus import gather, ranked_pairs
 from rlhf_lib.data.rankings.files import Ranking, read_rankings, read_tasks, task_id
 from rlhf_lib.data.rankings.report import markdown
-from rlhf_lib.recipe import Compute, FromScratch, Rankings, Reward, Train
+from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, RankingsConfig, RewardConfig, TrainConfig
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.statistics import bootstrap_mean, paired_bootstrap
 from rlhf_lib.training.reward_model import train_reward_model
 from rlhf_lib.training.sft import train_base_model, train_tokenizer
 
 RANKS = {1: {"a": 1, "b": 2}, 2: {"a": 2, "b": 1}, 0: {"a": 1, "b": 1}}
-SIZE = FromScratch(layers=2, width=64, heads=4, positions=192, vocab_size=2048)
-COMPUTE = Compute(device="cpu", precision="fp32")
+SIZE = FromScratchConfig(layers=2, width=64, heads=4, positions=192, vocab_size=2048)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32")
 
 
-def convert(folder: Path, out: Path) -> Rankings:
+def convert(folder: Path, out: Path) -> RankingsConfig:
     """The set as tasks.jsonl and rankings.jsonl in `out`; the recipe's section that reads them."""
     tasks, rankings = [], []
     for row in json.loads((folder / "testset-v1.json").read_text(encoding="utf-8")):
@@ -52,7 +52,7 @@ def convert(folder: Path, out: Path) -> Rankings:
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in (("tasks", tasks), ("rankings", rankings)):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Rankings(tasks=[str(out / "tasks.jsonl")], rankings=[str(out / "rankings.jsonl")])
+    return RankingsConfig(tasks=[str(out / "tasks.jsonl")], rankings=[str(out / "rankings.jsonl")])
 
 
 def flipped(rankings: list[Ranking], rate: float, seed: int) -> list[Ranking]:
@@ -86,7 +86,7 @@ def train_base(rankings: list[Ranking], folder: Path, seed: int) -> None:
     texts = sorted({(r.task.prompt, f"\n\n{text}") for r in rankings for text in r.task.responses.values() if text})
     corpus = Dataset.from_list([{"prompt": prompt, "chosen": text} for prompt, text in texts])
     tokenizer = train_tokenizer((p + t for p, t in texts), SIZE.vocab_size, SIZE.positions)
-    settings = Train(from_scratch=SIZE, epochs=2, batch_size=16, learning_rate=2e-3)
+    settings = TrainConfig(from_scratch=SIZE, epochs=2, batch_size=16, learning_rate=2e-3)
     train_base_model(corpus, folder, train=settings, compute=COMPUTE, seed=seed, tokenizer=tokenizer)
 
 
@@ -99,7 +99,7 @@ def fold(
     for name, pairs in conditions(train).items():
         # as many steps for every annotator's pairs as for a third of them
         passes = epochs / 3 if name == "all pairs" else epochs
-        reward = Reward(train={"epochs": passes, "batch_size": 16, "learning_rate": 1e-3})
+        reward = RewardConfig(train={"epochs": passes, "batch_size": 16, "learning_rate": 1e-3})
         with TemporaryDirectory() as model:
             train_reward_model(pairs, str(base), Path(model), reward=reward, compute=COMPUTE, seed=seed)
             score = build_reward(reward, model)

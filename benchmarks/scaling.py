@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import PPO, Generation
+from rlhf_lib.recipe import GenerationConfig, PPOConfig
 
 QUERY, VOCABULARY = 8, 8192
 
@@ -37,8 +37,8 @@ def seconds(batch: int, response: int, steps: int) -> dict[str, float]:
         tokenizer,
         lambda queries, responses: [float(len(text) % 7) for text in responses],
         [{"query": "", "input_ids": [1 + (i + k) % 999 for k in range(QUERY)]} for i in range(batch)],
-        PPO(steps=steps + 1, batch_size=batch, ppo_epochs=1, old_logprobs="sampling"),
-        Generation(max_new_tokens=response, ignore_eos=True),
+        PPOConfig(steps=steps + 1, batch_size=batch, ppo_epochs=1, old_logprobs="sampling"),
+        GenerationConfig(max_new_tokens=response, ignore_eos=True),
     )
     taken = list(trainer.train())[1:]
     names = {"generation": "generate", "forward": "forward_pass", "update": "optimize_step", "total": "total"}

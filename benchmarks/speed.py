@@ -37,7 +37,7 @@ class Ours:
         from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_tokenizer
         from rlhf_lib.models.policy import Policy
         from rlhf_lib.ppo.trainer import PPOTrainer
-        from rlhf_lib.recipe import PPO, Generation, LengthSampler, Lora
+        from rlhf_lib.recipe import GenerationConfig, LengthSamplerConfig, LoraConfig, PPOConfig
         from rlhf_lib.rewards.classifier import ClassifierReward
 
         tokenizer = load_tokenizer(str(folder / "policy"))
@@ -45,7 +45,7 @@ class Ours:
         prompts = json.loads((folder / "prompts.json").read_text())
         policy = Policy(
             load_causal_lm(str(folder / "policy")),
-            Lora(r=args.lora["r"], alpha=args.lora["lora_alpha"]) if method == "lora" else None,
+            LoraConfig(r=args.lora["r"], alpha=args.lora["lora_alpha"]) if method == "lora" else None,
             unfrozen_layers=2 if method == "unfrozen" else None,
         ).to(args.device)
         low, high = args.response
@@ -54,14 +54,14 @@ class Ours:
             tokenizer,
             ClassifierReward(*classifier, label="POSITIVE", device=args.device),
             [{"query": tokenizer.decode(ids) + " ", "input_ids": ids} for ids in prompts],
-            PPO(
+            PPOConfig(
                 steps=args.steps + 1,
                 batch_size=args.batch,
                 ppo_epochs=args.epochs,
                 learning_rate=args.learning_rate,
                 max_grad_norm=None,
             ),
-            Generation(length_sampler=LengthSampler(min=low, max=high)),
+            GenerationConfig(length_sampler=LengthSamplerConfig(min=low, max=high)),
             dtype=getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[args.precision]),
         )
 
@@ -79,7 +79,7 @@ class TRL:
         from peft import LoraConfig
         from transformers import AutoTokenizer, pipeline
         from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
-        from trl.core import LengthSampler
+        from trl.core import LengthSamplerConfig
 
         torch.manual_seed(0)
         config = PPOConfig(
@@ -97,7 +97,7 @@ class TRL:
         self.trainer = PPOTrainer(config, model, reference, self.tokenizer)
         self.classifier = pipeline("text-classification", model=str(folder / "classifier"), device=args.device)
         self.prompts = [torch.tensor(ids) for ids in json.loads((folder / "prompts.json").read_text())]
-        self.length = LengthSampler(*args.response)
+        self.length = LengthSamplerConfig(*args.response)
         self.batch, self.start, self.torch = args.batch, 0, torch
 
     def step(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 from prefect import task
 
-from rlhf_lib.recipe import Recipe, Reward
+from rlhf_lib.recipe import Recipe, RewardConfig
 from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, StartingPolicy
 from tasks.stage.keys import REWARD_MODEL, content_key
 from tasks.stage.options import HEAVY
@@ -147,7 +147,7 @@ def _normalize(recipe: Recipe, policy: StartingPolicy, model: str | None, folder
     return Normalization(mean=fitted.mean, std=fitted.std)
 
 
-def _fingerprint(reward: Reward, model: str | None = None) -> str | None:
+def _fingerprint(reward: RewardConfig, model: str | None = None) -> str | None:
     """What tells this reward from another: its files' content, its function's source file, or its terms' all."""
     from rlhf_lib.models.loading import fingerprint
     from rlhf_lib.rewards.build import import_function

@@ -18,7 +18,7 @@ from rlhf_lib.evaluation.perplexity import Perplexity
 from rlhf_lib.models import likelihood
 from rlhf_lib.models.likelihood import encode, target_losses
 from rlhf_lib.models.logprobs import response_logprobs
-from rlhf_lib.recipe import PerplexitySet
+from rlhf_lib.recipe import PerplexitySetConfig
 
 VOCABULARY = {word: i for i, word in enumerate(["<eos>", "<unk>", *"abcdefghijklmnopqr"])}
 TEXTS = ["a b c", "d", "e f g h i j k l", "m n", "a a a a a a a a a a a a a a", "o p q r"]
@@ -183,12 +183,12 @@ def test_a_start_token_is_needed_only_where_asked_for(model, tokenizer):
 def test_texts_of_the_recipe(tmp_path):
     path = tmp_path / "set.jsonl"
     Dataset.from_dict({"chosen": [f"text {i}" for i in range(20)]}).to_json(path)
-    everything, _ = load_texts(PerplexitySet(dataset=str(path), split="train"))
+    everything, _ = load_texts(PerplexitySetConfig(dataset=str(path), split="train"))
     assert everything == [f"text {i}" for i in range(20)]
-    some, _ = load_texts(PerplexitySet(split="train", limit=5), default=str(path), seed=1)
+    some, _ = load_texts(PerplexitySetConfig(split="train", limit=5), default=str(path), seed=1)
     assert len(some) == 5
     assert sorted(some, key=everything.index) == some
-    assert (some, None) == load_texts(PerplexitySet(split="train", limit=5), default=str(path), seed=1)
+    assert (some, None) == load_texts(PerplexitySetConfig(split="train", limit=5), default=str(path), seed=1)
     assert some != everything[:5]
     with pytest.raises(DataError, match=r"no column 'text', only\s+chosen"):
-        load_texts(PerplexitySet(dataset=str(path), split="train", column="text"))
+        load_texts(PerplexitySetConfig(dataset=str(path), split="train", column="text"))

@@ -19,10 +19,10 @@ from rlhf_lib.evaluation.page import markdown_cell, number
 from rlhf_lib.evaluation.report import build_report
 from rlhf_lib.evaluation.reward_delta import reward_delta
 from rlhf_lib.ppo.rollout import sample_responses
-from rlhf_lib.recipe import Generation
+from rlhf_lib.recipe import GenerationConfig
 
 WORDS = ["<eos>", *"abcdefghijklmnopqrs"]
-GENERATION = Generation(max_new_tokens=6, temperature=0.9)
+GENERATION = GenerationConfig(max_new_tokens=6, temperature=0.9)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from rlhf_lib.errors import RecipeError
 from rlhf_lib.evaluation.plots import probe_chart
 from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
 from rlhf_lib.evaluation.words import shifts
-from rlhf_lib.recipe import TokenProbe
+from rlhf_lib.recipe import TokenProbeConfig
 
 
 def test_the_z_score_of_a_shift_by_hand():
@@ -34,7 +34,10 @@ def test_nothing_moves_between_equal_texts_or_in_empty_ones():
 
 def test_a_probe_is_the_difference_of_the_next_tokens_logits():
     model, tokenizer = tiny_gpt2(), word_tokenizer()
-    probes = [TokenProbe(prompt="w3 w4", token="w5", against="w6"), TokenProbe(prompt="w7", token="w6", against="w5")]
+    probes = [
+        TokenProbeConfig(prompt="w3 w4", token="w5", against="w6"),
+        TokenProbeConfig(prompt="w7", token="w6", against="w5"),
+    ]
     with torch.no_grad():
         logits = [model(torch.tensor([ids])).logits[0, -1] for ids in ([3, 4], [7])]
     expected = [float(logits[0][5] - logits[0][6]), float(logits[1][6] - logits[1][5])]
@@ -47,8 +50,8 @@ def test_words_that_begin_alike_are_refused():
             tiny_gpt2(),
             word_tokenizer(),
             [
-                TokenProbe(prompt="w3", token="w5", against="w6"),
-                TokenProbe(prompt="w3", token="w5 w1", against="w5"),
+                TokenProbeConfig(prompt="w3", token="w5", against="w6"),
+                TokenProbeConfig(prompt="w3", token="w5 w1", against="w5"),
             ],
         )
 

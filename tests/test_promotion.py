@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rlhf_lib.evaluation.promotion import judge
-from rlhf_lib.recipe import Gates
+from rlhf_lib.recipe import GatesConfig
 
 
 def figures(**changes):
@@ -24,7 +24,7 @@ def figures(**changes):
 
 
 def test_all_gates_pass_and_say_their_figures():
-    passed, gates, reason = judge(Gates(max_kl=5.0), figures(), None)
+    passed, gates, reason = judge(GatesConfig(max_kl=5.0), figures(), None)
     assert passed
     assert gates == [
         {"name": "min_reward_delta", "figure": 0.3, "threshold": 0.0, "passed": True},
@@ -50,7 +50,7 @@ def test_all_gates_pass_and_say_their_figures():
     ],
 )
 def test_each_gate_bites_alone(change, gate, says):
-    passed, gates, reason = judge(Gates(max_kl=5.0), figures(**change), None)
+    passed, gates, reason = judge(GatesConfig(max_kl=5.0), figures(**change), None)
     assert not passed
     assert [g["name"] for g in gates if not g["passed"]] == [gate]
     assert reason == f"{gate}: {says}"
@@ -62,26 +62,26 @@ def test_thresholds_themselves_pass_where_they_are_limits():
         diversity={"distinct_2_reference": 0.8, "distinct_2_policy": 0.4},
         kl=5.0,
     )
-    assert judge(Gates(max_kl=5.0), at_limit, None)[0]
+    assert judge(GatesConfig(max_kl=5.0), at_limit, None)[0]
 
 
 def test_gates_switched_off_or_without_figure_are_left_out():
-    off = Gates(min_reward_delta=None, max_perplexity_ratio=None, min_distinct_2_ratio=None)
+    off = GatesConfig(min_reward_delta=None, max_perplexity_ratio=None, min_distinct_2_ratio=None)
     assert judge(off, figures(), None)[:2] == (True, [])
-    gates = judge(Gates(), figures(perplexity=None), None)[1]
+    gates = judge(GatesConfig(), figures(perplexity=None), None)[1]
     assert [g["name"] for g in gates] == ["min_reward_delta", "min_distinct_2_ratio"]
 
 
 def test_the_champion_must_be_beaten_beyond_doubt():
     duel = {"delta": 0.2, "ci95": [0.1, 0.3], "version": "1"}
-    passed, gates, reason = judge(Gates(), figures(), duel)
+    passed, gates, reason = judge(GatesConfig(), figures(), duel)
     assert passed
     assert gates[-1] == {"name": "beats_champion", "figure": 0.1, "threshold": 0.0, "passed": True}
     assert "+0.2 [0.1, 0.3]" in reason
-    passed, gates, reason = judge(Gates(), figures(), duel | {"ci95": [-0.1, 0.3]})
+    passed, gates, reason = judge(GatesConfig(), figures(), duel | {"ci95": [-0.1, 0.3]})
     assert not passed
     assert reason == "beats_champion: -0.1 is not above 0"
-    passed, gates, reason = judge(Gates(), figures(), {"error": "it is gone", "version": "1"})
+    passed, gates, reason = judge(GatesConfig(), figures(), {"error": "it is gone", "version": "1"})
     assert not passed
     assert gates[-1]["figure"] is None
     assert "it is gone" in reason

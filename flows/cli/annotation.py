@@ -54,10 +54,10 @@ def rankings(args: argparse.Namespace) -> int:
     from rlhf_lib.data.rankings.consensus import gather
     from rlhf_lib.data.rankings.report import markdown
     from rlhf_lib.errors import DataError
-    from rlhf_lib.recipe import Rankings
+    from rlhf_lib.recipe import RankingsConfig
 
     try:
-        settings = Rankings(
+        settings = RankingsConfig(
             tasks=args.tasks,
             rankings=args.files,
             feedback=args.feedback,

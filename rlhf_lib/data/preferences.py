@@ -14,7 +14,7 @@ from rlhf_lib.data.filters import Funnel, first_seen
 from rlhf_lib.data.rankings.consensus import Feedback, gather
 from rlhf_lib.data.sources import describe_source, load_sources, require_columns, sources, text_column
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Preferences, Recipe
+from rlhf_lib.recipe import PreferencesConfig, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,7 +87,9 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
     return Pairs(_dataset(train), _dataset(test), report, feedback)
 
 
-def _ranked(feedback: Feedback, preferences: Preferences, seed: int) -> tuple[list[_Pair], list[_Pair], Funnel, Funnel]:
+def _ranked(
+    feedback: Feedback, preferences: PreferencesConfig, seed: int
+) -> tuple[list[_Pair], list[_Pair], Funnel, Funnel]:
     """Training and test pairs. A prompt's side depends on its text and the seed alone, so that a later round tests on
     the prompts of the earlier ones; either side gets one prompt at least."""
     settings, where = preferences.rankings, "data.preferences.rankings"
@@ -144,7 +146,7 @@ def _clean(pairs: list[_Pair], where: str, *, repeats: bool = False) -> tuple[li
     return pairs, funnel
 
 
-def _read(dataset: Dataset, preferences: Preferences, where: str) -> list[_Pair]:
+def _read(dataset: Dataset, preferences: PreferencesConfig, where: str) -> list[_Pair]:
     columns = {
         name: text_column(dataset, column, where, f"data.preferences.{name}")
         for name, column in (("chosen", preferences.chosen), ("rejected", preferences.rejected))

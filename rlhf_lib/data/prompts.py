@@ -19,8 +19,8 @@ from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
 from rlhf_lib.data.filters import Funnel, first_seen
 from rlhf_lib.data.sources import describe_source, load_sources, sources, text_column
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Prompts as PromptSettings
-from rlhf_lib.recipe import Query, Recipe
+from rlhf_lib.recipe import PromptsConfig as PromptSettings
+from rlhf_lib.recipe import QueryConfig, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -173,7 +173,7 @@ def tokenize_splits(
     return train, test.select(unseen), {"train": train_counts, "test": test_counts}
 
 
-def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: Query) -> int | None:
+def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: QueryConfig) -> int | None:
     """How many evaluation queries a pair asks too, so that a reward model trained on the pairs knows them; None for
     openings, which say nothing of it."""
     if query.kind in _OPENINGS:
@@ -231,19 +231,19 @@ def _query(text: str, row: int, settings: PromptSettings, where: str) -> str:
         ) from None
 
 
-def draw_length(query: Query, seed: int, text: str) -> int:
+def draw_length(query: QueryConfig, seed: int, text: str) -> int:
     """How many tokens or words of the text its query has: uniform in [min, max), by seed and text."""
     return random.Random(f"{seed}:{text}").randrange(query.min, query.max)
 
 
-def first_words(text: str, query: Query, seed: int) -> tuple[str, str]:
+def first_words(text: str, query: QueryConfig, seed: int) -> tuple[str, str]:
     """(the text's first N words, the rest), words joined by spaces, and the rest with the one that joins them."""
     words = text.split()
     count = draw_length(query, seed, text)
     return " ".join(words[:count]), "".join(f" {word}" for word in words[count:])
 
 
-def cut(text: str, query: Query, seed: int, key: str) -> tuple[str, str]:
+def cut(text: str, query: QueryConfig, seed: int, key: str) -> tuple[str, str]:
     """(query, what follows it): a text as a prompt and its response, for models that read the two apart.
 
     Raises DataError for kinds of query that don't cut a text in two; `key` tells what to set instead."""
@@ -258,7 +258,9 @@ def cut(text: str, query: Query, seed: int, key: str) -> tuple[str, str]:
     )
 
 
-def _first_tokens(texts: list[str], query: Query, seed: int, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _first_tokens(
+    texts: list[str], query: QueryConfig, seed: int, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
     """Each text's first N tokens; what the tokenizer puts around a text (BOS, T5's EOS) stays and isn't counted."""
     openings = [text[: query.max * _CHARS_PER_TOKEN] for text in texts]
     encoded = tokenizer(openings, return_special_tokens_mask=True, verbose=False)

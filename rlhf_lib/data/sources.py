@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Recipe, Source
+from rlhf_lib.recipe import Recipe, SourceConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +20,7 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def load_split(source: Source, default: str | None = None, key: str = "data.prompts") -> Dataset:
+def load_split(source: SourceConfig, default: str | None = None, key: str = "data.prompts") -> Dataset:
     """The rows of one split; `default` stands in for `source.dataset` where that is null.
 
     A single file is the split that is asked for, whatever its name. Folders written by `save_to_disk` open as well.
@@ -85,10 +85,10 @@ def load_sources(recipe: Recipe, section: str = "") -> dict[str, Dataset]:
     return found
 
 
-def sources(recipe: Recipe) -> dict[str, tuple[Source, str | None, str]]:
+def sources(recipe: Recipe) -> dict[str, tuple[SourceConfig, str | None, str]]:
     """(source, default set, section of the recipe) by role, as in `load_sources`."""
     prompts, preferences = recipe.data.prompts, recipe.data.preferences
-    found: dict[str, tuple[Source, str | None, str]] = {"prompts/train": (prompts, None, "data.prompts")}
+    found: dict[str, tuple[SourceConfig, str | None, str]] = {"prompts/train": (prompts, None, "data.prompts")}
     if prompts.test is not None:
         found["prompts/test"] = (prompts.test, prompts.dataset, "data.prompts.test")
     if preferences is not None and preferences.rankings is None:
@@ -101,7 +101,7 @@ def sources(recipe: Recipe) -> dict[str, tuple[Source, str | None, str]]:
     return found
 
 
-def describe_source(source: Source, default: str | None = None) -> str:
+def describe_source(source: SourceConfig, default: str | None = None) -> str:
     """`data set SET (data_dir DIR, split SPLIT)`, as the messages name it."""
     settings = {"name": source.name, "data_dir": source.data_dir, "split": source.split}
     details = ", ".join(f"{key} {value}" for key, value in settings.items() if value)

@@ -7,12 +7,12 @@ import torch
 from rlhf_lib.data.prompts import cut
 from rlhf_lib.data.sources import load_split
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import PerplexitySet
-from rlhf_lib.recipe import Prompts as PromptSettings
+from rlhf_lib.recipe import PerplexitySetConfig
+from rlhf_lib.recipe import PromptsConfig as PromptSettings
 
 
 def load_texts(
-    source: PerplexitySet, default: str | None = None, *, seed: int = 0, prompts: PromptSettings | None = None
+    source: PerplexitySetConfig, default: str | None = None, *, seed: int = 0, prompts: PromptSettings | None = None
 ) -> tuple[list[str], list[str] | None]:
     """The texts of the recipe's perplexity set, or `source.limit` of them drawn with the seed, in the set's order; and
     the prompt of each, where they are to be scored given one: from the column `source.prompt`, or where `prompts` is

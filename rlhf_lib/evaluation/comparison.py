@@ -13,7 +13,7 @@ from rlhf_lib.evaluation.figures import flat_figures
 from rlhf_lib.evaluation.reward_delta import RewardDelta, kl_per_response, reward_delta
 from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.recipe import Generation
+from rlhf_lib.recipe import GenerationConfig
 from rlhf_lib.rewards import Reward
 
 
@@ -72,7 +72,7 @@ def compare(
     reward: Reward,
     queries: Sequence[str],
     prompt_ids: Sequence[list[int]],
-    generation: Generation,
+    generation: GenerationConfig,
     *,
     seed: int = 0,
     micro_batch_tokens: int = 16384,

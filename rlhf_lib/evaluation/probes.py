@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.recipe import TokenProbe
+from rlhf_lib.recipe import TokenProbeConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ProbeResult:
     policy: float
 
 
-def probe_tokens(probes: Sequence[TokenProbe], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+def probe_tokens(probes: Sequence[TokenProbeConfig], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
     """The ids of each probe's two words: of a word that the tokenizer splits, its first token.
 
     Raises RecipeError where a word has no token, or both begin with the same one.
@@ -42,7 +42,7 @@ def probe_tokens(probes: Sequence[TokenProbe], tokenizer: PreTrainedTokenizerBas
 
 @torch.no_grad()
 def next_token_differences(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[TokenProbe]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[TokenProbeConfig]
 ) -> list[float]:
     """logit(token) - logit(against) of the token after each prompt (a seq2seq decoder's first), in nats."""
     differences = []

@@ -12,7 +12,7 @@ from rlhf_lib.evaluation.reward_delta import reward_delta
 from rlhf_lib.evaluation.versus import encode_for_all
 from rlhf_lib.models.loading import load_policy
 from rlhf_lib.ppo.rollout import sample_responses
-from rlhf_lib.recipe import Gates, Generation
+from rlhf_lib.recipe import GatesConfig, GenerationConfig
 from rlhf_lib.rewards import Reward
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _WORDS: dict[Holds, str] = {operator.gt: "above", operator.ge: "at least", opera
 
 
 def judge(
-    gates: Gates, evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None
+    gates: GatesConfig, evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None
 ) -> tuple[bool, list[dict[str, Any]], str]:
     """(passed, [{name, figure, threshold, passed}], reason) of a candidate.
 
@@ -74,7 +74,7 @@ def compare_policies(
     champion: str,
     prompts: Dataset,
     reward: Reward,
-    generation: Generation,
+    generation: GenerationConfig,
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,

@@ -18,7 +18,7 @@ from rlhf_lib.evaluation.reward_delta import RewardDelta, kl_per_response, rewar
 from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
 from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.recipe import Generation
+from rlhf_lib.recipe import GenerationConfig
 from rlhf_lib.rewards import Reward
 from rlhf_lib.statistics import bootstrap_mean
 
@@ -117,7 +117,7 @@ def contest(
     entrants: Sequence[Entrant],
     prompts: Dataset,
     reward: Reward,
-    generation: Generation,
+    generation: GenerationConfig,
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
@@ -179,7 +179,7 @@ def win_matrix(scores_KN: Sequence[Sequence[float]]) -> list[list[float | None]]
 
 
 def encode_for_all(
-    folders: Sequence[str], prompts: Dataset, generation: Generation, trust_remote_code: bool = False
+    folders: Sequence[str], prompts: Dataset, generation: GenerationConfig, trust_remote_code: bool = False
 ) -> tuple[list[PreTrainedTokenizerBase], list[list[list[int]]], list[int]]:
     """(tokenizers, each one's prompt ids, the prompts' row numbers): every model encodes the prompts' text with its own
     tokenizer, and prompts that leave any of them no room for the longest response are left out of all.
@@ -201,7 +201,7 @@ def encode_for_all(
 
 
 def _kl(
-    model: PreTrainedModel, anchor: PreTrainedModel, responses: Responses, generation: Generation, tokens: int
+    model: PreTrainedModel, anchor: PreTrainedModel, responses: Responses, generation: GenerationConfig, tokens: int
 ) -> tuple[float, float]:
     own, others = (
         response_logprobs(

@@ -28,7 +28,7 @@ from rlhf_lib.errors import ModelError, RecipeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlhf_lib.recipe import Compute
+    from rlhf_lib.recipe import ComputeConfig
 
 PAD = "<|pad|>"
 
@@ -136,7 +136,7 @@ def positions(config: PreTrainedConfig) -> int:
     return limit - (text.pad_token_id or 0) - 1 if text.model_type in _OFFSET_POSITIONS else limit
 
 
-def pick_device(compute: Compute) -> torch.device:
+def pick_device(compute: ComputeConfig) -> torch.device:
     """`auto`: CUDA where there is one, else the CPU. Raises RecipeError for a device that isn't there."""
     if compute.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,7 +149,7 @@ def pick_device(compute: Compute) -> torch.device:
     return device
 
 
-def pick_dtype(compute: Compute, device: torch.device) -> torch.dtype:
+def pick_dtype(compute: ComputeConfig, device: torch.device) -> torch.dtype:
     """`auto`: bf16 only where the device multiplies it natively (elsewhere it is emulated, and slower), else fp32."""
     if compute.precision != "auto":
         return torch.bfloat16 if compute.precision == "bf16" else torch.float32

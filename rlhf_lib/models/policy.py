@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
+import peft
 import torch
 from peft import (
-    LoraConfig,
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.logprobs import Packed, Padded, token_logprobs
 from rlhf_lib.models.trunk import blocks, freeze_below, top_blocks, trunk_and_head
-from rlhf_lib.recipe import Lora
+from rlhf_lib.recipe import LoraConfig
 
 REFERENCE = "reference"  # the adapter that is the reference where PPO starts from an adapter
 
@@ -61,7 +61,7 @@ class Policy(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        lora: Lora | None = None,
+        lora: LoraConfig | None = None,
         *,
         unfrozen_layers: int | None = None,
         critic: bool = False,
@@ -178,9 +178,9 @@ class Policy(nn.Module):
                 block.training = False
 
 
-def add_adapter(model: PreTrainedModel, lora: Lora) -> PeftModel:
+def add_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     """The model with a fresh LoRA (or DoRA) adapter, which starts at zero. Raises ModelError if it can't be put on."""
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=0.0,  # the ratio's passes must not differ by chance

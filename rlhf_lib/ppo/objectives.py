@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rlhf_lib.recipe import PPO
+    from rlhf_lib.recipe import PPOConfig
 
 
 @dataclass
@@ -43,7 +43,7 @@ class RunningMoments:
 def shape_scores(
     raw_B: Tensor,
     ended: Sequence[bool],
-    config: PPO,
+    config: PPOConfig,
     *,
     constants: tuple[float, float],
     moments: RunningMoments,

@@ -11,10 +11,10 @@ from torch import nn
 from rlhf_lib.errors import RecipeError
 
 if TYPE_CHECKING:
-    from rlhf_lib.recipe import PPO
+    from rlhf_lib.recipe import PPOConfig
 
 
-def build_optimizer(parameters: list[nn.Parameter], config: PPO) -> torch.optim.Optimizer:
+def build_optimizer(parameters: list[nn.Parameter], config: PPOConfig) -> torch.optim.Optimizer:
     """AdamW, or bitsandbytes' with moments of 8 bits (paged: moved to the host where a GPU's memory runs short).
 
     Raises RecipeError where bitsandbytes is wanted and not installed.
@@ -34,7 +34,7 @@ def build_optimizer(parameters: list[nn.Parameter], config: PPO) -> torch.optim.
     return getattr(bitsandbytes.optim, kind)(parameters, **settings)
 
 
-def check_optimizer(config: PPO) -> None:
+def check_optimizer(config: PPOConfig) -> None:
     """Raises RecipeError where the optimizer's library isn't installed."""
     if config.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(

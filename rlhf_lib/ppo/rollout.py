@@ -23,7 +23,7 @@ from transformers import (
 
 from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.decoding import decoding
-from rlhf_lib.recipe import Generation
+from rlhf_lib.recipe import GenerationConfig
 
 logger = logging.getLogger(__name__)
 COMPACT_BELOW = 0.8  # share of live rows under which copying the cache costs less than carrying dead rows
@@ -55,7 +55,7 @@ def sample_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
-    generation: Generation,
+    generation: GenerationConfig,
     *,
     seed: int,
     step: int = 0,
@@ -89,7 +89,7 @@ def _sample_batch(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[int],
     out: Responses,
-    generation: Generation,
+    generation: GenerationConfig,
     stream: tuple[int, int, int],
     greedy: bool,
     value_head: nn.Module | None,
@@ -144,7 +144,9 @@ def _sample_batch(
         out.values[i] = torch.stack(values[b]) if values[b] else torch.empty(0)
 
 
-def draws(generation: Generation, stream: tuple[int, int, int], rows: Sequence[int]) -> tuple[list[int], np.ndarray]:
+def draws(
+    generation: GenerationConfig, stream: tuple[int, int, int], rows: Sequence[int]
+) -> tuple[list[int], np.ndarray]:
     """Each row's length limit, and its uniform numbers in [0, 1): (rows, longest limit), fp32."""
     seed, step, first_row = stream
     sampler = generation.length_sampler

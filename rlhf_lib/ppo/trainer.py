@@ -48,7 +48,7 @@ from rlhf_lib.ppo.optimizer import build_optimizer
 from rlhf_lib.ppo.parallel import Processes, split_micro_batches
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
 from rlhf_lib.ppo.statistics import Stats, Timer, rollout_statistics, std
-from rlhf_lib.recipe import PPO, Generation
+from rlhf_lib.recipe import GenerationConfig, PPOConfig
 from rlhf_lib.rewards import Reward, checked_scores
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class PPOTrainer:
         tokenizer: PreTrainedTokenizerBase,
         reward: Reward,
         prompts: list[dict],
-        config: PPO,
-        generation: Generation,
+        config: PPOConfig,
+        generation: GenerationConfig,
         *,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,

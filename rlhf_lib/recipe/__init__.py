@@ -1,60 +1,92 @@
 """The one configuration: a recipe, typed and validated once, then passed around whole.
 
 A recipe is a YAML file, one of ours (`rlhf_lib/recipes/NAME.yaml`) or the user's own (a path), with overrides
-`section.key=value` on top. Unknown keys and wrong types are refused with the key's full name. One file a section here;
-docs/recipes.md lists every key.
+`section.key=value` on top. Unknown keys and wrong types are refused with the key's full name. docs/recipes.md lists
+every key.
 """
 
+import warnings
+from typing import Any
+
 from rlhf_lib.recipe.data import (
-    Corpus,
-    EvaluationSource,
-    Labelled,
-    Preferences,
-    Prompts,
-    Query,
-    Rankings,
-    Source,
+    CorpusConfig,
+    EvaluationSourceConfig,
+    LabelledConfig,
+    PreferencesConfig,
+    PromptsConfig,
+    QueryConfig,
+    RankingsConfig,
+    Section,
+    SourceConfig,
 )
-from rlhf_lib.recipe.evaluation import Evaluation, Gates, PerplexitySet, Registration, TokenProbe
+from rlhf_lib.recipe.learning import (
+    ChecksConfig,
+    ClassifierFromScratchConfig,
+    FromScratchConfig,
+    GenerationConfig,
+    LengthSamplerConfig,
+    LoraConfig,
+    PolicyConfig,
+    PPOConfig,
+    ProbeConfig,
+    RewardConfig,
+    RewardTrainingConfig,
+    TermConfig,
+    TrainConfig,
+)
 from rlhf_lib.recipe.loading import flatten, leaves, load_recipe, shipped
-from rlhf_lib.recipe.policy import FromScratch, Lora, Policy, Train
-from rlhf_lib.recipe.ppo import PPO, Generation, LengthSampler
-from rlhf_lib.recipe.reward import Checks, ClassifierFromScratch, Probe, Reward, RewardTraining, Term
-from rlhf_lib.recipe.root import Compute, Recipe
-from rlhf_lib.recipe.section import Section
+from rlhf_lib.recipe.recipe import (
+    ComputeConfig,
+    EvaluationConfig,
+    GatesConfig,
+    PerplexitySetConfig,
+    Recipe,
+    RegistrationConfig,
+    TokenProbeConfig,
+)
 
 __all__ = [
-    "PPO",
-    "Checks",
-    "ClassifierFromScratch",
-    "Compute",
-    "Corpus",
-    "Evaluation",
-    "EvaluationSource",
-    "FromScratch",
-    "Gates",
-    "Generation",
-    "Labelled",
-    "LengthSampler",
-    "Lora",
-    "PerplexitySet",
-    "Policy",
-    "Preferences",
-    "Probe",
-    "Prompts",
-    "Query",
-    "Rankings",
+    "ChecksConfig",
+    "ClassifierFromScratchConfig",
+    "ComputeConfig",
+    "CorpusConfig",
+    "EvaluationConfig",
+    "EvaluationSourceConfig",
+    "FromScratchConfig",
+    "GatesConfig",
+    "GenerationConfig",
+    "LabelledConfig",
+    "LengthSamplerConfig",
+    "LoraConfig",
+    "PPOConfig",
+    "PerplexitySetConfig",
+    "PolicyConfig",
+    "PreferencesConfig",
+    "ProbeConfig",
+    "PromptsConfig",
+    "QueryConfig",
+    "RankingsConfig",
     "Recipe",
-    "Registration",
-    "Reward",
-    "RewardTraining",
+    "RegistrationConfig",
+    "RewardConfig",
+    "RewardTrainingConfig",
     "Section",
-    "Source",
-    "Term",
-    "TokenProbe",
-    "Train",
+    "SourceConfig",
+    "TermConfig",
+    "TokenProbeConfig",
+    "TrainConfig",
     "flatten",
     "leaves",
     "load_recipe",
     "shipped",
 ]
+
+_RENAMED = {name.removesuffix("Config"): name for name in __all__ if name.endswith("Config")}
+
+
+def __getattr__(name: str) -> Any:
+    """The sections' names before they ended in Config, for one more release."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"rlhf_lib.recipe.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlhf_lib.recipe.section import Fraction, Positive, Section
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Source(Section):
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class SourceConfig(Section):
     """One split of a data set, in the words of `datasets.load_dataset`."""
 
     dataset: str | None = Field(
@@ -24,13 +29,13 @@ class Source(Section):
     )
 
 
-class EvaluationSource(Source):
+class EvaluationSourceConfig(SourceConfig):
     """One split of a data set; the test split where none is named."""
 
     split: str = Field("test", description="split, slices such as test[:1000] included")
 
 
-class Query(Section):
+class QueryConfig(Section):
     """How a row becomes the query that the policy continues."""
 
     kind: Literal["first_tokens", "first_words", "first_turn", "dialogue", "text"] = Field(
@@ -44,13 +49,13 @@ class Query(Section):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> Query:
+    def _ordered(self) -> QueryConfig:
         if self.max <= self.min:
             raise ValueError(f"max ({self.max}) is exclusive and must be above min ({self.min})")
         return self
 
 
-class Prompts(Source):
+class PromptsConfig(SourceConfig):
     """The rows that become queries, filtered, without duplicates, in an order drawn with the seed."""
 
     dataset: str | None = Field(
@@ -61,20 +66,20 @@ class Prompts(Source):
     max_query_chars: int | None = Field(None, description="queries with this many characters or more are left out")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
     held_out: Fraction = Field(0.1, description="fraction of the prompts kept for evaluation, where `test` is null")
-    test: EvaluationSource | None = Field(None, description="evaluation prompts from another split or set")
+    test: EvaluationSourceConfig | None = Field(None, description="evaluation prompts from another split or set")
     template: str | None = Field(
         None, description="text around the query for the policy, with {query}; the reward sees the bare query"
     )
-    query: Query = Query()
+    query: QueryConfig = QueryConfig()
 
     @model_validator(mode="after")
-    def _template_has_query(self) -> Prompts:
+    def _template_has_query(self) -> PromptsConfig:
         if self.template is not None and "{query}" not in self.template:
             raise ValueError("template must contain {query}")
         return self
 
 
-class Rankings(Section):
+class RankingsConfig(Section):
     """Human rankings of several responses to a prompt, or thumbs up and down, made into preference pairs."""
 
     tasks: list[str] = Field([], description="files that `rlhf collect` wrote: prompts and their responses, by id")
@@ -101,7 +106,7 @@ class Rankings(Section):
     )
 
     @model_validator(mode="after")
-    def _some_file(self) -> Rankings:
+    def _some_file(self) -> RankingsConfig:
         if not self.rankings and not self.feedback:
             raise ValueError("needs files in rankings or feedback")
         if self.rankings and not self.tasks:
@@ -109,12 +114,14 @@ class Rankings(Section):
         return self
 
 
-class Preferences(Section):
+class PreferencesConfig(Section):
     """Two answers to one prompt, the better one known: what reward models and base models are trained on."""
 
-    rankings: Rankings | None = Field(None, description="pairs from human rankings, instead of `train` and `test`")
-    train: Source = Source()
-    test: EvaluationSource = EvaluationSource()
+    rankings: RankingsConfig | None = Field(
+        None, description="pairs from human rankings, instead of `train` and `test`"
+    )
+    train: SourceConfig = SourceConfig()
+    test: EvaluationSourceConfig = EvaluationSourceConfig()
     limit: Positive | None = Field(None, description="most training pairs to keep, drawn with the recipe's seed")
     chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
     rejected: str = Field("rejected", description="column of the other one")
@@ -125,7 +132,7 @@ class Preferences(Section):
     )
 
     @model_validator(mode="after")
-    def _margin_known(self) -> Preferences:
+    def _margin_known(self) -> PreferencesConfig:
         if self.rankings is not None and self.margin is not None:
             if self.margin != "consensus":
                 raise ValueError(f"margin: rankings have no column {self.margin}; set it to consensus or null")
@@ -134,31 +141,31 @@ class Preferences(Section):
         return self
 
 
-class Corpus(Section):
+class CorpusConfig(Section):
     """Plain texts for policy.train, instead of the preference pairs' answers: a causal model learns them whole, a
     seq2seq model what follows each text's query (cut as data.prompts.query says)."""
 
-    train: Source = Source()
-    test: EvaluationSource = EvaluationSource()
+    train: SourceConfig = SourceConfig()
+    test: EvaluationSourceConfig = EvaluationSourceConfig()
     column: str = Field("text", description="column of the texts")
     limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
 
 
-class Labelled(Section):
+class LabelledConfig(Section):
     """Texts with labels, to train reward.kind classifier on."""
 
-    train: Source = Source()
-    test: EvaluationSource = EvaluationSource()
+    train: SourceConfig = SourceConfig()
+    test: EvaluationSourceConfig = EvaluationSourceConfig()
     text: str = Field("text", description="column of the texts")
     label: str = Field("label", description="column of a text's label (number or name), or of the list of its labels")
     names: list[str] | None = Field(None, description="the labels' names in their numbers' order; null: as the set's")
     limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
 
 
-class Data(Section):
+class DataConfig(Section):
     """Every set that the recipe reads."""
 
-    prompts: Prompts
-    preferences: Preferences | None = None
-    corpus: Corpus | None = None
-    labelled: Labelled | None = None
+    prompts: PromptsConfig
+    preferences: PreferencesConfig | None = None
+    corpus: CorpusConfig | None = None
+    labelled: LabelledConfig | None = None

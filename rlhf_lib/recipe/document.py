@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lib.recipe.loading import load_recipe, shipped
-from rlhf_lib.recipe.root import Recipe
+from rlhf_lib.recipe.recipe import Recipe
 
 _HEAD = """\
 # Recipes

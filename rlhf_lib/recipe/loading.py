@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf_lib.credentials import refusal
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.recipe.root import Recipe
+from rlhf_lib.recipe.recipe import Recipe
 
 
 def shipped() -> list[str]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from rlhf_lib.errors import GateFailed, ModelError
-from rlhf_lib.recipe import Checks
+from rlhf_lib.recipe import ChecksConfig
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words
 from rlhf_lib.statistics import bootstrap_mean, rank_correlation
@@ -185,7 +185,7 @@ def _finite(*scores: Scores) -> NDArray[np.bool_]:
 
 def run_checks(
     reward: Reward,
-    checks: Checks,
+    checks: ChecksConfig,
     pairs: Sequence[Pair] | None,
     texts: Sequence[Text] | None,
     *,
@@ -221,7 +221,7 @@ def run_checks(
 
 
 def _check_pairs(
-    report: CheckReport, scorer: _Scorer, checks: Checks, pairs: Sequence[Pair], calibrated: bool, seed: int
+    report: CheckReport, scorer: _Scorer, checks: ChecksConfig, pairs: Sequence[Pair], calibrated: bool, seed: int
 ) -> None:
     chosen_N = scorer("chosen", [(prompt, chosen) for prompt, chosen, _ in pairs])
     rejected_N = scorer("rejected", [(prompt, rejected) for prompt, _, rejected in pairs])
@@ -262,7 +262,7 @@ def _check_pairs(
     )
 
 
-def _check_texts(report: CheckReport, scorer: _Scorer, checks: Checks, texts: Sequence[Text]) -> None:
+def _check_texts(report: CheckReport, scorer: _Scorer, checks: ChecksConfig, texts: Sequence[Text]) -> None:
     scores_N, lengths_N = (
         scorer("response", texts),
         np.array([len(response) for _, response in texts], dtype=np.float64),
@@ -277,7 +277,7 @@ def _check_texts(report: CheckReport, scorer: _Scorer, checks: Checks, texts: Se
     _add_length(report, checks, length_bias(scores_N[keep], lengths_N[keep]), f"{keep.sum()} texts")
 
 
-def _add_length(report: CheckReport, checks: Checks, rho: float | None, detail: str) -> None:
+def _add_length(report: CheckReport, checks: ChecksConfig, rho: float | None, detail: str) -> None:
     if rho is not None:
         report.metrics["length_correlation"] = rho
         report.add(
@@ -285,7 +285,7 @@ def _add_length(report: CheckReport, checks: Checks, rho: float | None, detail: 
         )
 
 
-def _check_probes(report: CheckReport, scorer: _Scorer, checks: Checks) -> None:
+def _check_probes(report: CheckReport, scorer: _Scorer, checks: ChecksConfig) -> None:
     if not checks.probes:
         return
     better_N = scorer("probes", [(probe.query, probe.better) for probe in checks.probes])
@@ -301,7 +301,7 @@ def _check_probes(report: CheckReport, scorer: _Scorer, checks: Checks) -> None:
     report.add("probes", right_N.mean(), checks.min_probe_accuracy, "at least", detail)
 
 
-def _check_spread(report: CheckReport, checks: Checks) -> None:
+def _check_spread(report: CheckReport, checks: ChecksConfig) -> None:
     scores_N = np.concatenate([*report.scores.values(), []])
     scores_N = scores_N[np.isfinite(scores_N)]
     if scores_N.size:
@@ -316,7 +316,7 @@ def _check_spread(report: CheckReport, checks: Checks) -> None:
 def _check_degenerate(
     report: CheckReport,
     scorer: _Scorer,
-    checks: Checks,
+    checks: ChecksConfig,
     texts: Sequence[Text],
     real_N: Scores,
     known_good: bool,
@@ -355,7 +355,7 @@ def _check_degenerate(
         report.add("degenerate", max(gated.values()), checks.max_degenerate_win_rate, "at most", detail)
 
 
-def _check_batching(report: CheckReport, scorer: _Scorer, checks: Checks, texts: Sequence[Text]) -> None:
+def _check_batching(report: CheckReport, scorer: _Scorer, checks: ChecksConfig, texts: Sequence[Text]) -> None:
     """Alone, among others, and among others in the opposite order, from the shortest to the longest text."""
     by_length = sorted(texts, key=lambda text: len(text[0]) + len(text[1]))
     some = [by_length[i] for i in np.unique(np.linspace(0, len(texts) - 1, SINGLE_TEXTS).astype(int))]

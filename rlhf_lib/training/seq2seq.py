@@ -26,10 +26,10 @@ from rlhf_lib.training.supervised import LengthGroups
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-    from rlhf_lib.recipe import FromScratch
+    from rlhf_lib.recipe import FromScratchConfig
 
 
-def scratch_t5(size: FromScratch, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
+def scratch_t5(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
     """A T5 with random weights, `size.layers` blocks in the encoder and as many in the decoder, without dropout.
 
     Its head is apart from its embeddings, and the decoder starts from the pad token.

@@ -35,7 +35,7 @@ from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_argum
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-    from rlhf_lib.recipe import Compute, FromScratch, Lora, Train
+    from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, LoraConfig, TrainConfig
 
 EOS = "<|endoftext|>"
 SMALL_LOGITS = 1 << 25  # of a batch: 128 MB in fp32
@@ -75,7 +75,7 @@ def train_tokenizer(
     )
 
 
-def scratch_model(size: FromScratch, tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
+def scratch_model(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
     """A GPT-2 with random weights, without dropout (a corpus seen once doesn't need it, and PPO can't have it)."""
     set_seed(seed)
     config = GPT2Config(
@@ -99,12 +99,12 @@ def train_base_model(
     pairs: Dataset,
     output: Path,
     *,
-    train: Train,
-    compute: Compute,
+    train: TrainConfig,
+    compute: ComputeConfig,
     seed: int,
     model: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    lora: Lora | None = None,
+    lora: LoraConfig | None = None,
     held_out: Dataset | None = None,
     trust_remote_code: bool = False,
     on_log: OnLog | None = None,
@@ -241,10 +241,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def _peft(lora: Lora, task_type: str) -> PeftConfig:
-    from peft import LoraConfig
+def _peft(lora: LoraConfig, task_type: str) -> PeftConfig:
+    import peft
 
-    return LoraConfig(
+    return peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,

@@ -20,7 +20,7 @@ from rlhf_lib.models.loading import pick_device, pick_dtype
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rlhf_lib.recipe import Compute, RewardTraining, Train
+    from rlhf_lib.recipe import ComputeConfig, RewardTrainingConfig, TrainConfig
 
 # TRL's own default sets the deprecated name
 warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -29,7 +29,13 @@ OnLog = Callable[[int, dict[str, float]], None]
 
 
 def trainer_arguments(
-    train: Train | RewardTraining, rows: int, compute: Compute, seed: int, output: Path, *, schedule: str
+    train: TrainConfig | RewardTrainingConfig,
+    rows: int,
+    compute: ComputeConfig,
+    seed: int,
+    output: Path,
+    *,
+    schedule: str,
 ) -> dict[str, Any]:
     """Arguments that TRL's trainers share, for `rows` training examples.
 

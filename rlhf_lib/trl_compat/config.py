@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from rlhf_lib import recipe
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.recipe import PPO
 
 # The engine's name of a setting -> TRL's, where the value goes over as it is.
 SETTINGS = {
@@ -126,10 +126,10 @@ class PPOConfig:
         self.total_ppo_epochs = math.ceil(self.steps / self.batch_size)
         self.to_recipe()  # the ranges
 
-    def to_recipe(self) -> PPO:
+    def to_recipe(self) -> recipe.PPOConfig:
         """The engine's settings; `recipe.PPO` documents each. Raises RecipeError, with TRL's name of the field."""
         try:
-            return PPO(
+            return recipe.PPOConfig(
                 steps=max(self.total_ppo_epochs, 1),
                 betas=(0.9, 0.999),
                 eps=1e-8,

@@ -27,7 +27,7 @@ from rlhf_lib.ppo.objectives import AdaptiveKL, FixedKL
 from rlhf_lib.ppo.rollout import Responses, end_ids
 from rlhf_lib.ppo.statistics import Timer
 from rlhf_lib.ppo.trainer import PPOTrainer as Engine
-from rlhf_lib.recipe import Generation
+from rlhf_lib.recipe import GenerationConfig
 from rlhf_lib.trl_compat.config import PPOConfig
 from rlhf_lib.trl_compat.models import PreTrainedModelWrapper, create_reference_model
 
@@ -110,7 +110,7 @@ class PPOTrainer:
             lambda queries, responses: [],
             [{"query": "", "input_ids": [tokenizer.eos_token_id or 0]}],
             config.to_recipe(),
-            Generation(),
+            GenerationConfig(),
             seed=config.seed,
             dtype=torch.bfloat16 if bf16 else torch.float32,
         )

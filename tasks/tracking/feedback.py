@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import mlflow
 
-from rlhf_lib.recipe import Rankings, Recipe
+from rlhf_lib.recipe import RankingsConfig, Recipe
 
 if TYPE_CHECKING:
     from rlhf_lib.data.rankings.consensus import Feedback
@@ -25,7 +25,7 @@ def ranking_fingerprints(recipe: Recipe) -> dict[str, str]:
     return {f"preferences/{kind}": content(files, kind) for kind in FILES if (files := getattr(settings, kind))}
 
 
-def show_feedback(found: Feedback, settings: Rankings) -> dict[str, float]:
+def show_feedback(found: Feedback, settings: RankingsConfig) -> dict[str, float]:
     """Log report, tables and figure to the active run; returns the metrics, figures that don't apply left out."""
     from rlhf_lib.data.rankings.report import agreement_bars, markdown, rejected_table
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from flows import cli
-from rlhf_lib.recipe import Rankings
+from rlhf_lib.recipe import RankingsConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rankings.md").read_text(encoding="utf-8")
 
@@ -32,5 +32,5 @@ def test_the_pages_files_give_the_pages_report(tmp_path, monkeypatch, capsys):
 
 def test_the_pages_recipe_is_one():
     first, rounds = blocks("yaml")
-    assert Rankings(**yaml.safe_load(first)["data"]["preferences"]["rankings"]).drop_flagged
-    assert len(Rankings(**yaml.safe_load(rounds)).rankings) == 3
+    assert RankingsConfig(**yaml.safe_load(first)["data"]["preferences"]["rankings"]).drop_flagged
+    assert len(RankingsConfig(**yaml.safe_load(rounds)).rankings) == 3

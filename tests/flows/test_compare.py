@@ -18,12 +18,12 @@ from rlhf_lib.evaluation.promotion import compare_policies
 from rlhf_lib.evaluation.reward_delta import reward_delta
 from rlhf_lib.evaluation.versus import Entrant, Showing, Versus, contest, win_matrix
 from rlhf_lib.evaluation.versus_report import build_report
-from rlhf_lib.recipe import Generation, Recipe, load_recipe
+from rlhf_lib.recipe import GenerationConfig, Recipe, load_recipe
 from rlhf_lib.statistics import bootstrap_mean
 from tasks.tracking.runs import pipeline_run
 from tests.test_promotion import figures
 
-CPU, GENERATION = torch.device("cpu"), Generation(max_new_tokens=5)
+CPU, GENERATION = torch.device("cpu"), GenerationConfig(max_new_tokens=5)
 
 
 def showing(name, scores, first=None, text="a b"):

@@ -23,7 +23,7 @@ from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.checkpoint import resume, save_checkpoint
 from rlhf_lib.ppo.interrupt import boundary_on_sigterm
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import PPO, Generation
+from rlhf_lib.recipe import GenerationConfig, PPOConfig
 
 STEPS, CHECKPOINT_EVERY, KEY = 40, 2, "worker"
 PHASES = ("rollout", "score", "forward", "update", "checkpoint")
@@ -65,7 +65,7 @@ def build() -> PPOTrainer:
     random.seed(3)
     np.random.seed(3)  # noqa: NPY002
     torch.manual_seed(3)
-    config = PPO(
+    config = PPOConfig(
         steps=STEPS,
         batch_size=8,
         mini_batch_size=4,
@@ -76,7 +76,7 @@ def build() -> PPOTrainer:
         scale_scores=True,
         normalize_scores=True,
     )
-    generation = Generation(max_new_tokens=7)
+    generation = GenerationConfig(max_new_tokens=7)
     return Telling(Policy(tiny_gpt2()), word_tokenizer(), noisy_reward, tiny_prompts(), config, generation)
 
 

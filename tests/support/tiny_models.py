@@ -26,7 +26,7 @@ from transformers import (
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import PPO, Generation, Lora
+from rlhf_lib.recipe import GenerationConfig, LoraConfig, PPOConfig
 from rlhf_lib.rewards import Reward
 
 VOCABULARY, EOS = 61, 0
@@ -111,7 +111,7 @@ def remainder_reward(queries: list[str], responses: list[str]) -> list[float]:
 def tiny_trainer(
     model: PreTrainedModel | PeftModel | None = None,
     *,
-    lora: Lora | None = None,
+    lora: LoraConfig | None = None,
     policy: dict | None = None,
     reward: Reward = remainder_reward,
     generation: dict | None = None,
@@ -128,8 +128,8 @@ def tiny_trainer(
         word_tokenizer(),
         reward,
         tiny_prompts(),
-        PPO(**{"steps": 3, "batch_size": 8, "ppo_epochs": 2, "learning_rate": 1e-2} | ppo),
-        Generation(**{"max_new_tokens": 7} | (generation or {})),
+        PPOConfig(**{"steps": 3, "batch_size": 8, "ppo_epochs": 2, "learning_rate": 1e-2} | ppo),
+        GenerationConfig(**{"max_new_tokens": 7} | (generation or {})),
         seed=seed,
         score_constants=score_constants,
         eval_prompts=eval_prompts,

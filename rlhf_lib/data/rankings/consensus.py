@@ -25,7 +25,7 @@ from rlhf_lib.data.rankings.agreement import (
 )
 from rlhf_lib.data.rankings.files import Ranking, Rejected, Thumb, read_feedback, read_rankings, read_tasks
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Rankings
+from rlhf_lib.recipe import RankingsConfig
 
 PRIOR = 0.1  # precision of the Gaussian prior on strengths: 3 votes to 0 are a difference of 2.9, and not infinity
 EVEN = 1e-3  # differences of strength that are a tie
@@ -55,7 +55,7 @@ class Feedback:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def gather(settings: Rankings) -> Feedback:
+def gather(settings: RankingsConfig) -> Feedback:
     """Read, compare and condense what the recipe's data.preferences.rankings names.
 
     Raises DataError for files that can't be read or of which nothing is left, and for several criteria in one set.
@@ -187,7 +187,7 @@ def _bradley_terry(votes: Votes) -> Condensed:
     return [(pair, d if abs(d) > EVEN else 0.0) for pair, d in differences.items()]
 
 
-def _criterion(settings: Rankings, named: Sequence[str | None]) -> str | None:
+def _criterion(settings: RankingsConfig, named: Sequence[str | None]) -> str | None:
     """The recipe's, else the files' one. Raises DataError where they name several."""
     several = sorted({name for name in named if name is not None})
     if settings.criterion is None and len(several) > 1:

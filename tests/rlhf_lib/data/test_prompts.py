@@ -16,7 +16,7 @@ from rlhf_lib.data.prompts import (
     tokenize_splits,
 )
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Generation, Query, Recipe
+from rlhf_lib.recipe import GenerationConfig, QueryConfig, Recipe
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -145,8 +145,8 @@ def test_room_for_the_response(tmp_path, tokenizer) -> None:
 
 
 def test_the_longest_response_is_the_samplers_last_value() -> None:
-    assert Generation(max_new_tokens=9).response_limit == 9
-    assert Generation(max_new_tokens=9, length_sampler={"min": 4, "max": 16}).response_limit == 15
+    assert GenerationConfig(max_new_tokens=9).response_limit == 9
+    assert GenerationConfig(max_new_tokens=9, length_sampler={"min": 4, "max": 16}).response_limit == 15
 
 
 @pytest.mark.parametrize("kind", ["first_tokens", "first_words"])
@@ -221,7 +221,7 @@ def test_evaluation_queries_that_pairs_ask_too() -> None:
     asked = ["\n\nHuman: tea?\n\nAssistant:", "\n\nHuman: ice?\n\nAssistant: No.\n\nHuman: why?\n\nAssistant:"]
 
     def shared(kind: str, *queries: str) -> int | None:
-        return shared_with_pairs(Prompts(texts("x"), texts(*queries), {}), asked, Query(kind=kind))
+        return shared_with_pairs(Prompts(texts("x"), texts(*queries), {}), asked, QueryConfig(kind=kind))
 
     assert shared("dialogue", asked[0], asked[0].replace("tea", "rum")) == 1
     assert shared("first_turn", "tea?", "ice?", "why?") == 2

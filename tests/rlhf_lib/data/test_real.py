@@ -12,7 +12,7 @@ from rlhf_lib.data.prompts import load_prompts, tokenize_splits
 from rlhf_lib.data.sources import load_split
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.loading import load_tokenizer
-from rlhf_lib.recipe import Recipe, Source
+from rlhf_lib.recipe import Recipe, SourceConfig
 
 ASSETS = Path(os.environ.get("RLHF_TEST_ASSETS", "/nonexistent"))
 pytestmark = pytest.mark.skipif(
@@ -122,5 +122,5 @@ def test_imdb_openings_are_the_reviews_first_tokens() -> None:
 
 
 def test_single_files_and_lists() -> None:
-    assert len(load_split(Source(dataset=f"{HH}/helpful-base/test.jsonl.gz", split="test[:7]"))) == 7
-    assert len(load_split(Source(dataset=str(ASSETS / "data/pandalm/testset-v1.json")))) == 999
+    assert len(load_split(SourceConfig(dataset=f"{HH}/helpful-base/test.jsonl.gz", split="test[:7]"))) == 7
+    assert len(load_split(SourceConfig(dataset=str(ASSETS / "data/pandalm/testset-v1.json")))) == 999

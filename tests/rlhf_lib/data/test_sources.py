@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_lib.data.sources import EMBEDDED, fingerprint, load_sources, load_split, text_column
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Recipe, Source
+from rlhf_lib.recipe import Recipe, SourceConfig
 
 ROWS = [{"text": f"row {i}", "label": i} for i in range(10)]
 
@@ -34,9 +34,9 @@ def folder(tmp_path):
 
 
 def test_folders_in_the_hubs_layout(folder) -> None:
-    assert load_split(Source(dataset=str(folder), data_dir="a", split="train")).to_list() == ROWS
-    assert load_split(Source(dataset=str(folder), data_dir="b", split="test")).to_list() == ROWS[3:5]
-    assert load_split(Source(data_dir="a", split="train[2:4]"), default=str(folder)).to_list() == ROWS[2:4]
+    assert load_split(SourceConfig(dataset=str(folder), data_dir="a", split="train")).to_list() == ROWS
+    assert load_split(SourceConfig(dataset=str(folder), data_dir="b", split="test")).to_list() == ROWS[3:5]
+    assert load_split(SourceConfig(data_dir="a", split="train[2:4]"), default=str(folder)).to_list() == ROWS[2:4]
 
 
 def test_folders_with_the_same_readme_are_told_apart_and_read_anew_when_edited(tmp_path) -> None:
@@ -45,12 +45,12 @@ def test_folders_with_the_same_readme_are_told_apart_and_read_anew_when_edited(t
         write(folder / "data/train.jsonl", [{"text": f"{place} {number}"}])
         described = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/train.jsonl}\n"
         (folder / "README.md").write_text(f"---\n{described}---\n")
-        assert load_split(Source(dataset=str(folder))).to_list() == [{"text": f"{place} {number}"}]
+        assert load_split(SourceConfig(dataset=str(folder))).to_list() == [{"text": f"{place} {number}"}]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz"])
 def test_a_single_json_file_is_the_split_asked_for(tmp_path, name: str) -> None:
-    assert load_split(Source(dataset=write(tmp_path / name), split="test[:2]")).to_list() == ROWS[:2]
+    assert load_split(SourceConfig(dataset=write(tmp_path / name), split="test[:2]")).to_list() == ROWS[:2]
 
 
 def test_a_json_list_csv_and_parquet(tmp_path) -> None:
@@ -59,28 +59,28 @@ def test_a_json_list_csv_and_parquet(tmp_path) -> None:
     rows.to_csv(tmp_path / "rows.csv")
     rows.to_parquet(tmp_path / "rows.parquet")
     for name in ("list.json", "rows.csv", "rows.parquet"):
-        assert load_split(Source(dataset=str(tmp_path / name))).to_list() == ROWS, name
+        assert load_split(SourceConfig(dataset=str(tmp_path / name))).to_list() == ROWS, name
 
 
 def test_folders_of_save_to_disk(tmp_path) -> None:
     rows = datasets.Dataset.from_list(ROWS)
     rows.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=rows, test=rows.select([7])).save_to_disk(tmp_path / "two")
-    assert load_split(Source(dataset=str(tmp_path / "one"), split="train[-1:]")).to_list() == ROWS[-1:]
-    assert load_split(Source(dataset=str(tmp_path / "two"), split="test")).to_list() == ROWS[7:8]
+    assert load_split(SourceConfig(dataset=str(tmp_path / "one"), split="train[-1:]")).to_list() == ROWS[-1:]
+    assert load_split(SourceConfig(dataset=str(tmp_path / "two"), split="test")).to_list() == ROWS[7:8]
     with pytest.raises(DataError, match=r'Unknown split "dev".*train.*test'):
-        load_split(Source(dataset=str(tmp_path / "two"), split="dev"))
+        load_split(SourceConfig(dataset=str(tmp_path / "two"), split="dev"))
 
 
 def test_the_embedded_set_and_its_slices() -> None:
-    train, test = (load_split(Source(dataset=EMBEDDED, split=split)) for split in ("train", "test"))
+    train, test = (load_split(SourceConfig(dataset=EMBEDDED, split=split)) for split in ("train", "test"))
     assert {"chosen", "rejected"} <= set(train.column_names)
-    assert load_split(Source(dataset=EMBEDDED, split="train[5:7]")).to_list() == train.select([5, 6]).to_list()
-    assert len(load_split(Source(dataset=EMBEDDED, split="train[:10]+test"))) == 10 + len(test)
+    assert load_split(SourceConfig(dataset=EMBEDDED, split="train[5:7]")).to_list() == train.select([5, 6]).to_list()
+    assert len(load_split(SourceConfig(dataset=EMBEDDED, split="train[:10]+test"))) == 10 + len(test)
     with pytest.raises(DataError, match='Unknown split "dev"'):
-        load_split(Source(dataset=EMBEDDED, split="dev"))
+        load_split(SourceConfig(dataset=EMBEDDED, split="dev"))
     with pytest.raises(DataError, match=EMBEDDED):
-        load_split(Source(dataset="embedded/other"))
+        load_split(SourceConfig(dataset="embedded/other"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_is_missing_or_broken_is_named_with_its_mend(folder, settings: dict
     (folder / "notes.txt").write_text("notes")
     settings = {name: value.format(folder=folder) for name, value in settings.items()}
     with pytest.raises(DataError, match=message.replace("KEY", r"data\.prompts\.test")) as refused:
-        load_split(Source(**settings), key="data.prompts.test")
+        load_split(SourceConfig(**settings), key="data.prompts.test")
     assert "\n" not in str(refused.value)
 
 
@@ -145,9 +145,9 @@ def test_columns_that_are_missing_or_no_text() -> None:
 
 
 def test_the_fingerprint_follows_content_alone(folder, tmp_path) -> None:
-    there = load_split(Source(dataset=str(folder), data_dir="a", split="train"))
+    there = load_split(SourceConfig(dataset=str(folder), data_dir="a", split="train"))
     shutil.copytree(folder, tmp_path / "elsewhere")
-    here = load_split(Source(dataset=str(tmp_path / "elsewhere"), data_dir="a", split="train"))
+    here = load_split(SourceConfig(dataset=str(tmp_path / "elsewhere"), data_dir="a", split="train"))
     chunked = datasets.concatenate_datasets([there.select(range(4)), there.select(range(4, 10))])
     same = {fingerprint(rows) for rows in (there, here, chunked, datasets.Dataset.from_list(ROWS))}
     assert len(same) == 1

@@ -21,7 +21,7 @@ from transformers import (
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models import loading
-from rlhf_lib.recipe import Compute
+from rlhf_lib.recipe import ComputeConfig
 
 SIZES = {"vocab_size": 11, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
 
@@ -128,16 +128,16 @@ def test_positions(config, expected):
 
 def test_device_and_precision(monkeypatch):
     cpu = torch.device("cpu")
-    assert loading.pick_device(Compute(device="cpu")) == cpu
+    assert loading.pick_device(ComputeConfig(device="cpu")) == cpu
     for absent in ("cuda:99", "quantum"):
         with pytest.raises(RecipeError, match=f"compute.device {absent} can't be used here"):
-            loading.pick_device(Compute(device=absent))
-    assert loading.pick_dtype(Compute(precision="bf16"), cpu) == torch.bfloat16
-    assert loading.pick_dtype(Compute(precision="fp32"), cpu) == torch.float32
+            loading.pick_device(ComputeConfig(device=absent))
+    assert loading.pick_dtype(ComputeConfig(precision="bf16"), cpu) == torch.bfloat16
+    assert loading.pick_dtype(ComputeConfig(precision="fp32"), cpu) == torch.float32
     # the vector units of a processor that emulates bf16, and of one that multiplies it
     for units, expected in (
         ({"avx512_bw": True, "amx_bf16": False}, torch.float32),
         ({"amx_bf16": True}, torch.bfloat16),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
-        assert loading.pick_dtype(Compute(), cpu) == expected
+        assert loading.pick_dtype(ComputeConfig(), cpu) == expected

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.policy import Policy, ValueHead, trunk_and_head
-from rlhf_lib.recipe import Lora
+from rlhf_lib.recipe import LoraConfig
 
-LORA = Lora(r=4, alpha=8)
+LORA = LoraConfig(r=4, alpha=8)
 IDS = torch.tensor([[5, 9, 2, 0, 7]])
 
 
@@ -93,7 +93,7 @@ def test_the_reference_of_lora_is_the_model_with_the_adapter_off(model):
 
 
 def test_lora_has_no_dropout_in_ppo():
-    policy = Policy(tiny_gpt2(), Lora(r=4, dropout=0.5)).train()
+    policy = Policy(tiny_gpt2(), LoraConfig(r=4, dropout=0.5)).train()
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
@@ -103,13 +103,13 @@ def test_lora_has_no_dropout_in_ppo():
 
 
 def test_dora_trains_its_magnitudes():
-    names = {n for n, p in Policy(tiny_llama(), Lora(r=4, dora=True)).named_parameters() if p.requires_grad}
+    names = {n for n, p in Policy(tiny_llama(), LoraConfig(r=4, dora=True)).named_parameters() if p.requires_grad}
     assert any("lora_magnitude_vector" in name for name in names)
 
 
 def test_unknown_lora_targets_are_named():
     with pytest.raises(ModelError, match=r"no_such_layer.*policy\.lora\.target_modules"):
-        Policy(tiny_gpt2(), Lora(r=4, target_modules=["no_such_layer"]))
+        Policy(tiny_gpt2(), LoraConfig(r=4, target_modules=["no_such_layer"]))
 
 
 def test_trunk_and_head_make_the_models_own_logits(model):
@@ -118,7 +118,7 @@ def test_trunk_and_head_make_the_models_own_logits(model):
         torch.testing.assert_close(head(trunk(input_ids=IDS).last_hidden_state), logits(model))
 
 
-@pytest.mark.parametrize("lora", [None, LORA, Lora(r=4, dora=True)], ids=["full", "lora", "dora"])
+@pytest.mark.parametrize("lora", [None, LORA, LoraConfig(r=4, dora=True)], ids=["full", "lora", "dora"])
 def test_the_saved_folder_is_an_ordinary_model_with_the_same_logits(model, lora, tmp_path):
     trainer = tiny_trainer(model, lora=lora, learning_rate=0.05)
     trainer.train_step()

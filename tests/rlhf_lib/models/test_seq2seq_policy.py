@@ -15,7 +15,7 @@ from rlhf_lib.data.texts import load_texts
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.loading import load_policy, load_tokenizer
 from rlhf_lib.ppo.rollout import sample_responses
-from rlhf_lib.recipe import Generation, PerplexitySet, Prompts, Query
+from rlhf_lib.recipe import GenerationConfig, PerplexitySetConfig, PromptsConfig, QueryConfig
 from tasks.registry import policies
 
 TEXTS = [" ".join(f"w{1 + (7 * row + i * (row + 1)) % 60}" for i in range(6)) for row in range(60)]
@@ -123,7 +123,7 @@ def test_the_registered_version_answers_greedily_word_for_word(run):
         load_policy(folder),
         tokenizer,
         [tokenizer(prompt).input_ids for prompt in prompts],
-        Generation(max_new_tokens=5),
+        GenerationConfig(max_new_tokens=5),
         seed=0,
         greedy=True,
     )
@@ -139,8 +139,8 @@ def test_the_second_is_judged_against_the_first(run):
 
 def test_texts_that_no_query_cuts_need_a_prompt_column(tmp_path):
     (tmp_path / "texts.csv").write_text("text,question\nb c,a\nd,\n")
-    source = PerplexitySet(dataset=str(tmp_path / "texts.csv"), column="text")
-    prompts = Prompts(dataset="x", query=Query(kind="text"), template="say {query}:")
+    source = PerplexitySetConfig(dataset=str(tmp_path / "texts.csv"), column="text")
+    prompts = PromptsConfig(dataset="x", query=QueryConfig(kind="text"), template="say {query}:")
     with pytest.raises(DataError, match=r"text doesn't cut texts in two: set evaluation\.perplexity\.prompt"):
         load_texts(source, prompts=prompts)
     source.prompt = "question"

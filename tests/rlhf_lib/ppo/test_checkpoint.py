@@ -13,7 +13,7 @@ from tiny_models import one_thread, remainder_reward, same, tiny_gpt2, tiny_llam
 from rlhf_lib.ppo.checkpoint import MANIFEST, checkpoints, resume, save_checkpoint
 from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import Lora
+from rlhf_lib.recipe import LoraConfig
 
 
 def noisy_reward(queries: list[str], responses: list[str]) -> list[float]:
@@ -23,7 +23,7 @@ def noisy_reward(queries: list[str], responses: list[str]) -> list[float]:
     return [score + noise for score in remainder_reward(queries, responses)]
 
 
-def build(lora: Lora | None = None, rotary: bool = False) -> PPOTrainer:
+def build(lora: LoraConfig | None = None, rotary: bool = False) -> PPOTrainer:
     """Everything that has a state is on: momentum, schedule, adaptive KL, running moments, the decision on reuse."""
     np.random.seed(3)  # noqa: NPY002
     trainer = tiny_trainer(
@@ -45,7 +45,7 @@ def run(trainer: PPOTrainer, steps: int) -> list[Stats]:
     return [{n: v for n, v in trainer.train_step().items() if not n.startswith("time/")} for _ in range(steps)]
 
 
-@pytest.mark.parametrize(("lora", "rotary"), [(None, False), (None, True), (Lora(r=4), False)])
+@pytest.mark.parametrize(("lora", "rotary"), [(None, False), (None, True), (LoraConfig(r=4), False)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora, rotary):
     whole = build(lora, rotary)
     expected = run(whole, 5)

@@ -8,9 +8,9 @@ from tiny_models import one_thread, remainder_reward, same, tiny_prompts, tiny_t
 
 from rlhf_lib.ppo.checkpoint import load_best, save_best
 from rlhf_lib.ppo.rollout import sample_responses
-from rlhf_lib.recipe import Lora
+from rlhf_lib.recipe import LoraConfig
 
-LORA = Lora(r=4, alpha=8)
+LORA = LoraConfig(r=4, alpha=8)
 
 
 def test_evaluation_prompts_are_scored_every_so_many_steps_with_the_same_random_numbers():

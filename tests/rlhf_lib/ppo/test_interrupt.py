@@ -26,7 +26,7 @@ from tiny_models import given_responses, one_thread, remainder_reward, same, tin
 from rlhf_lib.ppo.checkpoint import checkpoints, resume, save_checkpoint
 from rlhf_lib.ppo.faults import Diverged, OutOfMemory
 from rlhf_lib.ppo.interrupt import boundary_on_sigterm
-from rlhf_lib.recipe import PPO
+from rlhf_lib.recipe import PPOConfig
 
 KILLS = 12
 
@@ -268,7 +268,7 @@ def test_out_of_memory_names_the_micro_batch_to_try(learning):
     responses = given_responses([[5, 9], [7]], [[3, 4], [2]])
     with pytest.raises(OutOfMemory, match=r"a pass over 5 tokens: set ppo\.micro_batch_tokens to 2;"):
         trainer.learn(responses, torch.tensor([1.0, 2.0]))
-    trainer.config = PPO(old_logprobs="recompute")
+    trainer.config = PPOConfig(old_logprobs="recompute")
     with pytest.raises(OutOfMemory, match=r"a pass over 6 tokens: set ppo\.micro_batch_tokens to 3;"):
         trainer.learn(responses, torch.tensor([1.0, 2.0]))  # half of what there was, not of what was allowed
 

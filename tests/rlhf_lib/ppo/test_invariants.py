@@ -18,9 +18,9 @@ from tiny_models import (
 
 from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.ppo.rollout import sampling_agrees
-from rlhf_lib.recipe import Lora
+from rlhf_lib.recipe import LoraConfig
 
-LORA = Lora(r=4, alpha=8)
+LORA = LoraConfig(r=4, alpha=8)
 
 
 @pytest.fixture(params=[tiny_gpt2, tiny_llama, tiny_qwen2], ids=lambda build: build.__name__.removeprefix("tiny_"))

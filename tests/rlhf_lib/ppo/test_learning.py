@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import PPO, Generation
+from rlhf_lib.recipe import GenerationConfig, PPOConfig
 
 VOCABULARY, LENGTH = 16, 8
 
@@ -36,8 +36,8 @@ def trainer(seed: int, dtype: torch.dtype = torch.float32, **ppo) -> PPOTrainer:
         word_tokenizer(VOCABULARY),
         count,
         prompts,
-        PPO(**{"steps": 200, "batch_size": 64, "ppo_epochs": 2, "learning_rate": 1e-2} | ppo),
-        Generation(max_new_tokens=LENGTH, ignore_eos=True),
+        PPOConfig(**{"steps": 200, "batch_size": 64, "ppo_epochs": 2, "learning_rate": 1e-2} | ppo),
+        GenerationConfig(max_new_tokens=LENGTH, ignore_eos=True),
         seed=seed,
         dtype=dtype,
     )

@@ -10,7 +10,7 @@ from tiny_models import one_thread, tiny_gpt2, tiny_trainer  # noqa: F401
 
 from rlhf_lib.errors import RecipeError
 from rlhf_lib.ppo.checkpoint import resume, save_checkpoint
-from rlhf_lib.recipe import PPO
+from rlhf_lib.recipe import PPOConfig
 
 INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
 
@@ -48,4 +48,4 @@ def test_8_bit_moments_learn_and_are_kept_in_checkpoints(tmp_path):
 
 def test_the_names_are_checked():
     with pytest.raises(ValueError, match="optimizer"):
-        PPO(optimizer="sgd")
+        PPOConfig(optimizer="sgd")

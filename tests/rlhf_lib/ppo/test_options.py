@@ -24,7 +24,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from rlhf_lib.errors import ModelError, RLHFError
 from rlhf_lib.models.logprobs import check_head, response_logprobs
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import PPO, Generation
+from rlhf_lib.recipe import GenerationConfig, PPOConfig
 
 # ---------------------------------------------------------------- updates
 
@@ -136,7 +136,7 @@ def test_kl_is_charged_in_the_loss(estimator):
 
 def test_k1_has_no_gradient_to_charge_in_the_loss():
     with pytest.raises(ValidationError, match="set k2, or kl_in: reward"):
-        PPO(kl_in="loss", kl_estimator="k1")
+        PPOConfig(kl_in="loss", kl_estimator="k1")
 
 
 def test_scores_are_normalised_scaled_clipped_and_fined_in_that_order():
@@ -242,7 +242,7 @@ def test_a_reward_that_loses_a_score_is_named():
 def test_prompts_that_cannot_be_continued_are_refused(prompts, message):
     trainer = tiny_trainer()
     with pytest.raises(RLHFError, match=message):
-        PPOTrainer(trainer.policy, word_tokenizer(), remainder_reward, prompts, PPO(), Generation())
+        PPOTrainer(trainer.policy, word_tokenizer(), remainder_reward, prompts, PPOConfig(), GenerationConfig())
 
 
 def test_a_model_that_changes_its_logits_after_the_head_is_refused():

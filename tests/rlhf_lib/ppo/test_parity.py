@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.trainer import PPOTrainer
-from rlhf_lib.recipe import PPO, Generation, Lora
+from rlhf_lib.recipe import GenerationConfig, LoraConfig, PPOConfig
 
 FIXTURE = Path(__file__).parents[2] / "fixtures/trl_parity"
 RECORD = json.loads((FIXTURE / "trl_parity.json").read_text())
@@ -46,13 +46,13 @@ def case(request) -> dict:
 @pytest.fixture
 def trainer(case) -> Replay:
     model = AutoModelForCausalLM.from_pretrained(FIXTURE / "policy")
-    policy = Policy(model, Lora(r=4, alpha=8, target_modules=["c_attn"]) if case["lora"] else None)
+    policy = Policy(model, LoraConfig(r=4, alpha=8, target_modules=["c_attn"]) if case["lora"] else None)
     if case["lora"]:
         set_peft_model_state_dict(policy.adapted, load_file(FIXTURE / "adapter/adapter_model.safetensors"))
     weights = load_file(FIXTURE / "policy/model.safetensors")
     policy.load_state_dict({n: w for n, w in weights.items() if n.startswith("v_head.")}, strict=False)
     settings = RECORD["defaults"] | case["config"]
-    config = PPO(
+    config = PPOConfig(
         steps=len(case["steps"]),
         batch_size=RECORD["batch_size"],
         mini_batch_size=case["mini_batch_size"],
@@ -69,7 +69,7 @@ def trainer(case) -> Replay:
         },
     )
     prompts = [{"query": "", "input_ids": [1, 2]}]
-    return Replay(policy, word_tokenizer(97), lambda queries, responses: [], prompts, config, Generation())
+    return Replay(policy, word_tokenizer(97), lambda queries, responses: [], prompts, config, GenerationConfig())
 
 
 def trained_tensors(policy: Policy) -> dict[str, torch.Tensor]:

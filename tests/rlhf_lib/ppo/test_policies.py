@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from tiny_models import (
     EOS,
     given_responses,
@@ -23,12 +24,12 @@ from rlhf_lib.errors import ModelError
 from rlhf_lib.models.logprobs import arrange, response_logprobs
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.rollout import sample_responses
-from rlhf_lib.recipe import Generation, Lora
+from rlhf_lib.recipe import GenerationConfig, LoraConfig
 
 QUERIES = [[5, 9, 2], [EOS], [3, EOS, 8, 1, 4, 7], [11, 12]]
 RESPONSES = [[4, 8], [7, EOS, 3, 2, EOS], [9], [1, 2, 3, 4, 5, 6, 7]]
 SCORES = torch.tensor([1.0, -1.0, 0.5, 2.0])
-LORA = Lora(r=4, alpha=8)
+LORA = LoraConfig(r=4, alpha=8)
 
 
 def scored(model) -> torch.Tensor:
@@ -89,7 +90,7 @@ def test_seq2seq_logprobs_do_not_depend_on_their_batch(t5, tokens):
 @pytest.mark.parametrize("batch_size", [1, 3, 12])
 def test_what_a_seq2seq_policy_keeps_from_sampling_agrees_with_scoring(t5, batch_size):
     prompts = [row["input_ids"] for row in tiny_prompts()]
-    generation = Generation(max_new_tokens=9, temperature=0.8)
+    generation = GenerationConfig(max_new_tokens=9, temperature=0.8)
     policy = Policy(t5)
     torch.nn.init.normal_(policy.v_head.summary.weight)
     sampled = sample_responses(
@@ -259,7 +260,7 @@ def adapted(dora: bool = False) -> PeftModel:
     """GPT-2 under an adapter that changes it already."""
     torch.manual_seed(0)
     model = get_peft_model(
-        tiny_gpt2(), LoraConfig(r=4, task_type="CAUSAL_LM", use_dora=dora, lora_dropout=0.0, fan_in_fan_out=True)
+        tiny_gpt2(), peft.LoraConfig(r=4, task_type="CAUSAL_LM", use_dora=dora, lora_dropout=0.0, fan_in_fan_out=True)
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -294,7 +295,7 @@ def test_the_reference_of_an_adapter_may_be_its_base():
 
 
 def test_an_adapter_that_starts_at_zero_has_its_base_as_reference():
-    model = get_peft_model(tiny_gpt2(), LoraConfig(r=4, task_type="CAUSAL_LM", fan_in_fan_out=True))
+    model = get_peft_model(tiny_gpt2(), peft.LoraConfig(r=4, task_type="CAUSAL_LM", fan_in_fan_out=True))
     policy = Policy(model)
     assert not any("reference" in name for name, _ in policy.named_parameters())
 
@@ -312,7 +313,7 @@ def test_dora_starts_from_the_model_and_leaves_it_alone():
     model = tiny_llama()
     start = scored(model)
     trainer = tiny_trainer(
-        model, lora=Lora(r=4, alpha=8, dora=True), learning_rate=0.05, ppo_epochs=1, old_logprobs="recompute"
+        model, lora=LoraConfig(r=4, alpha=8, dora=True), learning_rate=0.05, ppo_epochs=1, old_logprobs="recompute"
     )
     close(scored(trainer.policy.model), start)
     before = weights(trainer.policy)

@@ -17,10 +17,10 @@ from tiny_models import (
 from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.models.policy import ValueHead
 from rlhf_lib.ppo.rollout import Responses, draws, end_ids, sample_responses
-from rlhf_lib.recipe import Generation, LengthSampler
+from rlhf_lib.recipe import GenerationConfig, LengthSamplerConfig
 
 PROMPTS = [[5, 9, 2], [EOS], [3, EOS, 8, 1, 4, 7], [11, 12], [6], [EOS, EOS, 5], [20, 21, 22, 23, 24], [30]]
-LONG = Generation(max_new_tokens=12)
+LONG = GenerationConfig(max_new_tokens=12)
 
 
 @pytest.fixture(params=[tiny_gpt2, tiny_llama, tiny_qwen2], ids=lambda build: build.__name__.removeprefix("tiny_"))
@@ -49,7 +49,7 @@ def sample(model, prompts=PROMPTS, generation=LONG, **options) -> Responses:
 
 
 def test_length_limits_are_drawn_from_min_to_below_max():
-    generation = Generation(length_sampler=LengthSampler(min=4, max=7))
+    generation = GenerationConfig(length_sampler=LengthSamplerConfig(min=4, max=7))
     limits, uniforms = draws(generation, (0, 0, 0), range(200))
     assert set(limits) == {4, 5, 6}
     assert uniforms.shape == (200, 6)
@@ -59,7 +59,7 @@ def test_length_limits_are_drawn_from_min_to_below_max():
 
 
 def test_each_row_draws_from_a_stream_of_its_own():
-    generation = Generation(length_sampler=LengthSampler(min=4, max=7))
+    generation = GenerationConfig(length_sampler=LengthSamplerConfig(min=4, max=7))
     limits, uniforms = draws(generation, (5, 2, 0), range(10))
     alone, numbers = draws(generation, (5, 2, 0), [8])
     assert alone == [limits[8]]
@@ -126,7 +126,9 @@ def test_greedy_is_the_argmax_of_the_sequence_alone(model):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_tokens_follow_the_distribution_at_the_temperature(model, temperature):
     """Pearson's chi-square of 4000 first tokens; bins with fewer than 5 expected are pooled."""
-    drawn = sample(model, [[5, 9, 2]] * 4000, Generation(max_new_tokens=1, temperature=temperature), batch_size=4000)
+    drawn = sample(
+        model, [[5, 9, 2]] * 4000, GenerationConfig(max_new_tokens=1, temperature=temperature), batch_size=4000
+    )
     counts = torch.bincount(torch.tensor(drawn.response_ids)[:, 0], minlength=VOCABULARY).double()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[5, 9, 2]])).logits[0, -1].double()
@@ -141,7 +143,7 @@ def test_tokens_follow_the_distribution_at_the_temperature(model, temperature):
 
 @pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.3}])
 def test_filters_bound_the_tokens_but_keep_the_full_distributions_logprobs(model, filters):
-    drawn = sample(model, [[5, 9, 2]] * 300, Generation(max_new_tokens=1, **filters), batch_size=300)
+    drawn = sample(model, [[5, 9, 2]] * 300, GenerationConfig(max_new_tokens=1, **filters), batch_size=300)
     with torch.no_grad():
         logprobs = model(input_ids=torch.tensor([[5, 9, 2]])).logits[0, -1].log_softmax(-1)
     ranked = logprobs.sort(descending=True)
@@ -155,7 +157,9 @@ def test_filters_bound_the_tokens_but_keep_the_full_distributions_logprobs(model
 def test_logprobs_and_values_kept_are_those_of_a_fresh_pass(model, temperature):
     value_head = ValueHead(16)
     torch.nn.init.normal_(value_head.summary.weight, generator=torch.Generator().manual_seed(0))
-    drawn = sample(model, generation=Generation(max_new_tokens=12, temperature=temperature), value_head=value_head)
+    drawn = sample(
+        model, generation=GenerationConfig(max_new_tokens=12, temperature=temperature), value_head=value_head
+    )
     fresh = response_logprobs(model, PROMPTS, drawn.response_ids, temperature=temperature)
     for kept, expected in zip(drawn.logprobs, fresh, strict=True):
         torch.testing.assert_close(kept, expected, rtol=0, atol=1e-4)
@@ -178,28 +182,28 @@ def test_an_ending_and_a_cut_are_told_apart(eager_to_end):
 
 
 def test_an_eos_at_the_limit_is_an_ending(eager_to_end):
-    drawn = sample(eager_to_end, PROMPTS * 4, Generation(max_new_tokens=1))
+    drawn = sample(eager_to_end, PROMPTS * 4, GenerationConfig(max_new_tokens=1))
     assert {True, False} == set(drawn.ended)
     assert all(ended == (ids == [EOS]) for ids, ended in zip(drawn.response_ids, drawn.ended, strict=True))
 
 
 def test_ignore_eos_runs_to_the_limit(eager_to_end):
-    drawn = sample(eager_to_end, generation=Generation(max_new_tokens=12, ignore_eos=True))
+    drawn = sample(eager_to_end, generation=GenerationConfig(max_new_tokens=12, ignore_eos=True))
     assert {len(ids) for ids in drawn.response_ids} == {12}
     assert not any(drawn.ended)
     assert any(EOS in ids for ids in drawn.response_ids)
 
 
 def test_the_length_sampler_sets_each_rows_limit(model):
-    generation = Generation(length_sampler=LengthSampler(min=2, max=6), ignore_eos=True)
+    generation = GenerationConfig(length_sampler=LengthSamplerConfig(min=2, max=6), ignore_eos=True)
     limits, _ = draws(generation, (7, 3, 0), range(8))
     assert [len(ids) for ids in sample(model, generation=generation).response_ids] == limits
 
 
 def test_a_stop_text_ends_a_response_and_is_left_out_of_its_text(model):
-    whole = sample(model, generation=Generation(max_new_tokens=12, ignore_eos=True))
+    whole = sample(model, generation=GenerationConfig(max_new_tokens=12, ignore_eos=True))
     stop = f"w{whole.response_ids[0][4]}"  # a word that the first response says
-    drawn = sample(model, generation=Generation(max_new_tokens=12, ignore_eos=True, stop=stop))
+    drawn = sample(model, generation=GenerationConfig(max_new_tokens=12, ignore_eos=True, stop=stop))
     first = drawn.response_ids[0]
     assert drawn.ended[0]
     assert len(first) <= 5

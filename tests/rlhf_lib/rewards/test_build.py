@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tiny_models import one_thread, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from rlhf_lib.errors import ModelError, RecipeError
-from rlhf_lib.recipe import Reward
+from rlhf_lib.recipe import RewardConfig
 from rlhf_lib.rewards.build import build_reward, check_reward, weighted_sum
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 
@@ -54,11 +54,11 @@ def test_one_text_without_tokens_is_a_uniform_guess():
 def test_a_likelihood_reward_is_built_from_its_folder(tmp_path):
     unigram().save_pretrained(tmp_path)
     word_tokenizer(4).save_pretrained(tmp_path)
-    section = Reward(kind="likelihood", model=str(tmp_path), batch_size=2)
+    section = RewardConfig(kind="likelihood", model=str(tmp_path), batch_size=2)
     check_reward(section)
     assert build_reward(section)(QUERIES, RESPONSES) == pytest.approx(BY_HAND, abs=1e-5)
     with pytest.raises(ModelError, match="absent"):
-        check_reward(Reward(kind="likelihood", model=str(tmp_path / "absent")))
+        check_reward(RewardConfig(kind="likelihood", model=str(tmp_path / "absent")))
 
 
 # ---------------------------------------------------------------- sums
@@ -89,7 +89,9 @@ def test_sums_are_built_and_checked_from_the_recipe_however_deep(tmp_path):
     fluent = {"kind": "likelihood", "model": str(tmp_path)}
     long = {"kind": "function", "function": f"{__name__}:words"}
     inner = {"kind": "sum", "terms": [{"weight": 3.0, "reward": long}, {"reward": fluent}]}
-    section = Reward.model_validate({"kind": "sum", "terms": [{"weight": 0.5, "reward": inner}, {"reward": long}]})
+    section = RewardConfig.model_validate(
+        {"kind": "sum", "terms": [{"weight": 0.5, "reward": inner}, {"reward": long}]}
+    )
     check_reward(section)
     lengths = [len(response.split()) for response in RESPONSES]
     expected = [0.5 * (3.0 * n + fluency) + n for n, fluency in zip(lengths, BY_HAND, strict=True)]
@@ -97,7 +99,7 @@ def test_sums_are_built_and_checked_from_the_recipe_however_deep(tmp_path):
 
     long["function"] = f"{__name__}:absent"
     with pytest.raises(RecipeError, match="has no function absent"):
-        check_reward(Reward.model_validate({"kind": "sum", "terms": [{"reward": inner}]}))
+        check_reward(RewardConfig.model_validate({"kind": "sum", "terms": [{"reward": inner}]}))
 
 
 @pytest.mark.parametrize(
@@ -112,4 +114,4 @@ def test_sums_are_built_and_checked_from_the_recipe_however_deep(tmp_path):
 )
 def test_a_section_that_cannot_be_built_is_refused(section, message):
     with pytest.raises(ValidationError, match=message):
-        Reward.model_validate(section)
+        RewardConfig.model_validate(section)

@@ -14,8 +14,8 @@ from tiny_models import one_thread  # noqa: F401
 from transformers import GPT2Config, GPT2ForSequenceClassification, set_seed
 
 from rlhf_lib.errors import GateFailed, ModelError
-from rlhf_lib.recipe import Checks, Probe, Recipe
-from rlhf_lib.recipe import Reward as RewardSettings
+from rlhf_lib.recipe import ChecksConfig, ProbeConfig, Recipe
+from rlhf_lib.recipe import RewardConfig as RewardSettings
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.check_report import figures, markdown
 from rlhf_lib.rewards.checks import Check, CheckReport, run_checks
@@ -33,12 +33,12 @@ def reward(trained) -> Reward:
     return build_reward(RewardSettings(kind="preference"), str(trained))
 
 
-CHECKS = Checks(
+CHECKS = ChecksConfig(
     pairs=300,
     min_accuracy=0.8,
     probes=[
-        Probe(query=PROMPT, better=RIGHT, worse=WRONG),
-        Probe(query=PROMPT, better=" peel boil", worse=" boil peel"),
+        ProbeConfig(query=PROMPT, better=RIGHT, worse=WRONG),
+        ProbeConfig(query=PROMPT, better=" peel boil", worse=" boil peel"),
     ],
 )
 
@@ -53,7 +53,7 @@ def good(reward, pairs) -> CheckReport:
     return run_checks(reward, CHECKS, pairs, None, calibrated=True)
 
 
-def _failed(reward: Reward, pairs, checks: Checks = CHECKS, *, calibrated: bool = True) -> list[str]:
+def _failed(reward: Reward, pairs, checks: ChecksConfig = CHECKS, *, calibrated: bool = True) -> list[str]:
     report = run_checks(reward, checks, pairs, None, calibrated=calibrated)
     with pytest.raises(GateFailed) as error:
         report.raise_if_failed()
@@ -119,7 +119,7 @@ def test_a_length_only_reward_is_stopped_by_length_bias_alone(scale: Callable[[f
 def test_a_constant_reward_is_stopped_by_score_spread(pairs):
     assert {"score_spread", "accuracy", "probes"} <= set(_failed(lambda q, r: [0.5] * len(r), pairs))
     texts = [(prompt, chosen) for prompt, chosen, _ in pairs]
-    report = run_checks(lambda q, r: [0.5] * len(r), Checks(), None, texts, calibrated=False)
+    report = run_checks(lambda q, r: [0.5] * len(r), ChecksConfig(), None, texts, calibrated=False)
     assert [check.name for check in report.failed] == ["score_spread"]
     assert "length_bias" not in [check.name for check in report.checks]  # undefined, so left out
 
@@ -173,13 +173,15 @@ def test_an_overconfident_model_is_stopped_by_calibration_where_its_scores_are_l
 
 def test_what_does_not_apply_is_left_out_and_what_is_not_gated_passes(reward, pairs):
     texts = [(prompt, chosen) for prompt, chosen, _ in pairs]
-    report = run_checks(reward, Checks(), None, texts, calibrated=False)
+    report = run_checks(reward, ChecksConfig(), None, texts, calibrated=False)
     assert report.accuracy is None
     assert not {"accuracy", "calibration_error", "probe_accuracy", "chosen_longer"} & set(report.metrics)
     assert {check.name for check in report.checks} == {
         "finite_scores", "length_bias", "score_spread", "degenerate", "batch_agreement",
     }  # fmt: skip
-    off = Checks.model_validate({name: None for name in Checks.model_fields if name.startswith(("min_", "max_"))})
+    off = ChecksConfig.model_validate(
+        {name: None for name in ChecksConfig.model_fields if name.startswith(("min_", "max_"))}
+    )
     flipped = run_checks(lambda q, r: [-score for score in reward(q, r)], off, pairs, None, calibrated=True)
     flipped.raise_if_failed()
     assert flipped.metrics["accuracy"] < 0.2
@@ -215,12 +217,14 @@ def test_report_shows_every_check_and_drawing(good, tmp_path):
 # ---------------------------------------------------------------- a real classifier
 
 ASSETS = os.environ.get("RLHF_TEST_ASSETS")
-SENTIMENT = Checks(
+SENTIMENT = ChecksConfig(
     pairs=200,
     probes=[
-        Probe(better="I love this wonderful film", worse="I hate this awful film"),
-        Probe(query="The acting", better=" was superb and moving.", worse=" was dreadful and dull."),
-        Probe(query="This movie is", better=" one of the best I have seen.", worse=" one of the worst I have seen."),
+        ProbeConfig(better="I love this wonderful film", worse="I hate this awful film"),
+        ProbeConfig(query="The acting", better=" was superb and moving.", worse=" was dreadful and dull."),
+        ProbeConfig(
+            query="This movie is", better=" one of the best I have seen.", worse=" one of the worst I have seen."
+        ),
     ],
 )
 

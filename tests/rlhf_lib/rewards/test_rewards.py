@@ -24,13 +24,12 @@ from transformers import (
 )
 
 from rlhf_lib.errors import ModelError, RecipeError
-from rlhf_lib.recipe import Compute
-from rlhf_lib.recipe import Reward as RewardSection
+from rlhf_lib.recipe import ComputeConfig, RewardConfig
 from rlhf_lib.rewards.build import build_reward, check_reward, function_reward
 from rlhf_lib.rewards.classifier import ClassifierReward, encode, label_column
 from rlhf_lib.rewards.normalization import Normalization, fit_normalization, normalized
 
-COMPUTE = Compute(device="cpu", precision="fp32")
+COMPUTE = ComputeConfig(device="cpu", precision="fp32")
 WORDS = [*"abcdefghijklmnopqrstuvwxyz"]
 CLS, PAD, SEP, EOS = 0, 1, 2, 3  # ids of the word tokenizers
 LETTER = {letter: i + 4 for i, letter in enumerate(WORDS)}
@@ -218,18 +217,18 @@ def test_rewards_are_built_and_checked_from_the_recipe(tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for kind, pair in (("classifier", False), ("pair", True)):
-        section = RewardSection(kind=kind, model=str(tmp_path), label="GOOD")
+        section = RewardConfig(kind=kind, model=str(tmp_path), label="GOOD")
         check_reward(section)
         expected = ClassifierReward(model, tokenizer, label="GOOD", pair=pair)(["a b"], [" c"])
         assert build_reward(section)(["a b"], [" c"]) == pytest.approx(expected, abs=1e-6)
     for build in (check_reward, build_reward):
         with pytest.raises(ModelError, match="one of BAD, GOOD"):
-            build(RewardSection(kind="classifier", model=str(tmp_path), label="great"))
+            build(RewardConfig(kind="classifier", model=str(tmp_path), label="great"))
         with pytest.raises(ModelError, match="no such folder"):
-            build(RewardSection(kind="classifier", model="/no/such/model", label="GOOD"))
-    check_reward(RewardSection())
+            build(RewardConfig(kind="classifier", model="/no/such/model", label="GOOD"))
+    check_reward(RewardConfig())
     with pytest.raises(ModelError, match="isn't trained yet"):
-        build_reward(RewardSection())
+        build_reward(RewardConfig())
 
 
 # ---------------------------------------------------------------- functions
@@ -254,7 +253,7 @@ def function_module(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("function_module")
 def test_function_rewards():
-    reward = build_reward(RewardSection(kind="function", function="my_reward:length"))
+    reward = build_reward(RewardConfig(kind="function", function="my_reward:length"))
     assert reward(["q", "q"], ["abc", ""]) == [3.0, 0.0]
     for path, complaint in {
         "my_reward.length": "must have the form package.module:name",
@@ -264,7 +263,7 @@ def test_function_rewards():
         "my_reward:threshold": "has no function threshold",
     }.items():
         with pytest.raises(RecipeError, match=complaint):
-            check_reward(RewardSection(kind="function", function=path))
+            check_reward(RewardConfig(kind="function", function=path))
     for name, complaint in {
         "short": "gave 1 scores for 2 responses",
         "broken": "my_reward:broken gave nan for the query 'q' with the response 'abc'",

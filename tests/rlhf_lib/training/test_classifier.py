@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.loading import positions
-from rlhf_lib.recipe import ClassifierFromScratch, Compute, Reward
+from rlhf_lib.recipe import ClassifierFromScratchConfig, ComputeConfig, RewardConfig
 from rlhf_lib.rewards.build import build_reward, check_reward
 from rlhf_lib.training.classifier import (
     label_figure,
@@ -23,7 +23,7 @@ from rlhf_lib.training.classifier import (
     train_tokenizer,
 )
 
-COMPUTE = Compute(device="cpu", precision="fp32")
+COMPUTE = ComputeConfig(device="cpu", precision="fp32")
 WORDS = {"joy": ["glad", "happy"], "anger": ["mad", "furious"], "neutral": ["table", "letter"]}
 NAMES = list(WORDS)
 SIZE = {"layers": 1, "width": 32, "heads": 2, "positions": 24, "vocab_size": 300}
@@ -37,8 +37,8 @@ def texts(rows, seed=0, most=1):
     return Dataset.from_dict({"text": written, "labels": labels})
 
 
-def reward(**train) -> Reward:
-    return Reward.model_validate(
+def reward(**train) -> RewardConfig:
+    return RewardConfig.model_validate(
         {
             "kind": "classifier",
             "label": "joy",
@@ -93,7 +93,7 @@ def test_what_is_trained_on():
 @pytest.mark.parametrize("single", [True, False])
 def test_the_first_probabilities_are_the_labels_shares(single):
     tokenizer = train_tokenizer(["ab"], 259, 8)
-    model = scratch_classifier(ClassifierFromScratch(**SIZE), tokenizer, {"id2label": dict(enumerate(NAMES))})
+    model = scratch_classifier(ClassifierFromScratchConfig(**SIZE), tokenizer, {"id2label": dict(enumerate(NAMES))})
     start_at_shares(model, [[0]] * 69 + [[1]] * 30, single=single)
     logits = model.classifier.out_proj.bias.detach()
     found = logits.exp() if single else logits.sigmoid()
@@ -124,12 +124,14 @@ def test_the_folder_is_a_reward_like_any_other(trained):
     assert glad > 0.8
     assert mad < 0.2
     assert 0 <= long <= 1
-    check_reward(Reward(kind="classifier", model=str(folder), label="anger"))
+    check_reward(RewardConfig(kind="classifier", model=str(folder), label="anger"))
 
 
 def test_a_model_given_gets_a_new_head_and_texts_of_several_labels_each_apart(trained, tmp_path):
     folder, *_ = trained
-    given = Reward(kind="classifier", model=str(folder), label="x", train=reward(from_scratch=None, epochs=12).train)
+    given = RewardConfig(
+        kind="classifier", model=str(folder), label="x", train=reward(from_scratch=None, epochs=12).train
+    )
     check_reward(given, trained_here=True)
     metrics, _, _ = train_classifier(
         texts(200, most=2), ["x", "y", "z"], tmp_path, reward=given, compute=COMPUTE, seed=0, held_out=texts(60, 1, 2)

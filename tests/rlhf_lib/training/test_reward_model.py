@@ -16,8 +16,7 @@ from transformers import (
 
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe as RecipeSection
-from rlhf_lib.recipe import Reward as RewardSection
-from rlhf_lib.recipe import RewardTraining
+from rlhf_lib.recipe import RewardConfig, RewardTrainingConfig
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.training.reward_model import accuracy, tokenize_pairs, train_reward_model
 from rlhf_lib.training.sft import train_tokenizer
@@ -57,8 +56,8 @@ def start(tmp_path_factory):
     return folder
 
 
-SETTINGS = RewardSection(
-    train=RewardTraining(epochs=3, batch_size=32, learning_rate=3e-3, max_length=40, center_coefficient=0.01)
+SETTINGS = RewardConfig(
+    train=RewardTrainingConfig(epochs=3, batch_size=32, learning_rate=3e-3, max_length=40, center_coefficient=0.01)
 )
 
 
@@ -126,7 +125,7 @@ def test_pairs_are_tokenized_as_trl_does_but_cut_rather_than_dropped(trained):
 def test_a_margin_enters_the_loss(start, tmp_path):
     """Before the first step both scores are near 0, so the loss is about -log sigmoid(-margin): 0.69 and 2.13."""
     first = {}
-    settings = SETTINGS.model_copy(update={"train": RewardTraining(max_steps=1)})
+    settings = SETTINGS.model_copy(update={"train": RewardTrainingConfig(max_steps=1)})
     for margin in (0.0, 2.0):
         rows = polite_pairs(64, seed=0).add_column("margin", [margin] * 64)
         _, log = train_reward_model(rows, str(start), tmp_path, reward=settings, compute=COMPUTE, seed=0)

@@ -10,11 +10,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5ForConditionalG
 
 from rlhf_lib.models.loading import load_policy, positions
 from rlhf_lib.models.trunk import trunk_and_head
-from rlhf_lib.recipe import Compute, FromScratch, Lora, Train
+from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, LoraConfig, TrainConfig
 from rlhf_lib.training import seq2seq, sft
 
-COMPUTE = Compute(device="cpu", precision="fp32")
-SIZE = FromScratch(architecture="t5", layers=1, width=64, heads=4, positions=48, vocab_size=300)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32")
+SIZE = FromScratchConfig(architecture="t5", layers=1, width=64, heads=4, positions=48, vocab_size=300)
 ANSWERS = {"the cat": " mews at night.", "the dog": " barks at noon.", "the cow": " moos at dawn."}
 
 
@@ -31,7 +31,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def trained(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
-    train = Train(from_scratch=SIZE, epochs=12, batch_size=16, learning_rate=1e-2)
+    train = TrainConfig(from_scratch=SIZE, epochs=12, batch_size=16, learning_rate=1e-2)
     figures = sft.train_base_model(
         corpus(160), folder, train=train, compute=COMPUTE, seed=0, tokenizer=tokenizer, held_out=corpus(20, seed=1)
     )
@@ -116,7 +116,7 @@ def test_training_from_scratch_learns_the_answers_and_how_they_end(trained, toke
 def test_a_given_model_goes_on_from_where_it_is_with_an_adapter_merged(trained, tmp_path):
     folder, metrics, _ = trained
     swapped = corpus(64).map(lambda row: {"chosen": " no."})
-    train = Train(max_steps=12, learning_rate=2e-2)
+    train = TrainConfig(max_steps=12, learning_rate=2e-2)
     tuned, _ = sft.train_base_model(
         swapped,
         tmp_path,
@@ -124,7 +124,7 @@ def test_a_given_model_goes_on_from_where_it_is_with_an_adapter_merged(trained, 
         compute=COMPUTE,
         seed=0,
         model=str(folder),
-        lora=Lora(r=4, alpha=8, target_modules=["q", "v"]),
+        lora=LoraConfig(r=4, alpha=8, target_modules=["q", "v"]),
         held_out=swapped,
     )
     before, after = (AutoModelForSeq2SeqLM.from_pretrained(f).state_dict() for f in (folder, tmp_path))

@@ -10,12 +10,12 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, set_seed
 
 from rlhf_lib.errors import ModelError
-from rlhf_lib.recipe import Compute, FromScratch, Lora, Train
+from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, LoraConfig, TrainConfig
 from rlhf_lib.training import sft
 from rlhf_lib.training.supervised import ShuffledLengthGroups, _Log
 
-COMPUTE = Compute(device="cpu", precision="fp32")
-SIZE = FromScratch(layers=1, width=64, heads=4, positions=48, vocab_size=300)
+COMPUTE = ComputeConfig(device="cpu", precision="fp32")
+SIZE = FromScratchConfig(layers=1, width=64, heads=4, positions=48, vocab_size=300)
 ANSWERS = {"cat": " mews at night.", "dog": " barks at noon.", "cow": " moos at dawn."}
 
 
@@ -39,7 +39,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def trained(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    train = Train(from_scratch=SIZE, epochs=8, batch_size=16, learning_rate=1e-2)
+    train = TrainConfig(from_scratch=SIZE, epochs=8, batch_size=16, learning_rate=1e-2)
     metrics, log = sft.train_base_model(
         pairs(160), folder, train=train, compute=COMPUTE, seed=0, tokenizer=tokenizer, held_out=pairs(20, seed=1)
     )
@@ -105,7 +105,7 @@ def test_training_from_scratch_learns_the_answers_and_how_they_end(trained, toke
 
 def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):
     def weights(name, seed):
-        train = Train(from_scratch=SIZE, max_steps=2)
+        train = TrainConfig(from_scratch=SIZE, max_steps=2)
         sft.train_base_model(pairs(40), tmp_path / name, train=train, compute=COMPUTE, seed=seed, tokenizer=tokenizer)
         return AutoModelForCausalLM.from_pretrained(tmp_path / name).lm_head.weight
 
@@ -116,10 +116,10 @@ def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):
 
 def test_an_adapter_is_merged_into_the_model_it_was_trained_on(trained, tmp_path):
     folder, *_ = trained
-    train = Train(max_steps=3, learning_rate=1e-2, completion_only=True)
+    train = TrainConfig(max_steps=3, learning_rate=1e-2, completion_only=True)
     swapped = pairs(32).map(lambda row: {"chosen": row["rejected"]})
     metrics, _ = sft.train_base_model(
-        swapped, tmp_path, train=train, compute=COMPUTE, seed=0, model=str(folder), lora=Lora(r=4, alpha=8)
+        swapped, tmp_path, train=train, compute=COMPUTE, seed=0, model=str(folder), lora=LoraConfig(r=4, alpha=8)
     )
     assert "loss/held_out" not in metrics
     before, after = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (folder, tmp_path))

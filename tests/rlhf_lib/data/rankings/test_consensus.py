@@ -11,7 +11,7 @@ from rlhf_lib.data.rankings.agreement import agreement_matrix, alpha, annotator_
 from rlhf_lib.data.rankings.consensus import gather, ranked_pairs, thumb_pairs
 from rlhf_lib.data.rankings.files import Ranking, Task, Thumb
 from rlhf_lib.errors import DataError, RecipeError
-from rlhf_lib.recipe import Rankings, Recipe, load_recipe
+from rlhf_lib.recipe import RankingsConfig, Recipe, load_recipe
 
 NAN = float("nan")
 ABC = Task("t", "p", {"a": "A", "b": "B", "c": "C"})
@@ -199,7 +199,7 @@ def recipe(files, margin=None, **settings) -> Recipe:
 
 
 def test_files_to_agreement_flags_and_counts(files):
-    found = gather(Rankings(**files, drop_flagged=True))
+    found = gather(RankingsConfig(**files, drop_flagged=True))
     assert found.criterion == "helpful"
     assert found.flagged == ["cyd"]
     assert found.annotators["ann"]["agreement"] == 0.5
@@ -263,18 +263,18 @@ def test_a_set_of_several_criteria_asks_which(files, tmp_path):
     honest = {"prompt": "Thumbs?", "response": "maybe", "thumb": "down", "criterion": "honest"}
     several = files | {"feedback": [*files["feedback"], lines(tmp_path / "honest.jsonl", [honest])]}
     with pytest.raises(DataError, match=r"several things \(helpful, honest\).*criterion"):
-        gather(Rankings(**several))
-    found = gather(Rankings(**several, criterion="helpful"))
+        gather(RankingsConfig(**several))
+    found = gather(RankingsConfig(**several, criterion="helpful"))
     assert found.report["dropped"]["another criterion"] == 1
-    assert gather(Rankings(**files, criterion="mine").model_copy(update={"rankings": []})).criterion == "mine"
+    assert gather(RankingsConfig(**files, criterion="mine").model_copy(update={"rankings": []})).criterion == "mine"
 
 
 def test_what_leaves_no_pair_is_refused(files, tmp_path):
     with pytest.raises(DataError, match=r"filter 'annotator not asked for' left none of 124"):
-        gather(Rankings(**files, annotators=["nobody"]))
+        gather(RankingsConfig(**files, annotators=["nobody"]))
     tied = [{"id": "t1", "annotator": "x", "ranks": {"a": 1, "b": 1, "c": 1}}]
     with pytest.raises(DataError, match=r"1 rankings and 0 thumbs give no pair \(3 ties\)"):
-        gather(Rankings(tasks=files["tasks"], rankings=[lines(tmp_path / "tied.jsonl", tied)]))
+        gather(RankingsConfig(tasks=files["tasks"], rankings=[lines(tmp_path / "tied.jsonl", tied)]))
     alone = [{"id": "t1", "annotator": "x", "ranks": {"a": 1, "b": 2, "c": 1}}]
     with pytest.raises(DataError, match="the pairs have one prompt only"):
         load_preferences(recipe(files | {"feedback": [], "rankings": [lines(tmp_path / "alone.jsonl", alone)]}))

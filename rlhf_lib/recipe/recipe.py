@@ -1,4 +1,4 @@
-"""The recipe as a whole."""
+"""What is measured after PPO, what a version needs to become champion, where to compute, and the recipe as a whole."""
 
 from __future__ import annotations
 
@@ -6,15 +6,63 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_lib.recipe.data import Data, Source
-from rlhf_lib.recipe.evaluation import Evaluation, Registration
-from rlhf_lib.recipe.policy import Policy
-from rlhf_lib.recipe.ppo import PPO, Generation
-from rlhf_lib.recipe.reward import Reward
-from rlhf_lib.recipe.section import Positive, Section
+from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
+from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, RewardConfig
 
 
-class Compute(Section):
+class PerplexitySetConfig(SourceConfig):
+    """Texts whose perplexity is taken under the reference and under the policy."""
+
+    split: str = Field("test", description="split, slices such as test[:1000] included")
+    column: str = Field("chosen", description="column of the texts")
+    prompt: str | None = Field(
+        None,
+        description="column of the prompt that each text answers: the text is scored given it. null: the whole text, "
+        "or for a seq2seq policy what follows the query (cut as data.prompts.query says)",
+    )
+    add_start_token: bool = Field(True, description="score the first token too, after BOS (as Hugging Face's metric)")
+    batch_size: Positive = Field(16, description="texts a forward pass, at most; changes no figure")
+    limit: Positive | None = Field(None, description="texts scored, at most, drawn with the recipe's seed")
+
+
+class TokenProbeConfig(Section):
+    """Which of two words follows a text: the difference of their next-token logits, before and after."""
+
+    prompt: str = Field(description="text that the model continues")
+    token: str = Field(description="word to follow it, with its leading space where the tokenizer has one")
+    against: str = Field(description="the other word")
+
+
+class EvaluationConfig(Section):
+    """The policy after PPO beside its reference: rewards, perplexity, diversity, samples."""
+
+    prompts: Positive = Field(256, description="held-out prompts, at most")
+    perplexity: PerplexitySetConfig | None = None
+    probes: list[TokenProbeConfig] = Field([], description="next-token logit differences, shown in the report")
+
+
+class GatesConfig(Section):
+    """What a version needs to become champion; null switches a gate off."""
+
+    min_reward_delta: float | None = Field(0.0, description="the 95% interval of the reward's gain must lie above this")
+    max_perplexity_ratio: float | None = Field(2.0, gt=0, description="perplexity, policy to reference")
+    max_kl: float | None = Field(None, gt=0, description="KL to the reference, nats per response")
+    min_distinct_2_ratio: float | None = Field(
+        0.5, ge=0, description="share of bigrams that differ, policy to reference"
+    )
+
+
+class RegistrationConfig(Section):
+    """The version in MLflow's registry that each run makes."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="registered model; null: the recipe's name"
+    )
+    promote: bool = Field(True, description="false: a passing version stays challenger")
+    gates: GatesConfig = GatesConfig()
+
+
+class ComputeConfig(Section):
     """Where it is computed, and how."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
@@ -27,7 +75,7 @@ class Compute(Section):
     )
 
 
-class About(Section):
+class AboutConfig(Section):
     """What a run takes, for the list of recipes."""
 
     models: str = Field("", description="sizes of policy and reward model")
@@ -41,15 +89,15 @@ class Recipe(Section):
         description="letters, digits, and . _ - after the first; names the runs and the registered model",
     )
     description: str = Field("", description="one line for people: in lists, and with the registered model")
-    about: About = About()
-    data: Data
-    policy: Policy
-    reward: Reward = Reward()
-    generation: Generation = Generation()
-    ppo: PPO = PPO()
-    evaluation: Evaluation = Evaluation()
-    registration: Registration = Registration()
-    compute: Compute = Compute()
+    about: AboutConfig = AboutConfig()
+    data: DataConfig
+    policy: PolicyConfig
+    reward: RewardConfig = RewardConfig()
+    generation: GenerationConfig = GenerationConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    registration: RegistrationConfig = RegistrationConfig()
+    compute: ComputeConfig = ComputeConfig()
     seed: int = Field(0, ge=0, description="of every random draw: orders, new weights, sampling")
 
     @model_validator(mode="after")
@@ -82,7 +130,7 @@ class Recipe(Section):
     def _inherited(self) -> Recipe:
         """A source without a data set of its own is in the prompts' set, and there in the prompts' part of it."""
         data, prompts = self.data, self.data.prompts
-        sources: list[Source | None] = [prompts.test, self.evaluation.perplexity]
+        sources: list[SourceConfig | None] = [prompts.test, self.evaluation.perplexity]
         for section in (data.preferences, data.corpus, data.labelled):
             sources += [section.train, section.test] if section is not None else []
         for source in sources:

@@ -1,0 +1,319 @@
+"""What learns, from what reward, and how: the sections policy, reward, generation and ppo."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_lib.recipe.data import Fraction, Positive, Section
+
+
+class FromScratchConfig(Section):
+    """A small model with a byte-level BPE tokenizer of its own, both made from the training text."""
+
+    architecture: Literal["gpt2", "t5"] = Field(
+        "gpt2", description="gpt2: causal; t5: encoder and decoder, trained on data.corpus"
+    )
+    layers: Positive = Field(4, description="transformer blocks; t5: of encoder and decoder each")
+    width: Positive = Field(256, description="of the hidden states; a multiple of heads")
+    heads: Positive = Field(4, description="attention heads")
+    positions: Positive = Field(256, description="tokens that it can take, prompt and response together")
+    vocab_size: Positive = Field(4096, description="tokens of the tokenizer, 256 bytes, EOS and pad included")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> FromScratchConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class TrainConfig(Section):
+    """Supervised training of the base model on data.corpus or the preference pairs' texts, before anything else."""
+
+    from_scratch: FromScratchConfig | None = Field(None, description="null: fine-tune policy.model")
+    answers: Literal["chosen", "both"] = Field("chosen", description="which answers of the pairs to train on")
+    completion_only: bool = Field(False, description="loss on the answer alone rather than on the whole dialogue")
+    epochs: float = Field(1.0, gt=0, description="passes over the texts; fractions are fine")
+    max_steps: Positive | None = Field(None, description="optimizer steps, instead of epochs")
+    batch_size: Positive = Field(16, description="texts per optimizer step")
+    learning_rate: float = Field(
+        5e-4, gt=0, description="AdamW's highest, after 5% warm-up, then falling along a cosine"
+    )
+    max_length: Positive | None = Field(None, description="tokens of a training text; null: the model's positions")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021, with peft), for policy.train and PPO both; merged into what is registered."""
+
+    r: Positive = Field(32, description="rank")
+    alpha: Positive = Field(32, description="the adapter is scaled by alpha / r")
+    dropout: Fraction = Field(0.0, description="used in SFT only: no dropout in the passes that form PPO's ratio")
+    target_modules: list[str] | None = Field(
+        None, description="layers that get one, by the end of their names; null: peft's choice for the architecture"
+    )
+    dora: bool = Field(False, description="magnitude and direction apart (Liu et al. 2024)")
+
+
+class PolicyConfig(Section):
+    """The language model; its start is also the reference that KL is measured to."""
+
+    model: str | None = Field(None, description="hub id, local folder or registry URI such as models:/NAME@champion")
+    train: TrainConfig | None = Field(None, description="how to train the base model first")
+    lora: LoraConfig | None = None
+    unfrozen_layers: int | None = Field(
+        None,
+        description="only the top N blocks learn, or with -N all but the bottom N; tied embeddings and a seq2seq "
+        "model's encoder are frozen too. A causal model's frozen part runs once a batch",
+    )
+    critic: Literal["shared", "separate"] = Field(
+        "shared", description="the value head's trunk: the policy's, or a copy"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory, for a second forward pass in each update")
+    trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
+
+    @model_validator(mode="after")
+    def _some_model(self) -> PolicyConfig:
+        scratch = self.train is not None and self.train.from_scratch is not None
+        if self.model is None and not scratch:
+            raise ValueError("needs model, or train.from_scratch")
+        if self.model is not None and scratch:
+            raise ValueError("model and train.from_scratch exclude each other: set one of them to null")
+        if self.unfrozen_layers == 0:
+            raise ValueError("unfrozen_layers 0 would leave nothing to learn: set null for all, or a number of blocks")
+        if self.lora is not None and self.unfrozen_layers is not None:
+            raise ValueError("lora and unfrozen_layers exclude each other: set one of them to null")
+        return self
+
+
+class ClassifierFromScratchConfig(Section):
+    """A small RoBERTa with a byte-level BPE tokenizer of its own, both made from the labelled texts."""
+
+    layers: Positive = Field(2, description="transformer blocks")
+    width: Positive = Field(192, description="of the hidden states; a multiple of heads")
+    heads: Positive = Field(4, description="attention heads")
+    positions: Positive = Field(128, description="tokens of a text that it can take")
+    vocab_size: Positive = Field(8192, description="tokens of the tokenizer")
+    dropout: Fraction = Field(0.1, description="while it is trained; scores are taken without")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ClassifierFromScratchConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class RewardTrainingConfig(Section):
+    """kind preference: TRL's RewardTrainer on the pairs (Bradley-Terry, pairwise logistic loss); kind classifier with
+    data.labelled: cross-entropy, each label apart where texts have several."""
+
+    from_scratch: ClassifierFromScratchConfig | None = Field(
+        None, description="kind classifier: instead of reward.model"
+    )
+    epochs: float = Field(1.0, gt=0, description="passes over the pairs or texts; fractions are fine")
+    max_steps: Positive | None = Field(None, description="optimizer steps, instead of epochs")
+    batch_size: Positive = Field(32, description="pairs or texts per optimizer step")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's highest, after 5% warm-up, then falling to 0")
+    max_length: Positive | None = Field(
+        None, description="tokens of a dialogue, cut from the left; null: all positions"
+    )
+    center_coefficient: float | None = Field(
+        None, ge=0, description="weight of the squared sum of a pair's scores, which keeps them centred (0.01 is usual)"
+    )
+
+
+class ProbeConfig(Section):
+    """A sentence pair whose order is known: the reward model must prefer `better`."""
+
+    query: str = Field("", description="what both answer")
+    better: str = Field(description="the response that must score higher")
+    worse: str = Field(description="the other")
+
+
+class ChecksConfig(Section):
+    """Thresholds of the reward model's sanity gates; null switches a gate off, its figure is reported all the same."""
+
+    pairs: Positive = Field(1000, description="held-out pairs used, at most")
+    min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
+    probes: list[ProbeConfig] = Field([], description="sentence pairs whose order is known")
+    min_probe_accuracy: Fraction | None = Field(1.0, description="share of the probes in their order")
+    max_calibration_error: Fraction | None = Field(
+        0.15, description="expected calibration error of sigmoid(score difference); trained preference models only"
+    )
+    min_score_std: float | None = Field(1e-4, description="scores must differ between texts")
+    max_length_correlation: Fraction | None = Field(0.6, description="absolute rank correlation of score and length")
+    max_degenerate_win_rate: Fraction | None = Field(
+        0.65,  # a model that reads words but not their order is at 0.5 on shuffled text, give or take 0.035
+        description="how often empty, repeated-word or word-shuffled responses may beat a real one",
+    )
+    max_batch_difference: float | None = Field(1e-3, description="batched against single scoring, in score units")
+
+
+class RewardConfig(Section):
+    """(queries, responses) in, one number each out. It sees text, never tokens."""
+
+    kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum"] = Field(
+        "preference",
+        description="classifier: an existing one, or trained here on data.labelled, on query+response; preference: "
+        "trained here on the pairs; pair: an "
+        "existing one that encodes (query, response) as a pair; likelihood: mean log-probability of the text under a "
+        "language model; function: your own, by import path; sum: a weighted sum of such",
+    )
+    model: str | None = Field(
+        None,
+        description="hub id or folder; for preference, and classifier with data.labelled, what to start from (null: "
+        "the base model, train.from_scratch)",
+    )
+    label: str | None = Field(None, description="the classifier's label to reward; null only where it has one output")
+    output: Literal["logit", "probability", "softmax"] = Field(
+        "logit",
+        description="probability: sigmoid where the classifier's labels don't exclude each other, else softmax; "
+        "softmax: over all labels in any case",
+    )
+    function: str | None = Field(None, description="package.module:name of f(queries, responses) -> scores")
+    terms: list[TermConfig] | None = Field(
+        None, description="sum: each {weight, reward}; a preference term names its model"
+    )
+    batch_size: Positive = Field(64, description="texts scored together; changes no figure")
+    max_length: Positive | None = Field(None, description="tokens the reward model sees, cut from the left")
+    normalize: bool = Field(
+        False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples"
+    )
+    train: RewardTrainingConfig = RewardTrainingConfig()
+    checks: ChecksConfig = ChecksConfig()
+    trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
+
+    @model_validator(mode="after")
+    def _complete(self) -> RewardConfig:
+        if self.kind in ("pair", "likelihood") and self.model is None:
+            raise ValueError(f"kind {self.kind} needs model")
+        if self.train.from_scratch is not None and (self.kind != "classifier" or self.model is not None):
+            raise ValueError("train.from_scratch is for kind classifier without model")
+        if any(term.reward.kind == "classifier" and term.reward.model is None for term in self.terms or []):
+            raise ValueError("a classifier in a sum needs model")
+        if (self.kind == "sum") != bool(self.terms):
+            raise ValueError("kind sum needs terms, a list of {weight, reward}, and no other kind has them")
+        if any(term.reward.kind == "preference" and term.reward.model is None for term in self.terms or []):
+            raise ValueError("a preference model in a sum must be trained already: name it by reward.model")
+        if self.kind == "function" and not self.function:
+            raise ValueError("kind function needs function: package.module:name")
+        return self
+
+
+class TermConfig(Section):
+    """One reward of a sum."""
+
+    weight: float = Field(1.0, description="its score is multiplied by this; negative: a penalty")
+    reward: RewardConfig = Field(description="a section as `reward`, of any kind; its checks and training are not used")
+
+
+RewardConfig.model_rebuild()
+
+
+class LengthSamplerConfig(Section):
+    """Each response's limit drawn evenly from [min, max), by seed, step and row."""
+
+    min: Positive = Field(4, description="smallest limit, in tokens")
+    max: Positive = Field(16, description="exclusive")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LengthSamplerConfig:
+        if self.max <= self.min:
+            raise ValueError(f"max ({self.max}) is exclusive and must be above min ({self.min})")
+        return self
+
+
+class GenerationConfig(Section):
+    """How responses are sampled, in PPO and in evaluation."""
+
+    max_new_tokens: Positive = Field(32, description="tokens of a response, at most")
+    length_sampler: LengthSamplerConfig | None = Field(
+        None, description="draw each response's limit instead of max_new_tokens"
+    )
+    temperature: float = Field(1.0, gt=0, description="divides the logits, in every pass")
+    top_k: int = Field(0, ge=0, description="0: off. Truncated sampling biases PPO; log-probs stay the full softmax's")
+    top_p: float = Field(1.0, gt=0, le=1, description="1: off, as top_k")
+    stop: str | None = Field(None, description="text that ends a response, beside the tokenizer's EOS")
+    ignore_eos: bool = Field(False, description="every response runs to its limit")
+    missing_eos_penalty: float | None = Field(
+        None, ge=0, description="taken off the score of a response cut by its limit"
+    )
+
+    @property
+    def response_limit(self) -> int:
+        """Tokens of the longest response."""
+        return self.length_sampler.max - 1 if self.length_sampler else self.max_new_tokens
+
+
+class PPOConfig(Section):
+    """Proximal policy optimisation, see docs/ppo.md; the names are the field's."""
+
+    steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
+    batch_size: Positive = Field(128, description="prompts answered a step")
+    mini_batch_size: Positive | None = Field(None, description="rows per optimizer step; null: the batch")
+    micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; bounds memory, changes no figure")
+    ppo_epochs: Positive = Field(4, description="passes over a batch, each in a fresh order")
+    learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, once warm")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="8bit: a quarter of the memory for its moments, with bitsandbytes"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate over the steps; linear and cosine end at 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of its two moments")
+    eps: float = Field(1e-8, description="AdamW's, in its denominator")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, decoupled")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are clipped to this norm; null: never")
+    gamma: Fraction = Field(1.0, description="discount of later rewards")
+    lam: Fraction = Field(0.95, description="lambda of generalised advantage estimation (Schulman et al. 2016)")
+    kl_coef: float = Field(0.2, ge=0, description="weight of the KL to the reference (the adaptive controller's start)")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="k1: log-ratio; k2: its square / 2; k3: ratio - 1 - log-ratio (Schulman 2020)"
+    )
+    kl_in: Literal["reward", "loss"] = Field(
+        "reward", description="reward: taken off each token's reward; loss: a term of the loss, with k2 or k3"
+    )
+    kl_controller: Literal["adaptive", "fixed"] = Field(
+        "adaptive",
+        description="adaptive: the coefficient steers the KL to kl_target (Ziegler et al. 2019); fixed: it stays",
+    )
+    kl_target: float = Field(6.0, gt=0, description="adaptive: nats per response")
+    kl_horizon: Positive = Field(10000, description="adaptive: responses over which the coefficient moves")
+    cliprange: float = Field(0.2, gt=0, description="how far from 1 the ratio of probabilities still pays")
+    cliprange_value: float = Field(0.2, gt=0, description="how far a value may move from its old one, likewise")
+    vf_coef: float = Field(0.1, ge=0, description="weight of the value loss")
+    whiten_rewards: bool = Field(False, description="scale a batch's rewards to std 1, their mean kept")
+    scale_scores: bool = Field(False, description="divide scores by their running std")
+    normalize_scores: bool = Field(False, description="with scale_scores: take off their running mean too")
+    clip_scores: float | None = Field(None, gt=0, description="scores are cut to plus or minus this, once scaled")
+    ratio_threshold: float | None = Field(10.0, gt=1, description="a mini-batch with a larger mean ratio is skipped")
+    target_kl: float | None = Field(
+        None, gt=0, description="stop a batch's updates when approxkl passes 1.5 times this"
+    )
+    stop_at_reward: float | None = Field(None, description="stop when the mean raw score reaches this")
+    old_logprobs: Literal["auto", "sampling", "recompute"] = Field(
+        "auto", description="auto: those gathered while sampling, if the first batch shows that they agree"
+    )
+    checkpoint_every: Positive | None = Field(50, description="steps between checkpoints; null: none")
+    keep_checkpoints: Positive = Field(2, description="the newest so many stay on disk")
+    eval_every: Positive | None = Field(None, description="steps between scorings of the evaluation prompts")
+    eval_prompts: Positive = Field(64, description="held-out prompts scored then, at most")
+    eval_texts: list[str] | None = Field(
+        None, min_length=1, description="prompts to answer then instead, in turn until there are eval_prompts"
+    )
+    keep_best: str | None = Field(
+        None, description="export the step with the highest such statistic instead of the last: eval/mean_scores, say"
+    )
+    sample_every: Positive = Field(10, description="steps between sample responses in the tracker")
+    samples: Positive = Field(8, description="responses shown then")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPOConfig:
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError("kl_estimator k1 has no gradient to speak of in the loss: set k2, or kl_in: reward")
+        if self.keep_best is not None and self.keep_best.startswith("eval/") and self.eval_every is None:
+            raise ValueError(f"keep_best {self.keep_best} needs eval_every")
+        if self.mini_batch_size and self.batch_size % self.mini_batch_size:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of mini_batch_size")
+        return self
