@@ -51,22 +51,23 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     """Every stage by the library's own functions; seconds by stage."""
     from datasets import load_from_disk
 
+    from rlhf_lib.data.corpus import load_texts
     from rlhf_lib.data.preferences import load_preferences
     from rlhf_lib.data.prompts import held_out_prompts, load_prompts, tokenize_splits
     from rlhf_lib.data.sources import fingerprint, load_sources
-    from rlhf_lib.data.texts import load_texts
     from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.report import build_report
-    from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device, pick_dtype
+    from rlhf_lib.models.device import pick_device, pick_dtype
+    from rlhf_lib.models.loading import load_policy, load_tokenizer
     from rlhf_lib.ppo.run import Job, perform
     from rlhf_lib.recipe import load_recipe
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.checks import run_checks
     from rlhf_lib.rewards.normalization import fit_normalization
-    from rlhf_lib.training import sft
+    from rlhf_lib.training import scratch, sft
     from rlhf_lib.training.reward_model import train_reward_model
 
     recipe = load_recipe(recipe_name, overrides)
@@ -83,7 +84,7 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     marks.append(time.perf_counter())
 
     corpus = (text for row in pairs.train for text in (row["prompt"] + row["chosen"], row["rejected"]))
-    tokenizer = sft.train_tokenizer(corpus, size.vocab_size, size.positions)
+    tokenizer = scratch.train_tokenizer(corpus, size.vocab_size, size.positions)
     train, test, _ = tokenize_splits(prompts.train, prompts.test, recipe, tokenizer, size.positions)
     places = {"train": str(folder / "prompts/train"), "test": str(folder / "prompts/test")}
     train.save_to_disk(places["train"])

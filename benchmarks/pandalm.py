@@ -30,7 +30,8 @@ from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, RankingsConfig, Re
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.statistics import bootstrap_mean, paired_bootstrap
 from rlhf_lib.training.reward_model import train_reward_model
-from rlhf_lib.training.sft import train_base_model, train_tokenizer
+from rlhf_lib.training.scratch import train_tokenizer
+from rlhf_lib.training.sft import train_base_model
 
 RANKS = {1: {"a": 1, "b": 2}, 2: {"a": 2, "b": 1}, 0: {"a": 1, "b": 1}}
 SIZE = FromScratchConfig(layers=2, width=64, heads=4, positions=192, vocab_size=2048)

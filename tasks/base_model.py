@@ -25,7 +25,8 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
 
     from rlhf_lib.data.prompts import tokenize_splits
     from rlhf_lib.data.sources import fingerprint as rows_fingerprint
-    from rlhf_lib.models.loading import fingerprint, load_config, load_tokenizer, pick_device, pick_dtype, positions
+    from rlhf_lib.models.device import pick_device, pick_dtype
+    from rlhf_lib.models.loading import fingerprint, load_config, load_tokenizer, positions
 
     settings, given = recipe.policy.train, recipe.policy.model
     assert settings is not None, "only for recipes with policy.train"
@@ -47,7 +48,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
     with run_stage(BASE_MODEL, run, key=key) as current:
         if current.reused:
             return current.result
-        from rlhf_lib.training import sft  # with transformers' and TRL's trainers, which take seconds to import
+        from rlhf_lib.training import scratch, sft  # with TRL's trainers, which take seconds to import
         from rlhf_lib.training.supervised import curve
 
         mlflow.log_params(settings.model_dump(mode="json"))
@@ -56,7 +57,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
             corpus = (
                 text for row in rows["train"] for text in (row["prompt"] + row["chosen"], row.get("rejected")) if text
             )
-            tokenizer: Any = sft.train_tokenizer(
+            tokenizer: Any = scratch.train_tokenizer(
                 corpus, size.vocab_size, size.positions, append_eos=size.architecture == "t5"
             )
             longest = size.positions

@@ -100,14 +100,8 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     import numpy as np
 
     from rlhf_lib.data.prompts import load_prompts, tokenize_splits
-    from rlhf_lib.models.loading import (
-        load_config,
-        load_policy,
-        load_tokenizer,
-        pick_device,
-        pick_dtype,
-        positions,
-    )
+    from rlhf_lib.models.device import pick_device, pick_dtype
+    from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import sample_responses
 
     folder, trust = policies.resolve_model(policy), recipe.policy.trust_remote_code

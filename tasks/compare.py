@@ -105,7 +105,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     from rlhf_lib.evaluation import versus_plots as plots
     from rlhf_lib.evaluation.versus import Entrant, contest
     from rlhf_lib.evaluation.versus_report import build_report
-    from rlhf_lib.models.loading import pick_device, pick_dtype
+    from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
     from tasks.evaluation import how_sampled
 
@@ -175,7 +175,7 @@ def _prompts(plan: Plan) -> Dataset:
 
 def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
     """Measures a model on the recipe's perplexity set; None where it has none."""
-    from rlhf_lib.data.texts import load_texts
+    from rlhf_lib.data.corpus import load_texts
     from rlhf_lib.evaluation.perplexity import Perplexity
 
     wanted = recipe.evaluation.perplexity

@@ -24,14 +24,15 @@ def evaluate_policy(
     """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report."""
     import mlflow
 
+    from rlhf_lib.data.corpus import load_texts
     from rlhf_lib.data.prompts import held_out_prompts
-    from rlhf_lib.data.texts import load_texts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.comparison import compare
     from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report
-    from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, pick_device, pick_dtype
+    from rlhf_lib.models.device import pick_device, pick_dtype
+    from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.rewards.build import build_reward
 
     logger = get_run_logger()

@@ -214,7 +214,7 @@ def _duel(
 ) -> dict[str, Any]:
     """Candidate against champion; a champion that can't be compared keeps its place and doesn't stop the run."""
     from rlhf_lib.evaluation.promotion import compare_policies
-    from rlhf_lib.models.loading import pick_device, pick_dtype
+    from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
 
     device = pick_device(recipe.compute)

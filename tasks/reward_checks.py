@@ -29,7 +29,7 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         import pandas as pd
         from datasets import load_from_disk
 
-        from rlhf_lib.models.loading import pick_device
+        from rlhf_lib.models.device import pick_device
         from rlhf_lib.rewards.build import build_reward
         from rlhf_lib.rewards.check_report import figures, markdown
         from rlhf_lib.rewards.check_texts import real_texts

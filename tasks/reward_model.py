@@ -27,7 +27,7 @@ def prepare_reward_model(
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
-    from rlhf_lib.models.loading import pick_device, pick_dtype
+    from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import check_reward
 
     reward, scratch = recipe.reward, recipe.reward.train.from_scratch is not None
@@ -126,7 +126,8 @@ def _train_classifier(
 def _normalize(recipe: Recipe, policy: StartingPolicy, model: str | None, folder: Path) -> Normalization:
     from datasets import load_from_disk
 
-    from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device
+    from rlhf_lib.models.device import pick_device
+    from rlhf_lib.models.loading import load_policy, load_tokenizer
     from rlhf_lib.ppo.rollout import sample_responses
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.normalization import fit_normalization

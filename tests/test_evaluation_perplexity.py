@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from rlhf_lib.data.texts import load_texts
+from rlhf_lib.data.corpus import load_texts
 from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.evaluation.perplexity import Perplexity
 from rlhf_lib.models import likelihood

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rlhf_lib.data.dialogue import split_dialogue
-from rlhf_lib.data.filters import Funnel, first_seen
 from rlhf_lib.data.rankings.consensus import Feedback, gather
-from rlhf_lib.data.sources import describe_source, load_sources, require_columns, sources, text_column
+from rlhf_lib.data.sources import (
+    Funnel,
+    describe_source,
+    first_seen,
+    load_sources,
+    require_columns,
+    sources,
+    text_column,
+)
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PreferencesConfig, Recipe
 

@@ -16,8 +16,7 @@ import numpy as np
 from datasets import load_from_disk
 
 from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
-from rlhf_lib.data.filters import Funnel, first_seen
-from rlhf_lib.data.sources import describe_source, load_sources, sources, text_column
+from rlhf_lib.data.sources import Funnel, describe_source, first_seen, load_sources, sources, text_column
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PromptsConfig as PromptSettings
 from rlhf_lib.recipe import QueryConfig, Recipe

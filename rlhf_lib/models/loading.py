@@ -1,5 +1,5 @@
 """Models and tokenizers by hub id or local folder: safetensors only, no remote code unless asked, and errors that say
-how to mend them. Also which device and precision to compute with, and the hash that tells one model from another."""
+how to mend them; and the hash that tells one model from another."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from transformers import (
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
-from rlhf_lib.errors import ModelError, RecipeError
+from rlhf_lib.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rlhf_lib.recipe import ComputeConfig
 
 PAD = "<|pad|>"
 
@@ -134,33 +133,6 @@ def positions(config: PreTrainedConfig) -> int:
     if limit <= 0:
         return _UNLIMITED
     return limit - (text.pad_token_id or 0) - 1 if text.model_type in _OFFSET_POSITIONS else limit
-
-
-def pick_device(compute: ComputeConfig) -> torch.device:
-    """`auto`: CUDA where there is one, else the CPU. Raises RecipeError for a device that isn't there."""
-    if compute.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(compute.device)
-        torch.empty(1, device=device)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"compute.device {compute.device} can't be used here ({reason}): set auto or cpu") from None
-    return device
-
-
-def pick_dtype(compute: ComputeConfig, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 only where the device multiplies it natively (elsewhere it is emulated, and slower), else fp32."""
-    if compute.precision != "auto":
-        return torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        native = any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "sve_bf16"))
-    else:
-        native = False
-    return torch.bfloat16 if native else torch.float32
 
 
 def _load(

@@ -110,7 +110,8 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     import torch
     from datasets import load_from_disk
 
-    from rlhf_lib.models.loading import load_tokenizer, pick_device, pick_dtype
+    from rlhf_lib.models.device import pick_device, pick_dtype
+    from rlhf_lib.models.loading import load_tokenizer
     from rlhf_lib.ppo.trainer import PPOTrainer
     from rlhf_lib.rewards.build import build_reward
 
@@ -257,7 +258,7 @@ def launch_command(job: Job, file: Path) -> list[str]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    from rlhf_lib.models.loading import pick_device
+    from rlhf_lib.models.device import pick_device
 
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))  # where a reward may lie

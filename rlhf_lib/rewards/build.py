@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rlhf_lib import recipe
 
 
-def build_reward(reward: recipe.Reward, model: str | None = None, device: torch.device | str | None = None) -> Reward:
+def build_reward(
+    reward: recipe.RewardConfig, model: str | None = None, device: torch.device | str | None = None
+) -> Reward:
     """The reward that the section describes, giving raw scores. `model`: where it was trained, null: `reward.model`.
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
@@ -63,7 +65,7 @@ def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
     return total
 
 
-def check_reward(reward: recipe.Reward, *, trained_here: bool = False) -> None:
+def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> None:
     """Raise what `build_reward` would, as far as it shows without reading weights: absent model, tokenizer, label or
     function. A model that is still to be trained has nothing to check but what it starts from, whose labels are no
     matter."""

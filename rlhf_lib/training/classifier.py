@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from rlhf_lib.errors import DataError
-from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, pick_device, positions, quiet
+from rlhf_lib.models.device import pick_device
+from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, positions, quiet
 from rlhf_lib.rewards.classifier import ClassifierReward, encode
 from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
 
@@ -44,8 +45,8 @@ def train_classifier(
     names: Sequence[str],
     output: Path,
     *,
-    reward: recipe.Reward,
-    compute: recipe.Compute,
+    reward: recipe.RewardConfig,
+    compute: recipe.ComputeConfig,
     seed: int,
     held_out: Dataset | None = None,
     on_log: OnLog | None = None,
@@ -149,7 +150,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 
 def scratch_classifier(
-    size: recipe.ClassifierFromScratch, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+    size: recipe.ClassifierFromScratchConfig, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
 ) -> RobertaForSequenceClassification:
     """A RoBERTa with random weights from the current seed; `settings` of its configuration, labels included."""
     pad = tokenizer.pad_token_id

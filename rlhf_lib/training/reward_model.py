@@ -16,7 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rlhf_lib.errors import DataError
-from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, pick_device, positions, quiet
+from rlhf_lib.models.device import pick_device
+from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, positions, quiet
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.classifier import ClassifierReward, encode
 from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
@@ -32,8 +33,8 @@ def train_reward_model(
     model: str,
     output: Path,
     *,
-    reward: recipe.Reward,
-    compute: recipe.Compute,
+    reward: recipe.RewardConfig,
+    compute: recipe.ComputeConfig,
     seed: int,
     held_out: Dataset | None = None,
     on_log: OnLog | None = None,

@@ -1,98 +1,45 @@
-"""The base model: supervised fine-tuning on a corpus or the preference pairs' texts, from scratch or of a given model.
+"""Supervised fine-tuning: a language model, given or new, learns the answers of a corpus or of the preference pairs.
 
 A causal model's text is prompt + answer + EOS. Prompt and answer are tokenized apart, so that the model learns the very
-boundary that it meets when it continues a prompt.
+boundary that it meets when it continues a prompt. A seq2seq model's encoder reads the prompt, and its decoder learns
+the answer and EOS.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
+    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
     Trainer,
     set_seed,
 )
 
 from rlhf_lib.errors import DataError, ModelError
-from rlhf_lib.models.loading import PAD, load_policy, load_tokenizer, pick_device, positions, quiet
+from rlhf_lib.models.device import pick_device
+from rlhf_lib.models.loading import load_policy, load_tokenizer, positions, quiet
 from rlhf_lib.models.logprobs import response_logprobs
-from rlhf_lib.training.seq2seq import scratch_t5, seq2seq_trainer
-from rlhf_lib.training.seq2seq import tokenize_answers as seq2seq_answers
+from rlhf_lib.training.scratch import scratch_model, scratch_t5
 from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-    from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, LoraConfig, TrainConfig
+    from rlhf_lib.recipe import ComputeConfig, LoraConfig, TrainConfig
 
-EOS = "<|endoftext|>"
+
 SMALL_LOGITS = 1 << 25  # of a batch: 128 MB in fp32
 HELD_OUT = 512  # answers that the held-out loss is taken over, at most
-
-
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, max_length: int | None = None, *, append_eos: bool = False
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer as GPT-2's, made from the texts, with a pad token of its own.
-
-    `vocab_size` counts EOS (also BOS; id 0), pad (id 1) and the 256 bytes; a small corpus may fill less of it.
-    `max_length`: tokens that the model it is for can take. `append_eos`: texts end with EOS, as T5's encoder reads
-    them, and there is no BOS.
-    """
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[EOS, PAD],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    if append_eos:
-        bpe.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=None if append_eos else EOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        clean_up_tokenization_spaces=False,
-        **({"model_max_length": max_length} if max_length else {}),
-    )
-
-
-def scratch_model(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights, without dropout (a corpus seen once doesn't need it, and PPO can't have it)."""
-    set_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=size.positions,
-        n_embd=size.width,
-        n_layer=size.layers,
-        n_head=size.heads,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return GPT2LMHeadModel(config)
 
 
 def train_base_model(
@@ -136,7 +83,7 @@ def train_base_model(
     answers = ("chosen", "rejected") if train.answers == "both" and "rejected" in pairs.column_names else ("chosen",)
     seq2seq = network.config.is_encoder_decoder
     if seq2seq:
-        rows, truncated = seq2seq_answers(pairs, tokenizer, limit, answers)
+        rows, truncated = tokenize_seq2seq(pairs, tokenizer, limit, answers)
     else:
         rows, truncated = tokenize_answers(pairs, tokenizer, limit, answers, train.completion_only)
     if not len(rows):
@@ -251,4 +198,54 @@ def _peft(lora: LoraConfig, task_type: str) -> PeftConfig:
         target_modules=lora.target_modules,
         use_dora=lora.dora,
         task_type=task_type,
+    )
+
+
+def tokenize_seq2seq(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int, columns: Sequence[str]
+) -> tuple[Dataset, int]:
+    """Rows `input_ids` (the prompt), `labels` (the answer in one of the `columns`, and EOS) and `length` of both
+    together, and how many lost tokens on the left to fit `limit`: prompts first."""
+    prompts = tokenizer(list(pairs["prompt"]), verbose=False).input_ids if len(pairs) else []
+    rows: list[dict] = []
+    truncated = 0
+    for column in columns:
+        texts = list(pairs[column])
+        answers = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            labels = [*answer, tokenizer.eos_token_id][-(limit - 1) :]
+            ids = (prompt or [tokenizer.eos_token_id])[-(limit - len(labels)) :]
+            truncated += len(prompt) + len(answer) + 1 > limit
+            rows.append({"input_ids": ids, "labels": labels, "length": len(ids) + len(labels)})
+    return Dataset.from_list(rows), truncated
+
+
+def seq2seq_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    arguments: dict[str, Any],
+    adapter: PeftConfig | None = None,
+) -> Seq2SeqTrainer:
+    """Transformers' trainer on rows of `tokenize_answers`, with the `arguments` of `trainer_arguments`."""
+    pad = DataCollatorForSeq2Seq(tokenizer, model=model)
+
+    def collate(batch: list[dict[str, Any]]) -> Any:
+        return pad([{name: row[name] for name in ("input_ids", "labels")} for row in batch])
+
+    class LengthGroupedSeq2SeqTrainer(LengthGroups, Seq2SeqTrainer):
+        pass
+
+    if adapter is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter)  # type: ignore[assignment]
+    # max_length is TRL's; these rows are cut already
+    settings = {name: value for name, value in arguments.items() if name != "max_length"}
+    return LengthGroupedSeq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(**settings),
+        train_dataset=rows,
+        data_collator=collate,
+        processing_class=tokenizer,
     )

@@ -14,8 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rlhf_lib.errors import ModelError, RecipeError
-from rlhf_lib.models.device import keep_freed_memory
-from rlhf_lib.models.loading import pick_device, pick_dtype
+from rlhf_lib.models.device import keep_freed_memory, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -127,7 +127,7 @@ class PPOConfig:
         self.to_recipe()  # the ranges
 
     def to_recipe(self) -> recipe.PPOConfig:
-        """The engine's settings; `recipe.PPO` documents each. Raises RecipeError, with TRL's name of the field."""
+        """The engine's settings (see `recipe.PPOConfig`). Raises RecipeError with TRL's name of the field."""
         try:
             return recipe.PPOConfig(
                 steps=max(self.total_ppo_epochs, 1),

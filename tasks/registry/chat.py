@@ -29,7 +29,8 @@ class Chat:
     a `recipe` is needed, whose policy.model then is the reference. Raises ModelError for what isn't there."""
 
     def __init__(self, model: str, recipe: str | None = None, overrides: list[str] | None = None) -> None:
-        from rlhf_lib.models.loading import load_policy, load_tokenizer, pick_device, pick_dtype
+        from rlhf_lib.models.device import pick_device, pick_dtype
+        from rlhf_lib.models.loading import load_policy, load_tokenizer
 
         if provenance.versions(model):
             model = f"models:/{model}@{CHAMPION}"

@@ -17,9 +17,10 @@ def preflight(recipe: Recipe) -> Recipe:
 
     Raises RLHFError naming the first thing that is missing.
     """
-    from rlhf_lib.data.texts import load_texts
+    from rlhf_lib.data.corpus import load_texts
     from rlhf_lib.evaluation.probes import probe_tokens
-    from rlhf_lib.models.loading import load_config, load_tokenizer, pick_device
+    from rlhf_lib.models.device import pick_device
+    from rlhf_lib.models.loading import load_config, load_tokenizer
     from rlhf_lib.ppo.optimizer import check_optimizer
     from rlhf_lib.rewards.build import check_reward
 

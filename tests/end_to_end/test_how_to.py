@@ -30,7 +30,7 @@ from transformers import (
 from flows import cli
 from rlhf_lib.data.embedded import load
 from rlhf_lib.recipe import Recipe
-from rlhf_lib.training.sft import train_tokenizer
+from rlhf_lib.training.scratch import train_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {"production.md"}  # tests/operations/test_postgres.py starts its servers

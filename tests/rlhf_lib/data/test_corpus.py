@@ -9,7 +9,7 @@ from rlhf_lib.data.corpus import load_corpus
 from rlhf_lib.data.prompts import load_prompts, tokenize_prompts
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
-from rlhf_lib.training.sft import EOS, train_tokenizer
+from rlhf_lib.training.scratch import EOS, train_tokenizer
 
 TRAIN = ["one two three four five", "one  two three\nfour", "", "  ", "one two", "one two three four five", "a b c d"]
 TEST = ["a b c d", "x y z", "x y z"]

@@ -11,7 +11,7 @@ from tiny_models import tiny_t5, word_tokenizer
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from flows.rlhf import rlhf
-from rlhf_lib.data.texts import load_texts
+from rlhf_lib.data.corpus import load_texts
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.loading import load_policy, load_tokenizer
 from rlhf_lib.ppo.rollout import sample_responses

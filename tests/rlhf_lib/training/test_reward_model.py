@@ -19,7 +19,7 @@ from rlhf_lib.recipe import Recipe as RecipeSection
 from rlhf_lib.recipe import RewardConfig, RewardTrainingConfig
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.training.reward_model import accuracy, tokenize_pairs, train_reward_model
-from rlhf_lib.training.sft import train_tokenizer
+from rlhf_lib.training.scratch import train_tokenizer
 from tests.rlhf_lib.rewards.test_rewards import COMPUTE
 
 

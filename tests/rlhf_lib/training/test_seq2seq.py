@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5ForConditionalG
 from rlhf_lib.models.loading import load_policy, positions
 from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, LoraConfig, TrainConfig
-from rlhf_lib.training import seq2seq, sft
+from rlhf_lib.training import scratch, sft
 
 COMPUTE = ComputeConfig(device="cpu", precision="fp32")
 SIZE = FromScratchConfig(architecture="t5", layers=1, width=64, heads=4, positions=48, vocab_size=300)
@@ -25,7 +25,7 @@ def corpus(rows, seed=0):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return sft.train_tokenizer([p + a for p, a in ANSWERS.items()] * 5, 300, 48, append_eos=True)
+    return scratch.train_tokenizer([p + a for p, a in ANSWERS.items()] * 5, 300, 48, append_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +55,19 @@ def test_what_is_trained_on(tokenizer):
     chosen, rejected = ([*tokenizer(t, add_special_tokens=False).input_ids, 0] for t in (" x", " z"))
     assert (len(prompt), len(chosen)) == (3, 3)  # bytes that no merge joined
 
-    made, truncated = seq2seq.tokenize_answers(rows, tokenizer, 48, ("chosen", "rejected"))
+    made, truncated = sft.tokenize_seq2seq(rows, tokenizer, 48, ("chosen", "rejected"))
     assert list(made["input_ids"]) == [prompt, prompt]
     assert list(made["labels"]) == [chosen, rejected]
     assert (list(made["length"]), truncated) == ([6, 6], 0)
 
-    made, truncated = seq2seq.tokenize_answers(rows, tokenizer, 5, ("chosen",))
+    made, truncated = sft.tokenize_seq2seq(rows, tokenizer, 5, ("chosen",))
     assert (made[0]["input_ids"], made[0]["labels"], truncated) == (prompt[1:], chosen, 1)
-    made, truncated = seq2seq.tokenize_answers(rows, tokenizer, 3, ("chosen",))
+    made, truncated = sft.tokenize_seq2seq(rows, tokenizer, 3, ("chosen",))
     assert (made[0]["input_ids"], made[0]["labels"], truncated) == (prompt[2:], chosen[1:], 1)
 
 
 def test_the_model_is_flan_t5s_kind(tokenizer):
-    model = seq2seq.scratch_t5(SIZE, tokenizer, seed=0)
+    model = scratch.scratch_t5(SIZE, tokenizer, seed=0)
     config = model.config
     assert (config.d_ff, config.d_kv, config.num_decoder_layers) == (256, 16, 1)
     assert (config.is_gated_act, config.dropout_rate, config.scale_decoder_outputs) == (True, 0, False)
@@ -75,18 +75,18 @@ def test_the_model_is_flan_t5s_kind(tokenizer):
     assert model.encoder.embed_tokens.weight is model.decoder.embed_tokens.weight
     assert model.lm_head.weight is not model.shared.weight
     assert trunk_and_head(model)[1] is model.lm_head
-    again = seq2seq.scratch_t5(SIZE, tokenizer, seed=0)
+    again = scratch.scratch_t5(SIZE, tokenizer, seed=0)
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
 
 
 def test_the_held_out_loss_of_a_uniform_model_is_log_v(tokenizer):
-    model = seq2seq.scratch_t5(SIZE, tokenizer, seed=0)
+    model = scratch.scratch_t5(SIZE, tokenizer, seed=0)
     torch.nn.init.zeros_(model.lm_head.weight)
     assert sft.answer_loss(model, tokenizer, corpus(7), 48) == pytest.approx(math.log(len(tokenizer)), rel=1e-5)
 
 
 def test_the_held_out_loss_is_that_of_the_models_own_forward_pass(tokenizer):
-    model = seq2seq.scratch_t5(SIZE, tokenizer, seed=0).eval()
+    model = scratch.scratch_t5(SIZE, tokenizer, seed=0).eval()
     rows = corpus(1)
     labels = torch.tensor([[*tokenizer(rows["chosen"][0], add_special_tokens=False).input_ids, 0]])
     with torch.no_grad():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, s
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, LoraConfig, TrainConfig
-from rlhf_lib.training import sft
+from rlhf_lib.training import scratch, sft
 from rlhf_lib.training.supervised import ShuffledLengthGroups, _Log
 
 COMPUTE = ComputeConfig(device="cpu", precision="fp32")
@@ -33,7 +33,7 @@ def pairs(rows, seed=0):
 @pytest.fixture(scope="module")
 def tokenizer():
     rows = pairs(30)
-    return sft.train_tokenizer([p + c for p, c in zip(rows["prompt"], rows["chosen"], strict=True)], 300, 48)
+    return scratch.train_tokenizer([p + c for p, c in zip(rows["prompt"], rows["chosen"], strict=True)], 300, 48)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_what_is_trained_on(tokenizer):
 
 def test_the_held_out_loss_of_a_uniform_model_is_log_v(tokenizer):
     set_seed(0)
-    model = sft.scratch_model(SIZE, tokenizer, seed=0)
+    model = scratch.scratch_model(SIZE, tokenizer, seed=0)
     torch.nn.init.zeros_(model.lm_head.weight)
     assert sft.answer_loss(model, tokenizer, pairs(7), 48) == pytest.approx(math.log(len(tokenizer)), rel=1e-5)
 
@@ -100,7 +100,7 @@ def test_training_from_scratch_learns_the_answers_and_how_they_end(trained, toke
     for animal, answer in ANSWERS.items():
         prompt = AutoTokenizer.from_pretrained(folder)(f"Assistant: the {animal}", return_tensors="pt")
         generated = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt.input_ids.shape[1] :]
-        assert tokenizer.decode(generated) == answer + sft.EOS
+        assert tokenizer.decode(generated) == answer + scratch.EOS
 
 
 def test_the_same_seed_gives_the_same_weights(tokenizer, tmp_path):

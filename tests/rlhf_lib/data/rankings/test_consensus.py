@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from rlhf_lib.data.preferences import load_preferences
-from rlhf_lib.data.rankings.agreement import agreement_matrix, alpha, annotator_agreement, flagged, judgements, majority
-from rlhf_lib.data.rankings.consensus import gather, ranked_pairs, thumb_pairs
+from rlhf_lib.data.rankings.consensus import (
+    agreement_matrix,
+    alpha,
+    annotator_agreement,
+    flagged,
+    gather,
+    judgements,
+    majority,
+    ranked_pairs,
+    thumb_pairs,
+)
 from rlhf_lib.data.rankings.files import Ranking, Task, Thumb
 from rlhf_lib.errors import DataError, RecipeError
 from rlhf_lib.recipe import RankingsConfig, Recipe, load_recipe
