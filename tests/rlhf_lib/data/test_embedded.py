@@ -9,7 +9,6 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from rlhf_lib.data import embedded
-from rlhf_lib.data.embedded_phrases import CORES, TAILS
 from rlhf_lib.errors import DataError
 
 DIALOGUE = re.compile(r"(\n\nHuman: \S[^\n]*\n\nAssistant: \S[^\n]*)+")
@@ -88,9 +87,14 @@ def test_varied(train):
     said = [answer for side in answers(train) for answer in side]
     assert len(set(said)) > 0.9 * len(said)
     assert max(Counter(" ".join(words(answer)[:4]) for answer in said).values()) < 0.05 * len(said)
-    assert len(CORES) + len(TAILS) + sum(len(topic.facts) for topic in embedded.TOPICS) > 60
+    assert (
+        len(embedded.phrases().cores)
+        + len(embedded.phrases().tails)
+        + sum(len(topic.facts) for topic in embedded.topics())
+        > 60
+    )
     asked = prompts(train)
-    for topic in embedded.TOPICS:
+    for topic in embedded.topics():
         assert sum(any(item in prompt for item in topic.items) for prompt in asked) > 100
 
 
