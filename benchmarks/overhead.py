@@ -57,7 +57,7 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     from rlhf_lib.data.sources import fingerprint, load_sources
     from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import plots
-    from rlhf_lib.evaluation.comparison import compare
+    from rlhf_lib.evaluation.compare import compare_policy
     from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.report import build_report
     from rlhf_lib.models.device import pick_device, pick_dtype
@@ -145,7 +145,7 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     models = {name: load_policy(str(folder / "ppo" / name), dtype).to(device) for name in names}
     asked = held_out_prompts(places["test"], recipe)
     words = load_tokenizer(str(folder / "ppo/policy"))
-    comparison = compare(
+    comparison = compare_policy(
         models["reference"],
         models["policy"],
         words,

@@ -17,8 +17,8 @@ from typing import Any
 import mlflow
 from matplotlib.figure import Figure
 
+from rlhf_lib.evaluation.measures import shifts
 from rlhf_lib.evaluation.page import markdown_cell, number
-from rlhf_lib.evaluation.words import shifts
 from rlhf_lib.statistics import bootstrap_mean
 
 PANELS = {

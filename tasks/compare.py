@@ -22,7 +22,8 @@ from tasks.tracking.runs import model_link
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from rlhf_lib.evaluation.versus import PerplexityOf, Versus
+    from rlhf_lib.evaluation.compare import PerplexityOf
+    from rlhf_lib.evaluation.results import Comparison
 
 REFERENCE = "reference"  # what a user writes for the reference of the first registered version
 
@@ -102,18 +103,18 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
 
     Returns `models` (name, uri, and the figures of each), `win_rates`, `prompts`, `report` (path of the page).
     """
-    from rlhf_lib.evaluation import versus_plots as plots
-    from rlhf_lib.evaluation.versus import Entrant, contest
-    from rlhf_lib.evaluation.versus_report import build_report
+    from rlhf_lib.evaluation import plots
+    from rlhf_lib.evaluation.compare import compare_folders
+    from rlhf_lib.evaluation.report import build_comparison_report, how_sampled
+    from rlhf_lib.evaluation.results import ModelSource
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
-    from tasks.evaluation import how_sampled
 
     recipe = plan.recipe
     _link(plan)
     device = pick_device(recipe.compute)
-    done = contest(
-        [Entrant(model.name, model.folder) for model in plan.models],
+    done = compare_folders(
+        [ModelSource(model.name, model.folder) for model in plan.models],
         _prompts(plan),
         build_reward(recipe.reward, plan.reward_model, device),
         recipe.generation,
@@ -132,7 +133,9 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
         "wins": plots.win_map(done),
     }
     notes = [how_sampled(recipe), f"Prompts, generation and reward of recipe {recipe.name}."]
-    report = build_report(f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed)
+    report = build_comparison_report(
+        f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed
+    )
     mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
     mlflow.log_table(done.table(), "responses.json")
     page = publish(report, drawings, Path(folder), key="compare", description=report.title)
@@ -202,22 +205,22 @@ def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
     return measure
 
 
-def _record(plan: Plan, done: Versus) -> dict[str, Any]:
+def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
     """What the flow returns: small, JSON."""
     models = []
-    for model, showing in zip(plan.models, done.showings, strict=True):
-        gain = showing.gain
+    for model, result in zip(plan.models, done.results, strict=True):
+        gain = result.gain
         models.append(
             {
                 "name": model.name,
                 "uri": model.uri,
-                "reward": showing.mean[0],
+                "reward": result.mean[0],
                 "delta": gain.delta if gain else None,
                 "ci95": list(gain.ci95) if gain else None,
                 "win_rate": gain.win_rate if gain else None,
-                "perplexity": showing.perplexity,
-                "kl": showing.kl,
-                "distinct_2": showing.rows["distinct-2"],
+                "perplexity": result.perplexity,
+                "kl": result.kl,
+                "distinct_2": result.distinct_2,
             }
         )
     return {

@@ -27,10 +27,10 @@ def evaluate_policy(
     from rlhf_lib.data.corpus import load_texts
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
-    from rlhf_lib.evaluation.comparison import compare
+    from rlhf_lib.evaluation.compare import compare_policy
     from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
-    from rlhf_lib.evaluation.report import build_report
+    from rlhf_lib.evaluation.report import build_report, how_sampled
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.rewards.build import build_reward
@@ -60,7 +60,7 @@ def evaluate_policy(
         for name, folder in (("reference", ppo.reference), ("policy", ppo.policy)):
             models[name] = load_policy(folder, dtype, remote).to(device)  # type: ignore[arg-type]
         logger.info("evaluation: %d prompts, %d texts for perplexity", len(prompts), len(texts))
-        comparison = compare(
+        comparison = compare_policy(
             models["reference"],
             models["policy"],
             tokenizer,
@@ -143,12 +143,3 @@ def evaluate_policy(
             )
         )
     return s.result
-
-
-def how_sampled(recipe: Recipe) -> str:
-    g = recipe.generation
-    length = f"at most {g.response_limit}"
-    if g.length_sampler:
-        length = f"{g.length_sampler.min} to {g.response_limit}"
-    truncated = f", top-k {g.top_k}" * bool(g.top_k) + f", top-p {g.top_p}" * (g.top_p < 1)
-    return f"Sampled at temperature {g.temperature:g}{truncated}, {length} tokens, seed {recipe.seed}."

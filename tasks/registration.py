@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 
 from rlhf_lib.errors import EnvironmentFault, RLHFError
-from rlhf_lib.evaluation.figures import flat_figures
+from rlhf_lib.evaluation.measures import flat_metrics
 from rlhf_lib.recipe import Recipe
 from tasks.registry import champions, policies, provenance
 from tasks.registry.model_card import model_card
@@ -250,4 +250,4 @@ def _figures(evaluation: EvaluationResult, duel: Mapping[str, Any] | None, accur
     }
     if duel and "error" not in duel:
         tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}
-    return flat_figures(tree)
+    return flat_metrics(tree)

@@ -1,4 +1,4 @@
-"""Histograms of an evaluation: scores before and after, what each prompt gained, response lengths."""
+"""Plots of a comparison: scores, gains and lengths before and after, or of several models beside each other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from rlhf_lib.drawing import panels
 from rlhf_lib.evaluation.probes import ProbeResult
+from rlhf_lib.evaluation.results import Comparison
 
 BEFORE, AFTER, INK = "#8a94a6", "#d9622b", "#2b303b"  # told apart in grey and by the colour-blind
 _SIZE, _DPI = (4.4, 3.0), 180
@@ -45,7 +46,7 @@ def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float]) -> Figur
 
 def probe_chart(probes: Sequence[ProbeResult]) -> Figure:
     """Each probe's logit difference before and after, an arrow from one to the other."""
-    figure, axes = rows("Next token", "logit difference, nats", 1.3 + 0.42 * len(probes))
+    figure, axes = _rows("Next token", "logit difference, nats", 1.3 + 0.42 * len(probes))
     places = range(len(probes))
     for row, probe in zip(places, probes, strict=True):
         arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.0, "shrinkA": 4, "shrinkB": 4}
@@ -80,7 +81,7 @@ def _counts(title: str, label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def rows(title: str, label: str, height: float) -> tuple[Figure, Axes]:
+def _rows(title: str, label: str, height: float) -> tuple[Figure, Axes]:
     """Empty axes for rows with names of any length; `height` in inches."""
     figure = Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -103,3 +104,58 @@ def _legend(axes: Axes) -> None:
 
 def _edges(values: Sequence[float]) -> np.ndarray:
     return np.histogram_bin_edges(values, bins=min(40, max(10, round(len(values) ** 0.5) * 2)))
+
+
+def score_boxes(done: Comparison) -> Figure:
+    """Each model's raw scores: quartiles, whiskers to the 5th and 95th percentile, and the mean."""
+    figure, axes = _named_rows("Scores", "raw score", [s.name for s in done.results])
+    axes.boxplot(
+        [s.sampled.scores for s in done.results],
+        orientation="horizontal",
+        positions=range(len(done.results)),
+        whis=(5, 95),
+        widths=0.5,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": BEFORE, "alpha": 0.5, "edgecolor": INK},
+        medianprops={"color": INK},
+        manage_ticks=False,
+    )
+    axes.scatter([s.mean[0] for s in done.results], range(len(done.results)), color=AFTER, zorder=3, s=28)
+    axes.set_title("orange: mean", loc="right", fontsize=8, color=INK)
+    return figure
+
+
+def gain_intervals(done: Comparison) -> Figure:
+    """What each model's mean score gains on the first one's, with its paired 95% interval."""
+    first, *others = done.results
+    figure, axes = _named_rows(f"Gain on {first.name}", "mean score gained, 95% interval", [s.name for s in others])
+    for row, result in enumerate(others):
+        if result.gain is not None:
+            axes.plot(result.gain.ci95, [row, row], color=INK, linewidth=1.6)
+            axes.scatter([result.gain.delta], [row], color=AFTER, zorder=3, s=34)
+    axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
+    return figure
+
+
+def win_map(done: Comparison) -> Figure:
+    """The win-rate matrix: on what share of the prompts the row's model scores higher than the column's."""
+    names = [s.name for s in done.results]
+    figure, axes = _named_rows("Row beats column", "", names)
+    shares = np.array([[np.nan if share is None else share for share in row] for row in done.win_rates])
+    axes.imshow(shares, cmap="PuOr_r", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(~np.isnan(shares)):
+        share = shares[row, column]
+        colour = "white" if abs(share - 0.5) > 0.35 else INK
+        axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(names)), [textwrap.fill(name, 11) for name in names], fontsize=7)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    return figure
+
+
+def _named_rows(title: str, label: str, names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Axes with a row for each name, the first on top."""
+    figure, axes = _rows(title, label, 1.5 + 0.5 * len(names))
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 22) for name in names], fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    return figure, axes

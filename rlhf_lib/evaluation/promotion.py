@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from rlhf_lib.evaluation.reward_delta import reward_delta
-from rlhf_lib.evaluation.versus import encode_for_all
-from rlhf_lib.models.loading import load_policy
-from rlhf_lib.ppo.rollout import sample_responses
+from rlhf_lib.evaluation.compare import compare_folders
+from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig
 from rlhf_lib.rewards import Reward
 
@@ -88,22 +86,27 @@ def compare_policies(
     equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
-    folders = (candidate, champion)
-    tokenizers, encoded, rows = encode_for_all(folders, prompts, generation, trust_remote_code)
-    queries = [prompts[row]["query"] for row in rows]
-    scores = []
-    for folder, tokenizer, ids in zip(folders, tokenizers, encoded, strict=True):
-        model = load_policy(folder, dtype, trust_remote_code).to(device)  # type: ignore[arg-type]
-        scores.append(reward(queries, sample_responses(model, tokenizer, ids, generation, seed=seed).texts))
-        del model
-    outcome = reward_delta(scores[1], scores[0], seed=seed)
+    sources = [ModelSource("champion", champion), ModelSource("candidate", candidate)]
+    compared = compare_folders(
+        sources,
+        prompts,
+        reward,
+        generation,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        anchor=None,
+        trust_remote_code=trust_remote_code,
+    )
+    outcome = compared.results[1].gain
+    assert outcome is not None
     return {
         "candidate": outcome.policy,
         "champion": outcome.reference,
         "delta": outcome.delta,
         "ci95": list(outcome.ci95),
         "win_rate": outcome.win_rate,
-        "prompts": len(rows),
+        "prompts": len(compared.queries),
     }
 
 

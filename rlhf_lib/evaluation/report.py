@@ -1,4 +1,5 @@
-"""The evaluation as a page that stands alone (HTML, plots inside) and as Markdown. All model text is escaped."""
+"""Reports of a comparison, each as a page that stands alone (HTML, plots inside) and as Markdown. All model text is
+escaped."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_lib.evaluation.comparison import Comparison
+from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.page import markdown, page, shortened
 from rlhf_lib.evaluation.probes import ProbeResult
-from rlhf_lib.evaluation.words import Shift, shifts
+from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult
+from rlhf_lib.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Report:
+class BeforeAfterReport:
     """What both forms of the report show."""
 
     title: str
-    comparison: Comparison
+    comparison: BeforeAfter
     rows: list[Row]
     groups: dict[str, list[Sample]]
     notes: list[str]
@@ -54,23 +56,23 @@ class Report:
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
-        return page(_HTML, pictures, title=self.title, report=self, c=self.comparison)
+        return page("before_after.html", pictures, title=self.title, report=self, c=self.comparison)
 
     def markdown(self) -> str:
         """For a terminal, a tracker's artifact page or a model card."""
-        return markdown(_MARKDOWN, report=self, c=self.comparison)
+        return markdown("before_after.md", report=self, c=self.comparison)
 
 
 def build_report(
     title: str,
-    comparison: Comparison,
+    comparison: BeforeAfter,
     perplexity: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
     *,
     probes: Sequence[ProbeResult] = (),
     samples: int = 5,
     seed: int = 0,
-) -> Report:
+) -> BeforeAfterReport:
     """Collect the figures, and the samples with the largest gain, the largest loss, and drawn at random.
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
@@ -104,10 +106,10 @@ def build_report(
     }
     moved = shifts(c.reference.texts, c.policy.texts)
     definitions = [*_DEFINITIONS, *([_PROBES] if probes else []), *([_SHIFTS] if moved else [])]
-    return Report(title, comparison, rows, groups, [*notes, *definitions], perplexity, probes, moved)
+    return BeforeAfterReport(title, comparison, rows, groups, [*notes, *definitions], perplexity, probes, moved)
 
 
-def _sample(c: Comparison, i: int) -> Sample:
+def _sample(c: BeforeAfter, i: int) -> Sample:
     ends_matter = any(c.reference.ended) or any(c.policy.ended)
     return Sample(
         query=shortened(c.queries[i]),
@@ -137,137 +139,89 @@ _SHIFTS = (
     "with many words some pass by chance."
 )
 
-_MARKDOWN = """\
-# {{ report.title }}
 
-{% set r = c.reward %}
-Reward **{{ r.reference|number }} -> {{ r.policy|number }}**: {{ r.delta|number(true) }} \
-(95% interval {{ r.ci95[0]|number(true) }} to {{ r.ci95[1]|number(true) }}), better on \
-{{ "%.0f"|format(100 * r.win_rate) }}% of {{ c.queries|length }} held-out prompts, for a KL of {{ c.kl|number }} nats \
-per response (standard error {{ c.kl_error|number }}).
+@dataclass(frozen=True)
+class Answer:
+    """One model's response to a prompt; `best`: no other's scores higher."""
 
-| | before | after |
-|---|---:|---:|
-{% for row in report.rows %}
-| {{ row.name }} | {{ row.before|number }} | {{ row.after|number }} |
-{% endfor %}
-{% if report.probes %}
+    text: str
+    score: float
+    cut: bool
+    best: bool
 
-## Next token
 
-| prompt | word (+) | against (-) | before | after |
-|---|---|---|---:|---:|
-{% for p in report.probes %}
-| {{ p.prompt|cell }} | {{ p.token|cell }} | {{ p.against|cell }} | {{ p.reference|number(true) }} | \
-{{ p.policy|number(true) }} |
-{% endfor %}
-{% endif %}
-{% if report.shifts %}
+@dataclass(frozen=True)
+class Asked:
+    """One prompt with every model's response, in the models' order."""
 
-## Words that moved
+    query: str
+    answers: list[Answer]
 
-| word | before | after | z |
-|---|---:|---:|---:|
-{% for s in report.shifts %}
-| {{ s.word|cell }} | {{ s.before }} | {{ s.after }} | {{ s.z|number(true) }} |
-{% endfor %}
-{% endif %}
-{% for title, samples in report.groups.items() %}
 
-## {{ title }}
+@dataclass(frozen=True)
+class ComparisonReport:
+    """What both forms of the report show."""
 
-| query | before | after | score |
-|---|---|---|---:|
-{% for s in samples %}
-| {{ s.query|cell }} | {{ s.before|cell }} | {{ s.after|cell }} | {{ s.score_before|number }} -> \
-{{ s.score_after|number }} |
-{% endfor %}
-{% endfor %}
+    title: str
+    comparison: Comparison
+    rows: dict[str, list[float | None]]  # figure -> one value a model
+    groups: dict[str, list[Asked]]
+    notes: list[str]
 
-## How it was measured
+    def html(self, pictures: Mapping[str, Path]) -> str:
+        """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
+        return page("comparison.html", pictures, title=self.title, report=self, c=self.comparison)
 
-{% for note in report.notes %}
-- {{ note }}
-{% endfor %}
-"""
+    def markdown(self) -> str:
+        """For a terminal or a tracker's artifact page."""
+        return markdown("comparison.md", report=self, c=self.comparison)
 
-_HTML = """\
-{% extends "page.html" %}
-{% block body %}
-{% from "parts.html" import response, plots, notes %}
-{% macro change(value) %}
-<span class="{{ 'good' if value > 0 else 'bad' if value < 0 else '' }}">{{ value|number(true) }}</span>
-{%- endmacro %}
-{% set r = c.reward %}
-<h1>{{ report.title }}</h1>
-<p class="lead">Reference (before) against policy (after) on {{ c.queries|length }} held-out prompts, the same prompts
-and seeds for both.</p>
 
-<section class="cards">
-  <div class="card"><span class="name">Reward gained</span>
-    <b class="{{ 'good' if r.ci95[0] > 0 else 'bad' if r.ci95[1] < 0 else '' }}">{{ r.delta|number(true) }}</b>
-    <span>95% interval {{ r.ci95[0]|number(true) }} to {{ r.ci95[1]|number(true) }}</span></div>
-  <div class="card"><span class="name">Better than before</span>
-    <b>{{ "%.0f"|format(100 * r.win_rate) }}%</b><span>of the prompts</span></div>
-  <div class="card"><span class="name">KL to the reference</span>
-    <b>{{ c.kl|number }}</b><span>nats per response, standard error {{ c.kl_error|number }}</span></div>
-  {% if report.perplexity %}
-  <div class="card"><span class="name">Perplexity</span>
-    <b>{{ report.perplexity["policy"]|number }}</b><span>was {{ report.perplexity["reference"]|number }}</span></div>
-  {% endif %}
-  <div class="card"><span class="name">Distinct-2</span>
-    <b>{{ c.diversity["distinct_2_policy"]|number }}</b>
-    <span>was {{ c.diversity["distinct_2_reference"]|number }}</span></div>
-</section>
+def build_comparison_report(
+    title: str, comparison: Comparison, notes: Sequence[str] = (), *, samples: int = 5, seed: int = 0
+) -> ComparisonReport:
+    """Collect the figures, and the prompts drawn at random and those on which the models' scores are furthest apart."""
+    shown = [result.rows for result in comparison.results]
+    rows = {name: [row[name] for row in shown] for name in shown[0] if any(row[name] is not None for row in shown)}
+    if "KL" in rows:
+        rows = {f"KL to {comparison.anchor}" if name == "KL" else name: values for name, values in rows.items()}
+    scores = [result.sampled.scores for result in comparison.results]
+    ranges = [max(column) - min(column) for column in zip(*scores, strict=True)]
+    order = sorted(range(len(ranges)), key=lambda i: -ranges[i])
+    drawn = random.Random(seed).sample(order, min(samples, len(order)))
+    groups = {
+        "Drawn at random": [_asked(comparison, i) for i in drawn],
+        "Furthest apart": [_asked(comparison, i) for i in order[:samples]],
+    }
+    told = [*notes, *_COMPARISON_DEFINITIONS, *([] if comparison.same_tokens else [_OTHER_TOKENS])]
+    return ComparisonReport(title, comparison, rows, groups, told)
 
-{{ plots(images) }}
 
-<h2>Figures</h2>
-<table>
-  <thead><tr><th></th><th class="n">before</th><th class="n">after</th><th class="n">change</th></tr></thead>
-  {% for row in report.rows %}
-  <tr><td>{{ row.name }}</td><td class="n">{{ row.before|number }}</td><td class="n">{{ row.after|number }}</td>
-  <td class="n">{% if row.before is not none and row.after is not none %}{{ (row.after - row.before)|number(true) }}
-  {%- endif %}</td></tr>
-  {% endfor %}
-</table>
+def _asked(comparison: Comparison, i: int) -> Asked:
+    best = max(result.sampled.scores[i] for result in comparison.results)
+    return Asked(shortened(comparison.queries[i]), [_answer(result, i, best) for result in comparison.results])
 
-{% if report.probes %}
-<h2>Next token</h2>
-<table>
-  <thead><tr><th>after</th><th>word (+)</th><th>against (-)</th><th class="n">before</th><th class="n">after</th>
-    <th class="n">change</th></tr></thead>
-  {% for p in report.probes %}
-  <tr><td>{{ p.prompt }}</td><td>{{ p.token.strip() }}</td><td>{{ p.against.strip() }}</td>
-  <td class="n">{{ p.reference|number(true) }}</td><td class="n">{{ p.policy|number(true) }}</td>
-  <td class="n">{{ (p.policy - p.reference)|number(true) }}</td></tr>
-  {% endfor %}
-</table>
-{% endif %}
-{% if report.shifts %}
-<h2>Words that moved</h2>
-<p class="words">
-{% for s in report.shifts %}
-  <span class="{{ 'gained' if s.z > 0 else 'lost' }}" title="z {{ s.z|number(true) }}">{{ s.word }}
-    <small>{{ s.before }} &rarr; {{ s.after }}</small></span>
-{% endfor %}
-</p>
-{% endif %}
 
-{% for title, samples in report.groups.items() %}
-<h2>{{ title }}</h2>
-<table class="samples">
-  <colgroup><col style="width: 30%"><col style="width: 31%"><col style="width: 31%"><col style="width: 8%"></colgroup>
-  <thead><tr><th>query</th><th>before</th><th>after</th><th class="n">gain</th></tr></thead>
-  {% for s in samples %}
-  <tr><td class="text query">{{ s.query.strip() }}</td>
-  {{ response(s.before, s.score_before, s.cut_before, "before") }}
-  {{ response(s.after, s.score_after, s.cut_after, "after") }}
-  <td class="n">{{ change(s.delta) }}</td></tr>
-  {% endfor %}
-</table>
-{% endfor %}
+def _answer(result: ModelResult, i: int, best: float) -> Answer:
+    sampled = result.sampled
+    cut = any(sampled.ended) and not sampled.ended[i]
+    return Answer(sampled.texts[i], sampled.scores[i], cut, sampled.scores[i] == best)
 
-{{ notes(report.notes) }}
-{% endblock %}
-"""
+
+_COMPARISON_DEFINITIONS = [
+    "Every model answers the same prompts, the i-th answers drawn from the same random numbers. Scores are the "
+    "reward's raw output; intervals are bootstraps over prompts, 95%, a gain's paired; ties count half in a win rate.",
+    "KL, nats per response, on the model's own responses; only where the tokenizers agree. Distinct-n: different "
+    "n-grams of all the responses over their number of words.",
+]
+_OTHER_TOKENS = "The models have different tokenizers: lengths and perplexities by token don't compare between them."
+
+
+def how_sampled(recipe: Recipe) -> str:
+    """A note on the responses: their sampling, length and seed."""
+    g = recipe.generation
+    length = f"at most {g.response_limit}"
+    if g.length_sampler:
+        length = f"{g.length_sampler.min} to {g.response_limit}"
+    truncated = f", top-k {g.top_k}" * bool(g.top_k) + f", top-p {g.top_p}" * (g.top_p < 1)
+    return f"Sampled at temperature {g.temperature:g}{truncated}, {length} tokens, seed {recipe.seed}."

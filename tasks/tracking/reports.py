@@ -12,11 +12,11 @@ from prefect.artifacts import create_markdown_artifact
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rlhf_lib.evaluation import report, versus_report
+    from rlhf_lib.evaluation.report import BeforeAfterReport, ComparisonReport
 
 
 def publish(
-    written: report.Report | versus_report.Report,
+    written: BeforeAfterReport | ComparisonReport,
     figures: Mapping[str, Figure],
     folder: Path,
     *,

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from pydantic import BaseModel
 
 from rlhf_lib.credentials import redact
-from rlhf_lib.evaluation.figures import flat_figures
+from rlhf_lib.evaluation.measures import flat_metrics
 from rlhf_lib.recipe import Recipe, flatten
 from tasks.tracking import run_folder
 from tasks.tracking.closing import close_abandoned, tagged
@@ -94,7 +94,7 @@ def use_experiment(run_dir: str) -> None:
 
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
     """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
-    return flat_figures({section: record[section] or {} for section in HEADLINES})
+    return flat_metrics({section: record[section] or {} for section in HEADLINES})
 
 
 def git_commit() -> str | None:

@@ -13,7 +13,7 @@ from rlhf_lib.recipe import Recipe
 from tasks import registration
 from tasks.results import EvaluationResult, Folders, PPOResult, RewardArtifact, StartingPolicy
 from tasks.tracking.runs import PipelineRun
-from tests.test_promotion import figures
+from tests.rlhf_lib.evaluation.test_promotion import figures
 
 EOS = "<|endoftext|>"
 PROMPTS = [

@@ -26,7 +26,7 @@ from rlhf_lib.ppo.rollout import sample_responses
 from tasks import registration
 from tasks.registry import policies
 from tasks.results import Folders, PreparedData, RewardChecks
-from tests.test_promotion import figures
+from tests.rlhf_lib.evaluation.test_promotion import figures
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -15,7 +15,7 @@ from tiny_models import one_thread  # noqa: F401
 
 from flows.servers.services import await_page
 from rlhf_lib.ppo.rollout import sample_responses
-from tests.test_promotion import figures
+from tests.rlhf_lib.evaluation.test_promotion import figures
 
 
 def test_served_words_are_greedy_decodings_words(store, folders):

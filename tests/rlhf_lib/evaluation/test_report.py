@@ -2,7 +2,6 @@
 
 import base64
 import html
-import math
 import re
 
 import pytest
@@ -14,10 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_lib.drawing import save
 from rlhf_lib.evaluation import plots
-from rlhf_lib.evaluation.comparison import Comparison, Sampled, compare
+from rlhf_lib.evaluation.compare import compare_policy
+from rlhf_lib.evaluation.measures import reward_delta, win_matrix
 from rlhf_lib.evaluation.page import markdown_cell, number
 from rlhf_lib.evaluation.report import build_report
-from rlhf_lib.evaluation.reward_delta import reward_delta
+from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult, Sampled
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import GenerationConfig
 
@@ -61,7 +61,7 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def comparison(reference, policy, tokenizer, prompts):
-    return compare(reference, policy, tokenizer, count_a, *prompts, GENERATION, seed=3)
+    return compare_policy(reference, policy, tokenizer, count_a, *prompts, GENERATION, seed=3)
 
 
 def test_a_policy_that_leans_towards_the_reward_gains(comparison):
@@ -90,7 +90,7 @@ def test_kl_is_that_of_the_tempered_distributions(comparison, reference, policy,
 
 
 def test_a_policy_equal_to_its_reference_gains_nothing(reference, tokenizer, prompts):
-    same = compare(reference, reference, tokenizer, count_a, *prompts, GENERATION, seed=3)
+    same = compare_policy(reference, reference, tokenizer, count_a, *prompts, GENERATION, seed=3)
     assert same.policy == same.reference
     assert same.reward.ci95 == (0, 0)
     assert same.reward.win_rate == 0.5
@@ -124,16 +124,21 @@ HOSTILE = "<script>alert('x')</script> **b** | {{ 7*7 }}\nline"
 def small():
     before = Sampled(["fine", HOSTILE, ""], [0.0, 1.0, 2.0], [1, 9, 1], [True, False, True])
     after = Sampled(["better", "worse", "same"], [3.0, -4.0, 2.0], [1, 1, 1], [True, True, True])
-    diversity = {f"{name}_{side}": 0.5 for name in ("distinct_1", "distinct_2") for side in ("reference", "policy")}
-    return Comparison(
-        queries=["first", HOSTILE, "x" * 1000 + " end"],
-        reference=before,
-        policy=after,
-        reward=reward_delta(before.scores, after.scores),
-        kl=1.25,
-        kl_error=math.nan,
-        diversity=diversity | {"repetition_reference": 0.25, "repetition_policy": None},
-    )
+    shared = {
+        "perplexity": None,
+        "mean_perplexity": None,
+        "distinct_1": 0.5,
+        "distinct_2": 0.5,
+        "mean": (0.0, 0.0, 0.0),
+    }
+    gain = reward_delta(before.scores, after.scores)
+    results = [
+        ModelResult("reference", before, gain=None, kl=None, kl_error=None, repetition=0.25, **shared),
+        ModelResult("policy", after, gain=gain, kl=1.25, kl_error=None, repetition=None, **shared),
+    ]
+    queries = ["first", HOSTILE, "x" * 1000 + " end"]
+    wins = win_matrix([before.scores, after.scores])
+    return BeforeAfter(Comparison(queries, results, "reference", wins, True))
 
 
 def test_page_stands_alone_and_escapes_model_text(small, tmp_path):

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lib.evaluation.diversity import distinct, ngrams, repetition, words
-from rlhf_lib.evaluation.reward_delta import kl_per_response, reward_delta, win_rate
+from rlhf_lib.evaluation.measures import distinct, kl_per_response, ngrams, repetition, reward_delta, win_rate, words
 
 
 def test_reward_delta_of_four_prompts():

@@ -7,9 +7,9 @@ import torch
 from tiny_models import tiny_gpt2, word_tokenizer
 
 from rlhf_lib.errors import RecipeError
+from rlhf_lib.evaluation.measures import shifts
 from rlhf_lib.evaluation.plots import probe_chart
 from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
-from rlhf_lib.evaluation.words import shifts
 from rlhf_lib.recipe import TokenProbeConfig
 
 

@@ -1,0 +1,192 @@
+"""Models beside each other: K of them answer the same prompts with the same seeds, and one reward scores them all.
+
+The policy beside its reference is the case K = 2 (`compare_policy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_lib.errors import ModelError
+from rlhf_lib.evaluation.measures import kl_per_response, win_matrix
+from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult, ModelSource, Sampled
+from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
+from rlhf_lib.models.logprobs import response_logprobs
+from rlhf_lib.ppo.rollout import Responses, sample_responses
+from rlhf_lib.recipe import GenerationConfig
+from rlhf_lib.rewards import Reward
+
+if TYPE_CHECKING:
+    import torch
+
+# model, tokenizer -> perplexity and mean_perplexity
+PerplexityOf = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, Any]]
+
+
+def compare_policy(
+    reference: PreTrainedModel,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
+    queries: Sequence[str],
+    prompt_ids: Sequence[list[int]],
+    generation: GenerationConfig,
+    *,
+    seed: int = 0,
+    micro_batch_tokens: int = 16384,
+) -> BeforeAfter:
+    """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries`: what the reward
+    sees). The KL is that of the distributions sampled from, temperature included, on the policy's responses."""
+    models = (reference, policy)
+    return BeforeAfter(
+        _compare(
+            ("reference", "policy"),
+            lambda i: models[i],
+            (tokenizer, tokenizer),
+            (prompt_ids, prompt_ids),
+            queries,
+            reward,
+            generation,
+            seed=seed,
+            anchor=0,
+            micro_batch_tokens=micro_batch_tokens,
+        )
+    )
+
+
+def compare_folders(
+    sources: Sequence[ModelSource],
+    prompts: Dataset,
+    reward: Reward,
+    generation: GenerationConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    anchor: int | None = 0,
+    perplexity_of: PerplexityOf | None = None,
+    trust_remote_code: bool = False,
+    micro_batch_tokens: int = 16384,
+    on_done: Callable[[str], None] = lambda name: None,
+) -> Comparison:
+    """Each model, loaded in turn, answers each prompt once; the i-th answers of all draw from the same stream.
+
+    `prompts` has columns query and prompt (see `encode_for_all`). At most two models are in memory at once, the anchor
+    one of them; without an anchor there is no KL. Raises ModelError where a model can't be loaded or no prompt fits.
+    """
+    folders = [source.folder for source in sources]
+    tokenizers, encoded, rows = encode_for_all(folders, prompts, generation, trust_remote_code)
+    return _compare(
+        [source.name for source in sources],
+        lambda i: load_policy(folders[i], dtype, trust_remote_code).to(device),  # type: ignore[arg-type]
+        tokenizers,
+        encoded,
+        [prompts[row]["query"] for row in rows],
+        reward,
+        generation,
+        seed=seed,
+        anchor=anchor,
+        perplexity_of=perplexity_of,
+        micro_batch_tokens=micro_batch_tokens,
+        on_done=on_done,
+    )
+
+
+def _compare(
+    names: Sequence[str],
+    load: Callable[[int], PreTrainedModel],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    prompt_ids: Sequence[Sequence[list[int]]],
+    queries: Sequence[str],
+    reward: Reward,
+    generation: GenerationConfig,
+    *,
+    seed: int,
+    anchor: int | None,
+    perplexity_of: PerplexityOf | None = None,
+    micro_batch_tokens: int,
+    on_done: Callable[[str], None] = lambda name: None,
+) -> Comparison:
+    first = 0 if anchor is None else anchor
+    kept: PreTrainedModel | None = None
+    found: dict[int, tuple[Sampled, tuple[float, float] | None, Mapping[str, Any]]] = {}
+    for i in [first, *(i for i in range(len(names)) if i != first)]:
+        model = load(i)
+        responses = sample_responses(model, tokenizers[i], prompt_ids[i], generation, seed=seed)
+        kl = None
+        if i == anchor:
+            kept = model
+        elif kept is not None and _same_outputs(model, tokenizers[i], kept, tokenizers[first]):
+            kl = _kl(model, kept, responses, generation, micro_batch_tokens)
+        measured = perplexity_of(model, tokenizers[i]) if perplexity_of else {}
+        sampled = Sampled(
+            texts=responses.texts,
+            scores=reward(list(queries), responses.texts),
+            lengths=[len(ids) for ids in responses.response_ids],
+            ended=responses.ended,
+        )
+        found[i] = sampled, kl, measured
+        on_done(names[i])
+        del model
+    scores_KN = [found[i][0].scores for i in range(len(names))]
+    results = []
+    for i, name in enumerate(names):
+        sampled, kl, measured = found[i]
+        base = scores_KN[0] if i else None
+        results.append(ModelResult.of(name, sampled, first=base, kl=kl, measured=measured, seed=seed))
+    same = all(_same_tokens(tokenizers[0], tokenizer) for tokenizer in tokenizers)
+    return Comparison(list(queries), results, None if anchor is None else names[anchor], win_matrix(scores_KN), same)
+
+
+def encode_for_all(
+    folders: Sequence[str], prompts: Dataset, generation: GenerationConfig, trust_remote_code: bool = False
+) -> tuple[list[PreTrainedTokenizerBase], list[list[list[int]]], list[int]]:
+    """(tokenizers, each one's prompt ids, the prompts' row numbers): every model encodes the prompts' text with its own
+    tokenizer, and prompts that leave any of them no room for the longest response are left out of all.
+
+    Raises ModelError where a model can't be loaded or no prompt fits.
+    """
+    longest = generation.response_limit
+    tokenizers = [load_tokenizer(folder, trust_remote_code) for folder in folders]
+    encoded = [[list(tokenizer(text).input_ids) for text in prompts["prompt"]] for tokenizer in tokenizers]
+    rooms = [positions(load_config(folder, trust_remote_code)) - longest for folder in folders]
+    rows = [
+        row
+        for row in range(len(prompts))
+        if all(0 < len(ids[row]) <= room for ids, room in zip(encoded, rooms, strict=True))
+    ]
+    if not rows:
+        raise ModelError(f"no held-out prompt leaves {' and '.join(folders)} room for a response of {longest} tokens")
+    return tokenizers, [[ids[row] for row in rows] for ids in encoded], rows
+
+
+def _kl(
+    model: PreTrainedModel, anchor: PreTrainedModel, responses: Responses, generation: GenerationConfig, tokens: int
+) -> tuple[float, float]:
+    own, others = (
+        response_logprobs(
+            scorer,
+            responses.prompt_ids,
+            responses.response_ids,
+            temperature=generation.temperature,
+            micro_batch_tokens=tokens,
+        )
+        for scorer in (model, anchor)
+    )
+    return kl_per_response(own, others)
+
+
+def _same_outputs(
+    a: PreTrainedModel, a_tokenizer: PreTrainedTokenizerBase, b: PreTrainedModel, b_tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether the two models' logits are over the same tokens."""
+    sizes = {model.get_output_embeddings().weight.shape[0] for model in (a, b)}
+    return len(sizes) == 1 and _same_tokens(a_tokenizer, b_tokenizer)
+
+
+def _same_tokens(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    return a is b or (a.get_vocab() == b.get_vocab() and a.eos_token_id == b.eos_token_id)

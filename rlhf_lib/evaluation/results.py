@@ -1,0 +1,213 @@
+"""What a comparison of models found: each one's responses and metrics, and who beats whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
+from rlhf_lib.statistics import bootstrap_mean
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's name in tables, and the folder or hub id that it is loaded from."""
+
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One model's responses, one a prompt, with their raw scores and lengths (tokens, EOS included)."""
+
+    texts: list[str]
+    scores: list[float]
+    lengths: list[int]
+    ended: list[bool]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What one model did on the N prompts; None where a metric doesn't apply."""
+
+    name: str
+    sampled: Sampled
+    mean: tuple[float, float, float]  # of the scores, with its bootstrap 95% interval
+    gain: RewardDelta | None  # over the first model's, paired; None for the first
+    kl: float | None  # to the anchor, nats per response; None for itself, or where the tokenizers differ
+    kl_error: float | None
+    perplexity: float | None
+    mean_perplexity: float | None
+    distinct_1: float
+    distinct_2: float
+    repetition: float | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        sampled: Sampled,
+        *,
+        first: Sequence[float] | None = None,
+        kl: tuple[float, float] | None = None,
+        measured: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> ModelResult:
+        """`first`: the first model's scores, None for itself. `kl`: with its standard error. `measured`: perplexity."""
+        measured = measured or {}
+        return cls(
+            name=name,
+            sampled=sampled,
+            mean=bootstrap_mean(sampled.scores, seed=seed),
+            gain=None if first is None else reward_delta(first, sampled.scores, seed=seed),
+            kl=kl[0] if kl else None,
+            kl_error=kl[1] if kl and math.isfinite(kl[1]) else None,
+            perplexity=measured.get("perplexity"),
+            mean_perplexity=measured.get("mean_perplexity"),
+            distinct_1=distinct(sampled.texts, 1),
+            distinct_2=distinct(sampled.texts, 2),
+            repetition=repetition(sampled.texts),
+        )
+
+    @property
+    def rows(self) -> dict[str, float | None]:
+        """The metrics that a table shows, by their names there."""
+        return {
+            "mean score": self.mean[0],
+            "perplexity, token-weighted": self.perplexity,
+            "perplexity, mean per text": self.mean_perplexity,
+            "KL": self.kl,
+            "distinct-1": self.distinct_1,
+            "distinct-2": self.distinct_2,
+            "repeated bigrams in a response": self.repetition,
+            "response length, tokens": fmean(self.sampled.lengths),
+            "responses that end themselves": fmean(self.sampled.ended),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """K models on N prompts. `anchor`: whom the KL is measured to. `win_rates[i][j]`: on what share of the prompts the
+    i-th scores higher than the j-th, ties counting half; None on the diagonal."""
+
+    queries: list[str]
+    results: list[ModelResult]
+    anchor: str | None
+    win_rates: list[list[float | None]]
+    same_tokens: bool  # whether all have one tokenizer, without which perplexities by token don't compare
+
+    def metrics(self) -> dict[str, float]:
+        """Flat metrics, `reward/delta/NAME`; what doesn't apply is left out."""
+        metrics: dict[str, float] = {}
+        for result, row in zip(self.results, self.win_rates, strict=True):
+            _, low, high = result.mean
+            reward: dict[str, Any] = {"mean": result.mean[0], "mean_low": low, "mean_high": high}
+            if result.gain:
+                gained = asdict(result.gain)
+                reward |= {key: gained[key] for key in ("delta", "ci95", "win_rate")}
+            tree = {
+                "reward": reward,
+                "kl": result.kl,
+                "kl_standard_error": result.kl_error,
+                "perplexity": result.perplexity,
+                "perplexity_mean_per_text": result.mean_perplexity,
+                "distinct_1": result.distinct_1,
+                "distinct_2": result.distinct_2,
+                "repetition": result.repetition,
+                "length": fmean(result.sampled.lengths),
+                "eos_rate": fmean(result.sampled.ended),
+            }
+            own = _slug(result.name)
+            metrics |= {f"{name}/{own}": value for name, value in flat_metrics(tree).items()}
+            for other, share in zip(self.results, row, strict=True):
+                if share is not None:
+                    metrics[f"wins/{own}/{_slug(other.name)}"] = share
+        return metrics
+
+    def table(self) -> dict[str, list[Any]]:
+        """Every response with its score, side by side, column by column."""
+        columns: dict[str, list[Any]] = {"query": self.queries}
+        for result in self.results:
+            columns[result.name] = result.sampled.texts
+            columns[f"score {result.name}"] = result.sampled.scores
+        return columns
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """The comparison of two, a reference and the policy made from it, under the names that the pipeline logs."""
+
+    comparison: Comparison
+
+    @property
+    def queries(self) -> list[str]:
+        return self.comparison.queries
+
+    @property
+    def reference(self) -> Sampled:
+        return self.comparison.results[0].sampled
+
+    @property
+    def policy(self) -> Sampled:
+        return self.comparison.results[1].sampled
+
+    @property
+    def reward(self) -> RewardDelta:
+        gain = self.comparison.results[1].gain
+        assert gain is not None
+        return gain
+
+    @property
+    def kl(self) -> float:
+        """Nats per response."""
+        kl = self.comparison.results[1].kl
+        assert kl is not None
+        return kl
+
+    @property
+    def kl_error(self) -> float | None:
+        """Standard error of the KL; None for a single prompt."""
+        return self.comparison.results[1].kl_error
+
+    @property
+    def diversity(self) -> dict[str, float | None]:
+        sides = zip(("reference", "policy"), self.comparison.results, strict=True)
+        return {
+            f"{name}_{side}": getattr(result, name)
+            for side, result in sides
+            for name in ("distinct_1", "distinct_2", "repetition")
+        }
+
+    @property
+    def deltas(self) -> list[float]:
+        """What each prompt's score gained: N floats."""
+        return [after - before for before, after in zip(self.reference.scores, self.policy.scores, strict=True)]
+
+    def metrics(self) -> dict[str, float | None]:
+        """Flat metrics under the names that the tracker's compare view shows; None where one doesn't apply."""
+        metrics: dict[str, float | None] = {**flat_metrics({"reward": asdict(self.reward)}), "kl": self.kl}
+        metrics["kl_standard_error"] = self.kl_error
+        metrics |= {f"diversity/{name}": value for name, value in self.diversity.items()}
+        for name, side in (("reference", self.reference), ("policy", self.policy)):
+            metrics[f"length/{name}"] = fmean(side.lengths)
+            metrics[f"eos_rate/{name}"] = fmean(side.ended)
+        return metrics
+
+    def table(self) -> dict[str, list[Any]]:
+        """Every response before and after, with its score, column by column."""
+        return {
+            "query": self.queries,
+            "response_before": self.reference.texts,
+            "response_after": self.policy.texts,
+            "score_before": self.reference.scores,
+            "score_after": self.policy.scores,
+        }
+
+
+def _slug(name: str) -> str:
+    """A name as part of a metric's."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

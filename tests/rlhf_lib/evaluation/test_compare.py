@@ -1,0 +1,108 @@
+"""Models beside each other: the matrix and intervals by hand, and tiny models."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import one_thread, remainder_reward, tiny_gpt2, word_tokenizer  # noqa: F401
+
+from rlhf_lib.drawing import save
+from rlhf_lib.evaluation import plots
+from rlhf_lib.evaluation.compare import compare_folders, compare_policy
+from rlhf_lib.evaluation.measures import win_matrix
+from rlhf_lib.evaluation.promotion import compare_policies
+from rlhf_lib.evaluation.report import build_comparison_report
+from rlhf_lib.evaluation.results import Comparison, ModelResult, ModelSource, Sampled
+from rlhf_lib.recipe import GenerationConfig
+
+CPU, GENERATION = torch.device("cpu"), GenerationConfig(max_new_tokens=5)
+
+
+def result(name, scores, first=None, text="a b"):
+    sampled = Sampled([text] * len(scores), scores, [2] * len(scores), [True] * len(scores))
+    return ModelResult.of(name, sampled, first=first, kl=(1.5, 0.1) if first else None)
+
+
+@pytest.fixture
+def by_hand():
+    """b gains 0.5 on every prompt; c gains 1, 0, -1, 1."""
+    scores = {"a": [1.0, 2.0, 3.0, 4.0], "b 1": [1.5, 2.5, 3.5, 4.5], "<c>": [2.0, 2.0, 2.0, 5.0]}
+    results = [result(name, s, scores["a"] if name != "a" else None) for name, s in scores.items()]
+    return Comparison([f"q{i}" for i in range(4)], results, "a", win_matrix(list(scores.values())), True)
+
+
+def test_the_matrix_counts_ties_half(by_hand):
+    # c beats a on prompts 1 and 4 and ties on 2; it beats b on 1 and 4
+    assert by_hand.win_rates == [[None, 0.0, 0.375], [1.0, None, 0.5], [0.625, 0.5, None]]
+
+
+def test_intervals_are_paired(by_hand):
+    metrics = by_hand.metrics()
+    assert [metrics[f"reward/{key}/b-1"] for key in ("delta", "ci95_low", "ci95_high")] == [0.5, 0.5, 0.5]
+    assert metrics["reward/delta/-c-"] == 0.25
+    # sums of four draws from 1, 0, -1, 1: P(-4) + P(-3) = (1 + 4)/256 is below 2.5%, with P(-2) above; P(4) = 16/256
+    assert (metrics["reward/ci95_low/-c-"], metrics["reward/ci95_high/-c-"]) == (-0.5, 1.0)
+    assert metrics["wins/-c-/a"] == 0.625
+    assert "reward/delta/a" not in metrics
+    assert "perplexity/b-1" not in metrics
+    assert metrics["kl/b-1"] == 1.5
+
+
+def test_the_report_shows_all_and_escapes_it(by_hand, tmp_path):
+    drawings = {
+        "scores": plots.score_boxes(by_hand),
+        "gains": plots.gain_intervals(by_hand),
+        "wins": plots.win_map(by_hand),
+    }
+    report = build_comparison_report("a against <c>", by_hand, ["A note."])
+    page, text = report.html(save(drawings, tmp_path)), report.markdown()
+    assert page.count("data:image/png;base64,") == 3
+    assert "<c>" not in page
+    assert "&lt;c&gt;" in page
+    for line in ("| gain | - | +0.500 (+0.500 to +0.500) | +0.250 (-0.500 to +1.00) |", "| a | - | 0% | 38% |"):
+        assert line in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {5}  # whole tables: a heading and three models
+    assert "KL to a" in text
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    made = {"plain": (0, 61), "other": (1, 61), "wider": (2, 80)}
+    for name, (seed, vocabulary) in made.items():
+        tiny_gpt2(seed, vocabulary=vocabulary).save_pretrained(root / name)
+        word_tokenizer(vocabulary).save_pretrained(root / name)
+    rows = [{"text": f"w{i} w{(i * 7) % 60 + 1} w3"} for i in range(1, 61)]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def sources(folders, *names):
+    return [ModelSource(name, str(folders / name)) for name in names]
+
+
+def test_one_of_several_is_the_comparison_of_two(folders):
+    queries = [row["text"] for row in map(json.loads, (folders / "prompts.jsonl").read_text().splitlines())][:20]
+    prompts = Dataset.from_dict({"query": queries, "prompt": queries})
+    tokenizer = word_tokenizer()
+    ids = [tokenizer(query).input_ids for query in queries]
+    expected = compare_policy(tiny_gpt2(0), tiny_gpt2(1), tokenizer, remainder_reward, queries, ids, GENERATION, seed=3)
+    done = compare_folders(
+        sources(folders, "plain", "other", "wider", "plain"),
+        prompts, remainder_reward, GENERATION, device=CPU, seed=3,
+    )  # fmt: skip
+    plain, other, wider, again = done.results
+    assert other.gain == expected.reward
+    assert (other.kl, other.kl_error) == (pytest.approx(expected.kl), pytest.approx(expected.kl_error))
+    assert other.sampled == expected.policy
+    assert plain.kl is None
+    assert wider.kl is None  # another tokenizer
+    assert not done.same_tokens
+    assert (again.gain.delta, again.gain.win_rate, again.kl) == (0.0, 0.5, 0.0)
+    duel = compare_policies(
+        str(folders / "wider"), str(folders / "plain"), prompts, remainder_reward, GENERATION, device=CPU, seed=3
+    )
+    assert wider.gain.delta == duel["delta"]
+    assert done.win_rates[2][0] == duel["win_rate"]
