@@ -62,7 +62,8 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
     from rlhf_lib.evaluation.report import build_report
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_policy, load_tokenizer
-    from rlhf_lib.ppo.run import Job, perform
+    from rlhf_lib.ppo.run import Job
+    from rlhf_lib.ppo.run import train as train_policy
     from rlhf_lib.recipe import load_recipe
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.checks import run_checks
@@ -136,7 +137,7 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
         checkpoints=str(folder / "checkpoints"),
         key="overhead",
     )
-    for _ in perform(job):
+    for _ in train_policy(job):
         pass
     marks.append(time.perf_counter())
 

@@ -10,13 +10,11 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.orchestration import logs
 from flows.orchestration.hooks import HOOKS
+from flows.orchestration.limits import gpu_limit
 from flows.servers.environment import check, run_dir
 from rlhf_lib.errors import DataError, EnvironmentFault
 from rlhf_lib.recipe import load_recipe
-
-logs.calm()
 
 
 @flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, result_serializer="json", **HOOKS)
@@ -54,7 +52,7 @@ def collect(
 
     loaded = load_recipe(recipe, overrides)
     if Path(out).suffix != ".jsonl" or not Path(out).absolute().parent.is_dir():
-        raise EnvironmentFault(f"{out}: must be a .jsonl file in a folder that exists")
+        raise EnvironmentFault(f"{out}: must be a .jsonl file in an existing folder")
     if responses < 2 or prompts < 1:
         raise DataError(f"{responses} responses to {prompts} prompts: there is nothing to rank")
     check()
@@ -64,7 +62,7 @@ def collect(
     use_experiment(str(run_dir()))
     tags = {"recipe": loaded.name, "stage": "collect", "criterion": criterion, "git_commit": git_commit() or ""}
     tags["prefect_flow_run_id"] = str(flow_run.id)
-    with mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run:
+    with mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run, gpu_limit():
         record = collect_responses(
             loaded,
             str(policy),

@@ -10,11 +10,9 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.orchestration import logs
 from flows.orchestration.hooks import HOOKS
+from flows.orchestration.limits import gpu_limit
 from flows.servers.environment import check, run_dir
-
-logs.calm()
 
 
 @flow(name="compare", flow_run_name="compare", persist_result=False, result_serializer="json", **HOOKS)
@@ -41,6 +39,7 @@ def compare(
     tags = {"recipe": plan.recipe.name, "stage": "compare", "git_commit": git_commit()}
     tags |= {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
     known = {key: str(value) for key, value in tags.items() if value is not None}
-    with mlflow.start_run(run_name=f"compare {', '.join(model.name for model in plan.models)}", tags=known) as run:
+    title = f"compare {', '.join(model.name for model in plan.models)}"
+    with mlflow.start_run(run_name=title, tags=known) as run, gpu_limit():
         record = compare_models(plan, str(run_dir() / "work" / run.info.run_id / "compare"))
     return record | {"mlflow_run_id": run.info.run_id}

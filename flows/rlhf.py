@@ -1,11 +1,10 @@
 """The pipeline: datasets, base model, reward model and its checks, PPO, evaluation, registration.
 
-python -m flows.rlhf [RECIPE]        or        rlhf run RECIPE
+rlhf run RECIPE
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from flows.cli.summary import build_record
-from flows.orchestration import form, logs
-from flows.orchestration.deadline import time_limit
+from flows.orchestration import form
 from flows.orchestration.hooks import HOOKS
+from flows.orchestration.limits import gpu_limit, time_limit
 from flows.servers.environment import check, run_dir
-from rlhf_lib.recipe import Recipe, load_recipe
-
-logs.calm()
+from rlhf_lib.recipe import load_recipe
 
 
 def run_name() -> str:
@@ -55,49 +51,40 @@ def rlhf(
         fresh: Do everything anew instead of reusing unchanged stages.
         minutes: End the run after so many minutes; PPO keeps its last step. Empty: never.
     """
-    filled = form.settings(locals())
-    loaded = load_recipe(recipe_file or recipe, [*filled, *(overrides or [])])
-    check()
-    with time_limit(minutes):
-        return run_pipeline(loaded, fresh=fresh)
-
-
-rlhf.__signature__ = form.signature(rlhf.fn)  # type: ignore[attr-defined]
-
-
-def run_pipeline(recipe: Recipe, *, fresh: bool = False) -> dict[str, Any]:
-    """The stages in their order, under one MLflow parent run; returns the run's record."""
     from tasks.base_model import given_policy, train_base_model
     from tasks.data import prepare_data
     from tasks.evaluation import evaluate_policy
     from tasks.ppo import run_ppo
     from tasks.registration import register_policy
+    from tasks.results import run_record
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
     from tasks.stage.preflight import preflight_task
     from tasks.tracking.runs import headline, mlflow_link, pipeline_run
 
+    filled = form.settings(locals())
+    loaded = load_recipe(recipe_file or recipe, [*filled, *(overrides or [])])
+    check()
     context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
-    with pipeline_run(recipe, str(run_dir()), fresh=fresh, tags=context) as run:
+    with time_limit(minutes), pipeline_run(loaded, str(run_dir()), fresh=fresh, tags=context) as run:
         create_link_artifact(
-            mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=recipe.name
+            mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=loaded.name
         )
-        recipe = preflight_task(recipe)
-        data = prepare_data(recipe, run)
-        policy = given_policy(recipe, data) if recipe.policy.train is None else train_base_model(recipe, run, data)
-        reward = prepare_reward_model(recipe, run, data, policy)
-        checks = check_reward_model(recipe, run, data, reward)
-        ppo = run_ppo(recipe, run, data, policy, reward)
-        evaluation = evaluate_policy(recipe, run, policy, reward, ppo)
-        model = register_policy(recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
-        record = build_record(recipe.name, run.parent_run_id, checks, ppo, evaluation, model)
+        resolved = preflight_task(loaded)
+        data = prepare_data(resolved, run)
+        with gpu_limit():
+            trained = resolved.policy.train is not None
+            policy = train_base_model(resolved, run, data) if trained else given_policy(resolved, data)
+            reward = prepare_reward_model(resolved, run, data, policy)
+            checks = check_reward_model(resolved, run, data, reward)
+            ppo = run_ppo(resolved, run, data, policy, reward)
+            evaluation = evaluate_policy(resolved, run, policy, reward, ppo)
+            model = register_policy(resolved, run, policy, reward, ppo, evaluation, checks=checks, data=data)
+        record = run_record(loaded.name, run.parent_run_id, checks, ppo, evaluation, model)
         run.finish(record)
-        figures = [{"figure": name, "value": value} for name, value in headline(record).items()]
-        create_table_artifact(figures, key="figures", description=f"{recipe.name}: headline figures")
+        metrics = [{"metric": name, "value": value} for name, value in headline(record).items()]
+        create_table_artifact(metrics, key="figures", description=f"{loaded.name}: headline metrics")
     return record
 
 
-if __name__ == "__main__":
-    from flows.cli import main
-
-    sys.exit(main(["run", *(sys.argv[1:] or ["embedded"])]))
+rlhf.__signature__ = form.signature(rlhf.fn)  # type: ignore[attr-defined]

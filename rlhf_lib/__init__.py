@@ -1,3 +1,7 @@
-"""PPO-RLHF without the pipeline: data, models, rewards, PPO and evaluation, usable from a notebook as they are."""
+"""PPO-RLHF without the pipeline: data, models, rewards, training, PPO and evaluation, usable from a notebook."""
+
+from rlhf_lib import moved
 
 __version__ = "0.1.0"
+
+moved.install()

@@ -29,7 +29,7 @@ class EnvironmentFault(RLHFError):
 
 
 class GateFailed(RLHFError):
-    """A check ran and its figure is on the wrong side of its threshold."""
+    """A check ran and its value is on the wrong side of its threshold."""
 
 
 class TimeLimit(RLHFError):

@@ -10,12 +10,12 @@ from prefect import task
 from rlhf_lib.recipe import Recipe
 from tasks.results import Folders, PreparedData, StartingPolicy
 from tasks.stage.keys import BASE_MODEL
-from tasks.stage.options import HEAVY
+from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.runs import PipelineRun
 
 
-@task(name="base_model", **HEAVY)
+@task(name="base_model", **OPTIONS)
 def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> StartingPolicy:
     """Train the base model that `policy.train` asks for.
 
@@ -82,7 +82,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
             lora=recipe.policy.lora if given else None,
             held_out=rows["test"],
             trust_remote_code=recipe.policy.trust_remote_code,
-            on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
+            on_log=lambda step, metrics: current.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step),
         )
         metrics |= {
             f"prompts/{split}/{name.replace(' ', '_')}": float(count)

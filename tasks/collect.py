@@ -13,9 +13,9 @@ from prefect import task
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
 from tasks.registry import policies
-from tasks.registry.provenance import uri_of, version_of
-from tasks.stage.options import HEAVY
-from tasks.tracking.logger import run_logger
+from tasks.registry.versions import uri_of, version_of
+from tasks.stage.options import OPTIONS
+from tasks.tracking import run_logger
 
 INSTRUCTIONS = (
     "Rank the responses to each prompt by how {criterion} they are: 1 is the best, equal ranks are a tie. Rank every "
@@ -24,7 +24,7 @@ INSTRUCTIONS = (
 FORM = ("id", "prompt", "response", "text", "annotator", "rank")
 
 
-@task(name="collect", **HEAVY)
+@task(name="collect", **OPTIONS)
 def collect_responses(
     recipe: Recipe,
     policy: str,

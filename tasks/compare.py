@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import Recipe, load_recipe
-from tasks.registry import provenance
+from tasks.registry import versions
 from tasks.registry.policies import resolve_model
-from tasks.stage.options import HEAVY
-from tasks.tracking.logger import run_logger
+from tasks.stage.options import OPTIONS
+from tasks.tracking import run_logger
 from tasks.tracking.reports import publish
 from tasks.tracking.runs import model_link
 
@@ -59,28 +59,28 @@ def plan_comparison(
     from rlhf_lib.rewards.build import check_reward
 
     if len(names) < 2:
-        raise ModelError(f"there is nothing to compare {' '.join(names) or 'nothing'} to: name two models or more")
-    made = {name: provenance.version_of(name) for name in names if name.startswith("models:/")}
+        raise ModelError(f"can't compare {' '.join(names) or 'nothing'} with nothing: name at least two models")
+    made = {name: versions.version_of(name) for name in names if name.startswith("models:/")}
     first = next(iter(made.values()), None)
     if first is None and (recipe is None or REFERENCE in names):
         wanted = "a reference to compare to" if recipe else "a recipe with it, or name one with --recipe"
-        raise ModelError(f"none of {', '.join(names)} is a registered version, which would tell {wanted}")
+        raise ModelError(f"none of {', '.join(names)} is a registered version that would give {wanted}")
     settings = overrides or []
     if prompts is not None:
         settings = [*settings, f"evaluation.prompts={prompts}"]
-    loaded = load_recipe(recipe, settings) if recipe else provenance.recipe_of(first, settings)  # type: ignore[arg-type]
+    loaded = load_recipe(recipe, settings) if recipe else versions.recipe_of(first, settings)  # type: ignore[arg-type]
     models: list[Model] = []
     for name in names:
         if name == REFERENCE:
-            found = Model(name=name, uri=name, folder=provenance.reference_of(first))  # type: ignore[arg-type]
+            found = Model(name=name, uri=name, folder=versions.reference_of(first))  # type: ignore[arg-type]
         elif name in made:
             version = made[name]
-            uri = provenance.uri_of(version)
+            uri = versions.uri_of(version)
             found = Model(
                 name=f"{version.name} {version.version}",
                 uri=uri,
                 folder=resolve_model(uri),
-                model_id=provenance.logged_model_of(version),
+                model_id=versions.logged_model_of(version),
             )
         else:
             found = Model(name=Path(name).name if Path(name).is_dir() else name, uri=name, folder=name)
@@ -90,18 +90,18 @@ def plan_comparison(
         load_config(found.folder, loaded.policy.trust_remote_code)
         load_tokenizer(found.folder, loaded.policy.trust_remote_code)
         models.append(found)
-    reward_model = provenance.reward_model_of(loaded, made.values())
+    reward_model = versions.reward_model_of(loaded, made.values())
     if reward_model is None or not Path(reward_model).is_dir():
         check_reward(loaded.reward)
     return Plan(recipe=loaded, models=models, reward_model=reward_model)
 
 
-@task(name="compare", **HEAVY)
+@task(name="compare", **OPTIONS)
 def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
-    """Sample, score and measure, and log to the active MLflow run: figures, the table of all responses, plots, an HTML
+    """Sample, score and measure, and log to the active MLflow run: metrics, the table of all responses, plots, an HTML
     and a Markdown report in `folder`, links to the versions.
 
-    Returns `models` (name, uri, and the figures of each), `win_rates`, `prompts`, `report` (path of the page).
+    Returns `models` (name, uri, and the metrics of each), `win_rates`, `prompts`, `report` (path of the page).
     """
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_folders

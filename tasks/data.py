@@ -15,9 +15,9 @@ from rlhf_lib.credentials import redact
 from rlhf_lib.recipe import Recipe, leaves
 from tasks.results import Folders, PreparedData
 from tasks.stage.keys import DATA
-from tasks.stage.options import LIGHT
+from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
-from tasks.tracking.feedback import FILES, ranking_fingerprints, show_feedback
+from tasks.tracking.reports import FILES, ranking_fingerprints, show_feedback
 from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ EXAMPLES = 10
 _DIGEST = 36  # MLflow's database keeps no more characters of a data set's digest
 
 
-@task(name="data", **LIGHT)
+@task(name="data", **OPTIONS)
 def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     """Save what the later stages read; reused where the content of rows, settings and tokenizer is the same.
 
@@ -86,7 +86,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
         _check_label(recipe, names)
         report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
 
-        metrics = {name.replace(" ", "_"): float(figure) for name, figure in leaves(report, "/").items()}
+        metrics = {name.replace(" ", "_"): float(value) for name, value in leaves(report, "/").items()}
         metrics |= shown | _show(tokenized or texts, pairs, corpus)
         if labelled:
             _show_labels(labelled)
@@ -153,7 +153,7 @@ def _show_labels(labelled: LabelledTexts) -> None:
 def _show(
     prompts: dict[str, Dataset], pairs: dict[str, Dataset] | None, corpus: Corpus | None = None
 ) -> dict[str, float]:
-    """Length histograms and example rows to MLflow; returns the lengths' figures."""
+    """Length histograms and example rows to MLflow; returns the lengths' metrics."""
     from rlhf_lib.data.describe import length_histogram, summarize
 
     column, unit = ("input_ids", "tokens") if "input_ids" in prompts["train"].column_names else ("prompt", "characters")
@@ -169,10 +169,10 @@ def _show(
         mlflow.log_table(corpus.train[:EXAMPLES], "examples/corpus.json")
     mlflow.log_figure(length_histogram(panels), "lengths.png")
     return {
-        f"{panel.split(',')[0].split()[0]}_{panel.split(', ')[1]}/{series}/{name}": figure
+        f"{panel.split(',')[0].split()[0]}_{panel.split(', ')[1]}/{series}/{name}": value
         for panel, lengths in panels.items()
         for series, values in lengths.items()
-        for name, figure in summarize(values).items()
+        for name, value in summarize(values).items()
     }
 
 

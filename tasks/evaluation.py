@@ -11,13 +11,13 @@ from prefect.logging import get_run_logger
 from rlhf_lib.recipe import Recipe
 from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
 from tasks.stage.keys import EVALUATION
-from tasks.stage.options import HEAVY
+from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.reports import publish
 from tasks.tracking.runs import PipelineRun
 
 
-@task(name="evaluation", **HEAVY)
+@task(name="evaluation", **OPTIONS)
 def evaluate_policy(
     recipe: Recipe, run: PipelineRun, policy: StartingPolicy, reward: RewardArtifact, ppo: PPOResult
 ) -> EvaluationResult:
@@ -92,7 +92,7 @@ def evaluate_policy(
             }
             counted = measured["policy"]  # the same for both: one tokenizer, one architecture
             counts = {"texts": len(texts)} | {key: counted[key] for key in ("tokens", "truncated", "skipped", "rule")}
-            metrics |= {f"perplexity/{name}": figure for name, figure in perplexity.items()}
+            metrics |= {f"perplexity/{name}": value for name, value in perplexity.items()}
             metrics |= {f"perplexity/{name}": counts[name] for name in ("texts", "tokens", "truncated", "skipped")}
             start = f"{'with' if wanted.add_start_token else 'without'} a start token"
             notes.append(

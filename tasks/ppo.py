@@ -19,19 +19,20 @@ from prefect.logging import get_run_logger
 from rlhf_lib.recipe import Recipe
 from tasks.results import PPOResult, PreparedData, RewardArtifact, StartingPolicy
 from tasks.stage.keys import PPO
-from tasks.stage.options import HEAVY, can_pass
+from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
+from tasks.tracking.retries import is_retryable
 from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
-    from rlhf_lib.ppo.run import Job
+    from rlhf_lib.ppo.run import Progress
     from rlhf_lib.ppo.statistics import Stats
 
 SAMPLES = "samples.json"
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
 
-@task(name="ppo", **HEAVY)
+@task(name="ppo", **OPTIONS)
 def run_ppo(
     recipe: Recipe, run: PipelineRun, data: PreparedData, policy: StartingPolicy, reward: RewardArtifact
 ) -> PPOResult:
@@ -41,7 +42,7 @@ def run_ppo(
     on from the last one; they move to the stage's folder when PPO has ended.
     """
     from rlhf_lib.ppo.faults import Diverged
-    from rlhf_lib.ppo.run import Job, best_step
+    from rlhf_lib.ppo.run import Job, best_step, train
     from rlhf_lib.ppo.statistics import training_curves
 
     settings = recipe.model_dump(
@@ -69,10 +70,13 @@ def run_ppo(
         )
         start = time.perf_counter()
         try:
-            history = _follow(job, current)
+            with closing(train(job)) as events, Telling(recipe, current) as telling:  # type: ignore[type-var]
+                for progress in events:
+                    telling.step(progress)
         except Diverged as error:
             mlflow.log_dict({"message": str(error), "rows": error.rows}, "diverged.json")
             raise
+        history = telling.history
         seconds = time.perf_counter() - start
 
         steps = len(history)
@@ -106,41 +110,48 @@ def _keep(checkpoints: Path, current: StageRun[PPOResult]) -> None:
         shutil.move(checkpoints, target)
 
 
-def _follow(job: Job, current: StageRun[PPOResult]) -> list[Stats]:
-    """Run the job to its end, telling MLflow, the terminal and Prefect of each step as it is done."""
-    from tqdm import tqdm
+class Telling:
+    """Tells MLflow, the terminal and Prefect of each step as it is done."""
 
-    from rlhf_lib.ppo.run import perform
+    def __init__(self, recipe: Recipe, current: StageRun[PPOResult]) -> None:
+        self.steps, self.current = recipe.ppo.steps, current
+        self.history: list[Stats] = []
+        self.samples: list[dict[str, Any]] = []
+        self.resumed = 0
+        self.artifact = ProgressArtifact(f"PPO of {recipe.name}")
 
-    logger, steps = get_run_logger(), job.recipe.ppo.steps
-    history: list[Stats] = []
-    samples: list[dict[str, Any]] = []
-    resumed = 0
-    progress = ProgressArtifact(f"PPO of {job.recipe.name}")
-    with (
-        closing(perform(job)) as done,  # type: ignore[type-var]
-        tqdm(total=steps, desc="ppo", unit="step", dynamic_ncols=True, disable=None) as bar,
-    ):
-        for event in done:
-            history.append(event.stats)
-            current.log_metrics(event.stats, step=event.step)
-            bar.update()
-            bar.set_postfix(score=f"{event.stats['ppo/mean_scores']:.3f}", kl=f"{event.stats['objective/kl']:.2f}")
-            if event.resumed:
-                resumed = event.step
-                continue
-            if resumed:
-                logger.info("ppo: goes on from step %d of an interrupted run", resumed)
-                mlflow.set_tag("resumed_at_step", resumed)
-                resumed = 0
-            progress.update(100.0 * event.step / steps)
-            if event.samples:
-                samples += [{"step": event.step} | row for row in event.samples]
-                current.later(_log_samples, current.run.info.run_id, list(samples))
-    progress.update(100.0, last=True)
-    if len(history) < steps:
-        logger.info("ppo: stopped at step %d, the mean score reached its threshold", len(history))
-    return history
+    def __enter__(self) -> Telling:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=self.steps, desc="ppo", unit="step", dynamic_ncols=True, disable=None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.bar.close()
+        if kind is None:
+            self.artifact.update(100.0, last=True)
+            if len(self.history) < self.steps:
+                get_run_logger().info(
+                    "ppo: stopped at step %d: the mean score reached its threshold", len(self.history)
+                )
+
+    def step(self, progress: Progress) -> None:
+        stats = progress.stats
+        self.history.append(stats)
+        self.current.log_metrics(stats, step=progress.step)
+        self.bar.update()
+        self.bar.set_postfix(score=f"{stats['ppo/mean_scores']:.3f}", kl=f"{stats['objective/kl']:.2f}")
+        if progress.resumed:
+            self.resumed = progress.step
+            return
+        if self.resumed:
+            get_run_logger().info("ppo: resumes from step %d of an interrupted run", self.resumed)
+            mlflow.set_tag("resumed_at_step", self.resumed)
+            self.resumed = 0
+        self.artifact.update(100.0 * progress.step / self.steps)
+        if progress.samples:
+            self.samples += [{"step": progress.step} | row for row in progress.samples]
+            self.current.later(_log_samples, self.current.run.info.run_id, list(self.samples))
 
 
 def _log_samples(run_id: str, samples: list[dict[str, Any]]) -> None:
@@ -172,6 +183,6 @@ class ProgressArtifact:
             else:
                 update_progress_artifact(self.id, progress=progress)
         except Exception as error:
-            if not can_pass(error):
+            if not is_retryable(error):
                 raise
             get_run_logger().warning("ppo: Prefect's server can't be told of the progress: %s", error)

@@ -1,4 +1,4 @@
-"""Registration: the policy becomes a version in MLflow's model policies, and the champion where it has earned it."""
+"""Registration: the policy becomes a version in MLflow's model registry, and the champion where it has earned it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect import task
 from rlhf_lib.errors import EnvironmentFault, RLHFError
 from rlhf_lib.evaluation.measures import flat_metrics
 from rlhf_lib.recipe import Recipe
-from tasks.registry import champions, policies, provenance
+from tasks.registry import champions, policies, versions
 from tasks.registry.model_card import model_card
 from tasks.results import (
     EvaluationResult,
@@ -26,9 +26,9 @@ from tasks.results import (
     StartingPolicy,
 )
 from tasks.stage.keys import REGISTRATION
-from tasks.stage.options import HEAVY
+from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
-from tasks.tracking.logger import run_logger
+from tasks.tracking import run_logger
 from tasks.tracking.runs import PipelineRun, mlflow_link
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 CHECKED_PROMPTS = 8
 
 
-@task(name="registration", **HEAVY)
+@task(name="registration", **OPTIONS)
 def register_policy(
     recipe: Recipe,
     run: PipelineRun,
@@ -65,7 +65,7 @@ def register_policy(
         if s.reused:
             return s.result
         # an attempt that was killed may have got as far as this
-        half = next((found for found in provenance.versions(name) if found.tags.get("stage_key") == s.key), None)
+        half = next((found for found in versions.versions(name) if found.tags.get("stage_key") == s.key), None)
         prompts = held_out_prompts(policy.prompts.test, recipe)  # the ones that the evaluation drew
         logged = _log_checked(recipe, ppo.policy, prompts)
 
@@ -101,8 +101,8 @@ def register_policy(
         mlflow.log_artifact(str(written))
         mlflow.MlflowClient().log_model_artifact(logged.model_id, str(written))
 
-        figures = _figures(evaluation, duel, accuracy)
-        tags = {key: f"{value:.6g}" for key, value in figures.items()} | {
+        metrics = _metrics(evaluation, duel, accuracy)
+        tags = {key: f"{value:.6g}" for key, value in metrics.items()} | {
             "recipe": recipe.name,
             "parent_run_id": run.parent_run_id,
             "stage_key": s.key,
@@ -113,10 +113,10 @@ def register_policy(
         }
         hub = recipe.policy.train is None and not Path(policy.model).is_dir()
         for kind, source, digest in (
-            (provenance.REFERENCE, policy.model if hub else ppo.reference, policy.fingerprint),
-            (provenance.REWARD_MODEL, reward.model, reward.fingerprint),
+            (versions.REFERENCE, policy.model if hub else ppo.reference, policy.fingerprint),
+            (versions.REWARD_MODEL, reward.model, reward.fingerprint),
         ):
-            if (kept := provenance.keep(kind, source, name, digest)) is not None:
+            if (kept := versions.keep(kind, source, name, digest)) is not None:
                 tags[kind] = kept
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
@@ -127,7 +127,7 @@ def register_policy(
         mlflow.set_tags(
             {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
         )
-        metrics = figures | {"promoted": float(promoted)}
+        metrics |= {"promoted": float(promoted)}
         s.log_metrics(metrics)
         run_logger().info("registered models:/%s/%s (%s). %s", name, version, mlflow.get_registry_uri(), verdict)
         s.finish(
@@ -178,8 +178,8 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
     difference = largest_difference(model, served.model, prompt_ids)
     if difference != 0:
         raise EnvironmentFault(
-            f"the policy that MLflow gives back has other logits than {folder} (by up to {difference:.3g}), so it was "
-            f"not registered: look after the artifact store of {mlflow.get_tracking_uri()} and run again"
+            f"the policy loaded back from MLflow has different logits from {folder} (by up to {difference:.3g}), so it "
+            f"was not registered: check the artifact store of {mlflow.get_tracking_uri()} and run again"
         )
     return logged
 
@@ -239,8 +239,8 @@ def _duel(
     return outcome | {"version": version}
 
 
-def _figures(evaluation: EvaluationResult, duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
-    """The headline figures of a version, flat; those that don't apply are left out."""
+def _metrics(evaluation: EvaluationResult, duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
+    """The headline metrics of a version, flat; those that don't apply are left out."""
     tree: dict[str, Any] = {
         "reward": evaluation.reward,
         "diversity": evaluation.diversity,

@@ -96,3 +96,20 @@ class RegisteredModel(StageResult):
     gates: list[dict[str, Any]]
     reason: str
     duel: dict[str, Any] | None
+
+
+def run_record(
+    recipe: str, run_id: str, checks: RewardChecks, ppo: PPOResult, evaluation: EvaluationResult, model: RegisteredModel
+) -> dict[str, Any]:
+    """The record that every run ends with, in JSON: a metric that doesn't apply is null, never 0."""
+    diversity = evaluation.diversity
+    return {
+        "recipe": recipe,
+        "mlflow_run_id": run_id,
+        "model": {"name": model.name, "version": model.version, "promoted": model.promoted},
+        "reward_model": {"accuracy": checks.accuracy, "checks_passed": checks.passed},
+        "ppo": {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl},
+        "reward": evaluation.reward,
+        "perplexity": evaluation.perplexity,
+        "diversity": {key: diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
+    }

@@ -9,12 +9,12 @@ from prefect.logging import get_run_logger
 from rlhf_lib.recipe import Recipe
 from tasks.results import PreparedData, RewardArtifact, RewardChecks
 from tasks.stage.keys import REWARD_CHECKS
-from tasks.stage.options import HEAVY
+from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.runs import PipelineRun
 
 
-@task(name="reward_checks", **HEAVY)
+@task(name="reward_checks", **OPTIONS)
 def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, reward: RewardArtifact) -> RewardChecks:
     """Check the reward on held-out pairs, or without pairs on real texts, as `rlhf_lib.rewards.checks` says.
 
@@ -59,7 +59,7 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         if report.examples:
             mlflow.log_table(pd.DataFrame(report.examples), "reward_checks/examples.json")
         create_table_artifact(
-            report.as_dicts(), key="reward-checks", description=f"{recipe.name}: figures and thresholds"
+            report.as_dicts(), key="reward-checks", description=f"{recipe.name}: metrics and thresholds"
         )
         create_markdown_artifact(markdown(report), key="reward-checks-report", description=f"{recipe.name}: the report")
         for check in report.checks:

@@ -12,14 +12,14 @@ from prefect import task
 from rlhf_lib.recipe import Recipe, RewardConfig
 from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, StartingPolicy
 from tasks.stage.keys import REWARD_MODEL, content_key
-from tasks.stage.options import HEAVY
+from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
 from tasks.tracking.runs import PipelineRun
 
 REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
 
 
-@task(name="reward_model", **HEAVY)
+@task(name="reward_model", **OPTIONS)
 def prepare_reward_model(
     recipe: Recipe, run: PipelineRun, data: PreparedData, policy: StartingPolicy
 ) -> RewardArtifact:
@@ -90,7 +90,7 @@ def _train(
         compute=recipe.compute,
         seed=recipe.seed,
         held_out=load_from_disk(data.preferences.test),
-        on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
+        on_log=lambda step, metrics: current.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step),
     )
     mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), "curve.png")
     return str(folder), metrics
@@ -115,7 +115,7 @@ def _train_classifier(
         compute=recipe.compute,
         seed=recipe.seed,
         held_out=load_from_disk(data.labelled.test),
-        on_log=lambda step, figures: current.log_metrics({f"train/{k}": v for k, v in figures.items()}, step),
+        on_log=lambda step, metrics: current.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step),
     )
     mlflow.log_figure(curve(log, "loss", "learning_rate"), "curve.png")
     mlflow.log_figure(label_figure(table), "labels.png")

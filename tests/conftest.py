@@ -29,9 +29,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the other core is another worker's
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from flows.servers import environment  # noqa: E402
+from flows.cli.configure import configure  # noqa: E402
 
-environment.configure()  # its settings (no telemetry, start-up limits) hold for the tests too
+configure()  # no telemetry, no spinning threads, start-up limits: the tests' settings too
 import prefect.main  # noqa: E402, F401 - its log handler keeps the stderr it first sees: not one that ends with a test
 
 

@@ -9,41 +9,34 @@ import os
 import sys
 from pathlib import Path
 
-from flows.cli import annotation, registry
-from rlhf_lib.errors import RLHFError
+from flows.cli import annotation, registry, servers
+from flows.cli.configure import configure
+from rlhf_lib.errors import GateFailed, RLHFError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 2 for an error the user can mend, 1 for a failed gate."""
+    """Run the command line; 0 when all went well, 2 for an error that the user can fix, 1 for a failed gate."""
     parser = argparse.ArgumentParser(
         prog="rlhf", description="PPO-RLHF as a pipeline: run it, schedule it, watch it, compare it."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a recipe end to end")
-    run.add_argument("recipe", help="a shipped recipe's name, or a YAML file of yours")
+    run.set_defaults(function=_run)
+    run.add_argument("recipe", help="the name of a shipped recipe, or a YAML file of your own")
     _override_option(run)
     run.add_argument("--summary", type=Path, metavar="FILE", help="write the run's record as JSON")
-    run.add_argument("--fresh", action="store_true", help="do everything anew instead of reusing unchanged stages")
+    run.add_argument("--fresh", action="store_true", help="redo every stage instead of reusing unchanged ones")
 
-    commands.add_parser("recipes", help="list the shipped recipes")
+    commands.add_parser("recipes", help="list the shipped recipes").set_defaults(function=_recipes)
     show = commands.add_parser("show", help="print a recipe, validated, with all its defaults")
+    show.set_defaults(function=_show)
     show.add_argument("recipe")
     _override_option(show)
 
     annotation.add_commands(commands, _override_option)
     registry.add_commands(commands, _override_option)
-
-    for name, about in (
-        ("ui", "start the Prefect server and MLflow's UI on 127.0.0.1"),
-        ("up", "start both, a worker and all of prefect.yaml's deployments, and leave them running"),
-        ("down", "stop what up started"),
-    ):
-        served = commands.add_parser(name, help=about)
-        if name != "down":
-            served.add_argument("--prefect-port", type=int, default=4200)
-            served.add_argument("--mlflow-port", type=int, default=5000)
-
+    servers.add_commands(commands)
     for name, command in commands.choices.items():
         if name not in ("recipes", "show", "rankings"):
             command.add_argument(
@@ -51,31 +44,19 @@ def main(argv: list[str] | None = None) -> int:
             )
 
     args = parser.parse_args(argv)
+    function = args.function
+    del args.function
     try:
+        configure()
         _refuse_secrets(args)
         _use_run_dir(getattr(args, "run_dir", None))
-        return {
-            "run": _run,
-            "recipes": _recipes,
-            "show": _show,
-            "collect": annotation.collect,
-            "rankings": annotation.rankings,
-            "compare": registry.compare,
-            "promote": registry.promote,
-            "rollback": registry.rollback,
-            "models": registry.models,
-            "chat": registry.chat,
-            "ui": _ui,
-            "up": _ui,
-            "down": _ui,
-        }[args.command](args)
+        status: int = function(args)
+        return status
     except RLHFError as error:
-        from rlhf_lib.errors import GateFailed
-
         print(f"rlhf: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, GateFailed) else 2
     except KeyboardInterrupt:
-        print("rlhf: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("rlhf: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130
 
 
@@ -119,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.summary is not None and not args.summary.absolute().parent.is_dir():
         from rlhf_lib.errors import EnvironmentFault
 
-        raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist, make it first")
+        raise EnvironmentFault(f"--summary {args.summary}: its folder doesn't exist: create it first")
 
     api = environment.prefect_api()
     gc.disable()  # what is imported stays: looking through it again and again costs a second
@@ -133,13 +114,13 @@ def _run(args: argparse.Namespace) -> int:
     gc.enable()
     record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
 
-    from flows.cli.summary import report_page, table
+    from flows.cli.tables import report_page, run_table
     from tasks.tracking.runs import mlflow_link
 
     if args.summary is not None:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    print(f"\n{table(record)}\n")
+    print(f"\n{run_table(record)}\n")
     pages = f"Prefect on {api.removesuffix('/api') if api else 'http://127.0.0.1:4200'}/runs, "
     pages += f"this run in MLflow on {mlflow_link(record['mlflow_run_id'])}"
     opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"
@@ -170,14 +151,4 @@ def _show(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
-    return 0
-
-
-def _ui(args: argparse.Namespace) -> int:
-    from flows.servers import services
-
-    if args.command == "down":
-        services.down()
-    else:
-        {"ui": services.ui, "up": services.up}[args.command](args.prefect_port, args.mlflow_port)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
     collect = commands.add_parser("collect", help="sample responses to a recipe's prompts for people to rank")
+    collect.set_defaults(function=_collect)
     collect.add_argument("recipe", help="a shipped recipe's name, or a YAML file of yours")
     collect.add_argument("--out", required=True, metavar="FILE.jsonl", help="the tasks; a CSV form goes beside it")
     collect.add_argument("--policy", metavar="MODEL", help="hub id, folder or models:/NAME@champion")
@@ -20,6 +21,7 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
     override_option(collect)
 
     rankings = commands.add_parser("rankings", help="check annotators' files and show how far they agree")
+    rankings.set_defaults(function=_rankings)
     rankings.add_argument("files", nargs="*", metavar="FILE", help="rankings, JSONL or CSV")
     rankings.add_argument("--tasks", nargs="+", default=[], metavar="FILE", help="the files that rlhf collect wrote")
     rankings.add_argument("--feedback", nargs="+", default=[], metavar="FILE", help="thumbs up and down")
@@ -28,7 +30,7 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
     rankings.add_argument("--flag-below", type=float, default=0.2, metavar="ALPHA", help="(0.2)")
 
 
-def collect(args: argparse.Namespace) -> int:
+def _collect(args: argparse.Namespace) -> int:
     from flows.servers import environment, temporary_server
     from rlhf_lib.recipe import load_recipe
 
@@ -47,7 +49,7 @@ def collect(args: argparse.Namespace) -> int:
     return 0
 
 
-def rankings(args: argparse.Namespace) -> int:
+def _rankings(args: argparse.Namespace) -> int:
     """Exit status 0 with a report, whatever is in it: rejected rows are for people to judge."""
     from pydantic import ValidationError
 

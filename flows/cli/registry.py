@@ -10,6 +10,7 @@ from typing import Any
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
     compare = commands.add_parser("compare", help="models beside each other on the same prompts and seeds")
+    compare.set_defaults(function=_compare)
     compare.add_argument(
         "models",
         nargs="+",
@@ -21,28 +22,32 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
     override_option(compare)
 
     promote = commands.add_parser("promote", help="make a registered version the champion")
+    promote.set_defaults(function=_promote)
     promote.add_argument("name", help="registered model")
     promote.add_argument("version")
     promote.add_argument("--why", metavar="TEXT", help="goes into the record")
 
     rollback = commands.add_parser("rollback", help="make the champion before this one champion again")
+    rollback.set_defaults(function=_rollback)
     rollback.add_argument("name", help="registered model")
     rollback.add_argument("--why", metavar="TEXT", help="goes into the record")
 
-    models = commands.add_parser("models", help="list the registered models, their versions and figures")
+    models = commands.add_parser("models", help="list the registered models, their versions and metrics")
+    models.set_defaults(function=_models)
     models.add_argument("name", nargs="?", help="this one alone, with every change of champion")
 
     chat = commands.add_parser("chat", help="ask a model and its reference, in the terminal")
+    chat.set_defaults(function=_chat)
     chat.add_argument("model", help="registered model (its champion), models:/NAME/VERSION, folder or hub id")
     chat.add_argument("--recipe", help="whose template, generation and reward (the version's own)")
     override_option(chat)
 
 
-def compare(args: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace) -> int:
     from flows.servers import temporary_server
 
     temporary_server.begin()
-    from flows.cli.summary import comparison_table
+    from flows.cli.tables import comparison_table
     from flows.compare import compare as flow
     from flows.orchestration import logs
 
@@ -53,7 +58,7 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def promote(args: argparse.Namespace) -> int:
+def _promote(args: argparse.Namespace) -> int:
     from flows.servers import environment
 
     environment.check()
@@ -63,7 +68,7 @@ def promote(args: argparse.Namespace) -> int:
     return 0
 
 
-def rollback(args: argparse.Namespace) -> int:
+def _rollback(args: argparse.Namespace) -> int:
     from flows.servers import environment
 
     environment.check()
@@ -73,19 +78,19 @@ def rollback(args: argparse.Namespace) -> int:
     return 0
 
 
-def models(args: argparse.Namespace) -> int:
+def _models(args: argparse.Namespace) -> int:
     from flows.servers import environment
 
     environment.check()
     from flows.cli.tables import row
-    from tasks.registry import champions, listing
+    from tasks.registry import champions, versions
 
-    names = listing.registered(args.name)
+    names = versions.registered(args.name)
     if not names:
         print("nothing is registered yet: rlhf run RECIPE makes a version")
     for name in names:
-        rows = [listing.HEADER, *listing.version_rows(name)]
-        widths = [max(len(cells[column]) for cells in rows) for column in range(len(listing.HEADER) - 1)] + [48]
+        rows = [versions.HEADER, *versions.version_rows(name)]
+        widths = [max(len(cells[column]) for cells in rows) for column in range(len(versions.HEADER) - 1)] + [48]
         print(name)
         print("\n".join(row(cells, widths) for cells in rows), end="\n\n")
         if args.name:
@@ -93,7 +98,7 @@ def models(args: argparse.Namespace) -> int:
     return 0
 
 
-def chat(args: argparse.Namespace) -> int:
+def _chat(args: argparse.Namespace) -> int:
     """A line typed, or piped in, gets an answer of each; an empty line does nothing, the end of input ends it."""
     from flows.servers import environment
 

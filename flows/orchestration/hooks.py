@@ -12,7 +12,7 @@ from prefect.flows import Flow
 def close_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Leave no MLflow run open (Prefect goes by these parameters' names)."""
     from flows.servers.environment import run_dir
-    from tasks.tracking.closing import close_runs
+    from tasks.tracking.runs import close_runs
 
     cancelled = state.is_cancelled() or state.is_cancelling()
     close_runs(str(flow_run.id), cancelled=cancelled, reason=state.message or state.name or "", root=run_dir())

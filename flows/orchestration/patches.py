@@ -1,5 +1,8 @@
-"""A flow run that a worker has started goes on when the worker is killed, and while Prefect's server starts again; and
-cancelled in mid-PPO it is cancelled, not crashed."""
+"""Every patch of Prefect's private parts, all for one thing: a flow run that a worker has started survives the worker
+and a restart of the server, and is cancelled where it would be called crashed.
+
+Made for Prefect 3.8.8; tests/flows/orchestration/test_patches.py fails as soon as one isn't needed any more.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 
 # passes on what comes, as long as there is someone to pass it on to, and ends with the flow's process
 _RELAY = """
@@ -23,14 +27,22 @@ while told := os.read(0, 65536):
 """
 
 
-def endure() -> None:
-    """In the process of a worker's flow run, and nowhere else: its output survives the worker, its client the server.
-
-    The output goes to the worker through a pipe, and without its reader the next line that is printed would end the
-    run. Prefect's clients wait for a server that they have reached before; one that is new gives up at once.
-    """
+@cache
+def apply() -> None:
+    """Apply all of them in the process of a worker's flow run, once; elsewhere do nothing."""
     if "PREFECT__FLOW_RUN_ID" not in os.environ:
         return
+    relay_output()
+    retry_first_connection()
+    acknowledge_cancellation()
+
+
+def relay_output() -> None:
+    """Send the output through a process that outlives the worker.
+
+    It goes to the worker through a pipe. When the worker is killed, the next line that is printed would end the run
+    with a broken pipe. No upstream issue found (November 2026).
+    """
     relay = subprocess.Popen(
         [sys.executable, "-S", "-E", "-c", _RELAY],
         stdin=subprocess.PIPE,
@@ -47,12 +59,27 @@ def endure() -> None:
     relay.stdin.close()
     relay.returncode = 0  # it outlives this process, and nobody asks how it ended
 
-    from prefect._internal import control_listener
+
+def retry_first_connection() -> None:
+    """Have every client retry a refused connection, its first one too.
+
+    Since PrefectHQ/prefect#20276 clients retry only once they have connected before. A flow run opens new clients all
+    the time, and its server has been reached by whoever started the run. Upstream: PrefectHQ/prefect#20462.
+    """
     from prefect.client import base
 
     for client in (base.PrefectHttpxAsyncClient, base.PrefectHttpxSyncClient):
-        # it has been reached by who started this run
-        client._has_connected = property(lambda self: True, lambda self, value: None)  # type: ignore
+        client._has_connected = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+
+
+def acknowledge_cancellation() -> None:
+    """Acknowledge a cancellation whatever handler SIGTERM has.
+
+    Prefect acknowledges only under its own handler, and a run that doesn't acknowledge is killed and called crashed.
+    PPO has the signal while it trains and passes it on at a step boundary. No upstream issue found (November 2026).
+    """
+    from prefect._internal import control_listener
+
     control_listener.commit_control_intent_and_ack = _acknowledge
 
 
@@ -62,8 +89,6 @@ def _acknowledge(
     send_ack: Callable[[], None],
     trigger_cancel: Callable[[], None] | None = None,
 ) -> bool:
-    """Prefect's own, which hears of a cancellation only under Prefect's handler of SIGTERM: PPO's passes the signal on,
-    once it has left a step boundary."""
     commit_intent()
     try:
         send_ack()

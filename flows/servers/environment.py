@@ -31,6 +31,9 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+# libgomp's threads wait at a barrier by spinning, and keep the core from another run that could use it: two runs at
+# once were several times slower than one (docs/log.md). libgomp reads this when torch is loaded.
+SPIN_COUNT = "1000"
 
 
 def run_dir() -> Path:
@@ -44,6 +47,8 @@ def configure() -> None:
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():  # in a log file a bar is a flood
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run_dir()}/mlflow.db")
     if login := _without_login("MLFLOW_TRACKING_URI"):
         for name, part in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), login, strict=True):
@@ -80,7 +85,8 @@ def prefect_setting(name: str) -> str | None:
     except (OSError, tomllib.TOMLDecodeError):
         return None
     active = os.environ.get("PREFECT_PROFILE", profiles.get("active"))
-    return profiles.get("profiles", {}).get(active, {}).get(name)
+    value = profiles.get("profiles", {}).get(active, {}).get(name)
+    return None if value is None else str(value)
 
 
 def check() -> None:
@@ -96,7 +102,7 @@ def check() -> None:
         probe.unlink()
     except OSError as error:
         raise EnvironmentFault(
-            f"run folder {folder} can't be written ({error.strerror}): mend its permissions, or set --run-dir"
+            f"run folder {folder} can't be written ({error.strerror}): fix its permissions, or set --run-dir"
         ) from None
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if _answers("MLflow", uri, "MLFLOW_TRACKING_URI"):
@@ -165,5 +171,5 @@ def _connects(uri: str) -> None:
     except sqlalchemy.exc.SQLAlchemyError as error:
         reason = " ".join(str(error).split("\n(Background")[0].split())
         raise EnvironmentFault(
-            f"MLflow's database {uri} can't be opened ({reason}): mend MLFLOW_TRACKING_URI, or start the database"
+            f"MLflow's database {uri} can't be opened ({reason}): fix MLFLOW_TRACKING_URI, or start the database"
         ) from None

@@ -92,7 +92,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
         print(f"{_pages(prefect_port, mlflow_port)}; Ctrl-C stops both", flush=True)
         while all(process.poll() is None for process in running):
             time.sleep(0.5)
-        raise EnvironmentFault("a server ended by itself; its own message is above")
+        raise EnvironmentFault("a server exited; its message is above")
     except KeyboardInterrupt:
         return
     finally:
@@ -109,7 +109,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     EnvironmentFault naming the port, the log file or the missing prefect.yaml.
     """
     if not Path("prefect.yaml").is_file():
-        raise EnvironmentFault("there is no prefect.yaml here: run this in the project's folder, or copy its file")
+        raise EnvironmentFault("no prefect.yaml here: run this in the project's folder, or copy the file from there")
     (environment.run_dir() / "services").mkdir(parents=True, exist_ok=True)
     new_databases = blank_databases.provide()
     prefect, mlflow = servers(prefect_port, mlflow_port)
@@ -222,7 +222,7 @@ def await_page(page: str, name: str, ended: Callable[[], bool], hint: str) -> No
         except OSError:
             pass
         if ended():
-            raise EnvironmentFault(f"{name} ended by itself: {hint}")
+            raise EnvironmentFault(f"{name} exited: {hint}")
         if time.monotonic() > until:
             raise EnvironmentFault(f"{name} doesn't answer on {page} after {PATIENCE:.0f} s: {hint}")
         time.sleep(0.1)

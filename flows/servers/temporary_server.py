@@ -53,9 +53,13 @@ def begin() -> None:
         process_group=0,  # Ctrl-C is for the run, which has something to tell the server
     )
     atexit.register(_stop, _server)
-    os.environ["RLHF_TEMPORARY_SERVER"] = "1"  # nobody else's runs are there
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     os.environ.setdefault("PREFECT_UI_URL", "http://127.0.0.1:4200")  # where `rlhf ui` will show the run
+
+
+def in_use() -> bool:
+    """Whether this process's runs go to a temporary server, where there are nobody else's."""
+    return _server is not None
 
 
 def wait() -> None:

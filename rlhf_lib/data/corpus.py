@@ -124,8 +124,8 @@ def load_texts(
     for name, column in (("column", source.column), ("prompt", source.prompt)):
         if column is not None and column not in dataset.column_names:
             raise DataError(
-                f"evaluation.perplexity.{name}: {source.dataset or default} has no column '{column}', only "
-                f"{', '.join(dataset.column_names)}"
+                f"evaluation.perplexity.{name}: column '{column}' not found in {source.dataset or default} (available: "
+                f"{', '.join(dataset.column_names)})"
             )
     if source.limit and source.limit < len(dataset):
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: source.limit]

@@ -1,4 +1,4 @@
-"""What a data set looks like: lengths in figures and drawn, labels drawn."""
+"""What a data set looks like: the distribution of lengths, as metrics and as plots, and of labels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def summarize(lengths: Sequence[int]) -> dict[str, float]:
     if not len(lengths):
         return {}
     values = np.asarray(lengths)
-    figures = {
+    metrics = {
         "mean": values.mean(),
         "median": np.median(values),
         "p95": np.quantile(values, 0.95),
         "max": values.max(),
     }
-    return {name: float(figure) for name, figure in figures.items()}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def length_histogram(panels: Mapping[str, Lengths]) -> Figure:

@@ -35,5 +35,5 @@ def first_turn(text: str) -> str:
 def _require_dialogue(text: str) -> None:
     if not text.startswith(HUMAN) or ASSISTANT not in text:
         raise DataError(
-            f"is no dialogue, it begins {text[:60]!r}. Dialogues start with {HUMAN!r} and have a turn {ASSISTANT!r}"
+            f"is not a dialogue: it begins {text[:60]!r}. Dialogues start with {HUMAN!r} and have a turn {ASSISTANT!r}"
         )

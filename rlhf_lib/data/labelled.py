@@ -156,7 +156,7 @@ def _numbers(values: list[Any], names: list[str], numbered: bool, where: str) ->
             found.add(int(value))
         elif isinstance(value, int | str):
             if str(value) not in names:
-                raise DataError(f"{where}: label '{value}' is none of {', '.join(names)}. Set {KEY}.names")
+                raise DataError(f"{where}: unknown label '{value}' (known: {', '.join(names)}). Set {KEY}.names")
             found.add(names.index(str(value)))
         else:
             raise DataError(f"{where} holds {value!r}, neither a label's number nor its name. Set {KEY}.label")

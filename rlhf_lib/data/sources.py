@@ -45,7 +45,7 @@ def load_split(source: SourceConfig, default: str | None = None, key: str = "dat
     try:
         if name.startswith("embedded/"):
             if name != EMBEDDED:
-                raise DataError(f"{key}.dataset: there is no '{name}', the embedded set is {EMBEDDED}")
+                raise DataError(f"{key}.dataset: unknown set '{name}': the embedded one is {EMBEDDED}")
             from rlhf_lib.data import embedded
 
             named = [part for part in ("train", "test") if part in source.split] or ["train", "test"]
@@ -127,7 +127,9 @@ def text_column(dataset: Dataset, column: str, where: str, key: str) -> list[str
     """
     require_columns(dataset, [column], where, key)
     if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
-        raise DataError(f"{where}: column '{column}' holds {dataset.features[column]}, not text. Set {key}")
+        raise DataError(
+            f"{where}: column '{column}' holds {dataset.features[column]}, not text. Set {key} to a text column"
+        )
     return [text or "" for text in dataset.with_format(None)[column]]
 
 
@@ -135,7 +137,8 @@ def require_columns(dataset: Dataset, columns: Sequence[str], where: str, key: s
     """Raises DataError naming the columns that are missing and those that are there."""
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
-        raise DataError(f"{where} has no column '{missing[0]}', but {', '.join(dataset.column_names)}. Set {key}")
+        present = ", ".join(dataset.column_names)
+        raise DataError(f"column '{missing[0]}' not found in {where} (available: {present}). Set {key}")
 
 
 def _own_cache(folder: Path) -> str | None:
@@ -161,7 +164,9 @@ def _builder(path: Path, key: str) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
     builder = _BUILDERS.get(suffixes[-1]) if suffixes else None
     if builder is None:
-        raise DataError(f"{key}.dataset: {path} is of no known kind; known are {', '.join(_BUILDERS)} (+ .gz)")
+        raise DataError(
+            f"{key}.dataset: {path} has an unknown format (known: {', '.join(_BUILDERS)}, each also with .gz)"
+        )
     return builder
 
 

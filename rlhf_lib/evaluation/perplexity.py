@@ -1,7 +1,7 @@
 """Perplexity of given texts, as an `evaluate.Metric` that takes a model in memory.
 
 `evaluate.load("perplexity")` fetches its script from the hub. Besides what that one returns (`perplexities` and their
-mean, the figure of the published tutorials), this one gives the token-weighted perplexity, which one short odd text
+mean, as the published tutorials report), this one gives the token-weighted perplexity, which one short odd text
 can't move, truncates from the left, so that a dialogue keeps its last answer, and says what it truncated.
 """
 
@@ -69,7 +69,7 @@ class Perplexity(evaluate.Metric):
         if not sum(counts):
             raise DataError(f"perplexity: none of the {len(counts)} texts has a token to score")
         per_text = [_exp(loss / count) if count else None for loss, count in zip(losses, counts, strict=True)]
-        scored = [figure for figure in per_text if figure is not None]
+        scored = [value for value in per_text if value is not None]
         return {
             "perplexity": _exp(sum(losses) / sum(counts)),
             "mean_perplexity": sum(scored) / len(scored),

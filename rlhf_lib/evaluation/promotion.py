@@ -23,11 +23,11 @@ _WORDS: dict[Holds, str] = {operator.gt: "above", operator.ge: "at least", opera
 def judge(
     gates: GatesConfig, evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None
 ) -> tuple[bool, list[dict[str, Any]], str]:
-    """(passed, [{name, figure, threshold, passed}], reason) of a candidate.
+    """(passed, [{name, value, threshold, passed}], reason) of a candidate.
 
     `evaluation` holds reward.ci95, perplexity or None, diversity and kl of policy against reference; `duel` is what
     `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none.
-    Gates that are switched off, or whose figure doesn't apply (perplexity without a set), are left out. NaN never
+    Gates that are switched off, or whose value doesn't apply (perplexity without a set), are left out. NaN never
     passes.
     """
     perplexity, diversity = evaluation["perplexity"] or {}, evaluation["diversity"]
@@ -50,13 +50,13 @@ def judge(
     if duel and "error" not in duel:
         rules.append(("beats_champion", duel["ci95"][0], operator.gt, 0.0))
     results, failures = [], []
-    for name, figure, holds, threshold in rules:
-        if figure is None or threshold is None:
+    for name, value, holds, threshold in rules:
+        if value is None or threshold is None:
             continue
-        passed = bool(holds(figure, threshold))
-        results.append({"name": name, "figure": figure, "threshold": threshold, "passed": passed})
+        passed = bool(holds(value, threshold))
+        results.append({"name": name, "figure": value, "threshold": threshold, "passed": passed})
         if not passed:
-            failures.append(f"{name}: {figure:.4g} is not {_WORDS[holds]} {threshold:g}")
+            failures.append(f"{name}: {value:.4g} is not {_WORDS[holds]} {threshold:g}")
     if duel and "error" in duel:
         results.append({"name": "beats_champion", "figure": None, "threshold": 0.0, "passed": False})
         failures.append(f"beats_champion: no comparison, {duel['error']}")

@@ -73,7 +73,7 @@ def build_report(
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
-    """Collect the figures, and the samples with the largest gain, the largest loss, and drawn at random.
+    """Collect the metrics, and the samples with the largest gain, the largest loss, and drawn at random.
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
@@ -180,7 +180,7 @@ class ComparisonReport:
 def build_comparison_report(
     title: str, comparison: Comparison, notes: Sequence[str] = (), *, samples: int = 5, seed: int = 0
 ) -> ComparisonReport:
-    """Collect the figures, and the prompts drawn at random and those on which the models' scores are furthest apart."""
+    """Collect the metrics, and the prompts drawn at random and those on which the models' scores are furthest apart."""
     shown = [result.rows for result in comparison.results]
     rows = {name: [row[name] for row in shown] for name in shown[0] if any(row[name] is not None for row in shown)}
     if "KL" in rows:

@@ -152,8 +152,8 @@ def _load(
         )
     if (missing := sorted(report["missing_keys"])) and not overrides:
         raise ModelError(
-            f"{name} is no whole {what}: it has no weights for {', '.join(missing[:4])}. Point to a model that was "
-            f"trained as a {what}"
+            f"{name} is incomplete as a {what}: weights are missing for {', '.join(missing[:4])}. Point to "
+            f"a model that was trained as a {what}"
         )
     return model.eval()
 
@@ -187,7 +187,7 @@ def _explained(name: str, what: str) -> Iterator[None]:
     if name.startswith("models:/"):
         raise ModelError(f"{name} is a registry URI: resolve it to a folder before loading it")
     if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise ModelError(f"{what} {name}: there is no such folder; give a hub id or {local}")
+        raise ModelError(f"{what} {name}: no such folder; give a hub id or {local}")
     if folder.is_dir() and what != "tokenizer" and not (folder / "config.json").is_file():
         raise ModelError(f"{what} {name}: the folder has no config.json; {local}")
     try:
@@ -195,7 +195,7 @@ def _explained(name: str, what: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         if "Unrecognized configuration class" in reason:
-            raise ModelError(f"{name} is no {what}, and can't be made one: point to a model that is") from error
+            raise ModelError(f"{name} is not a {what}: point to a model that is") from error
         if folder.is_dir():
             hint = "are all of its files there?"
             if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -193,7 +193,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
             warnings.simplefilter("ignore")
             return get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"LoRA can't be put on this model: {error} (policy.lora.target_modules)") from None
+        raise ModelError(f"LoRA can't be added to this model: {error} (policy.lora.target_modules)") from None
 
 
 def _starts_at_zero(adapted: PeftModel) -> bool:
@@ -215,6 +215,6 @@ def frozen(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def autocast(device: torch.device, dtype: torch.dtype):
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision for the passes of a model kept in fp32; nothing to do in fp32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

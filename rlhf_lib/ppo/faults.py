@@ -19,7 +19,7 @@ _NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 
 
 class Diverged(RLHFError):
-    """The loss or its gradient is no number. `rows` holds the mini-batch at fault; the policy is as before its step."""
+    """The loss or its gradient is NaN or infinite. `rows` holds the mini-batch; the policy is as before its update."""
 
     def __init__(self, message: str, rows: list[dict[str, Any]]) -> None:
         super().__init__(message)
@@ -29,8 +29,8 @@ class Diverged(RLHFError):
 def diverged(step: int, loss: float, norm: float, batch: Batch, rows: np.ndarray) -> Diverged:
     """The error that names and holds these rows of the batch."""
     return Diverged(
-        f"PPO diverged at step {step}: the loss is {loss}, its gradient's norm {norm}; rows {rows.tolist()} of the "
-        "batch are at fault. Lower ppo.learning_rate, or set ppo.max_grad_norm and ppo.clip_scores",
+        f"PPO diverged at step {step}: loss {loss}, gradient norm {norm}, in rows {rows.tolist()} of the batch. "
+        "Lower ppo.learning_rate, or set ppo.max_grad_norm and ppo.clip_scores",
         [
             {
                 "query_ids": list(batch.queries[i]),

@@ -3,7 +3,7 @@
 While responses are sampled and scored nothing learns, so the step is abandoned at once and the boundary before it is
 written. Once the learning has begun that boundary is gone, and a copy of the weights and of the optimizer's moments for
 the sake of this would take three times the policy's memory: that step is finished, and the boundary after it written.
-Where a SIGKILL doesn't wait for it, the last checkpoint stands, and the resumed run ends with the same figures.
+Where a SIGKILL doesn't wait for it, the last checkpoint stands, and the resumed run ends with the same metrics.
 """
 
 from __future__ import annotations

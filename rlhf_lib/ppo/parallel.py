@@ -1,6 +1,6 @@
 """One PPO over several processes, on Hugging Face Accelerate: who does which rows, and what is told to all.
 
-Every process holds the whole batch's token ids and per-token figures, which are small; sampling, scoring, the passes
+Every process holds the whole batch's token ids and per-token metrics, which are small; sampling, scoring, the passes
 and the gradients are shared out. So advantages, whitening, KL control and statistics are over the global batch without
 further ado, and the number of processes changes rounding alone.
 """

@@ -1,9 +1,8 @@
 """PPO of a recipe, from its prompts and models to the exported policy: resumed, checkpointed, in one process or more.
 
-    for progress in run(job): ...          in this process
-    for progress in launch(job): ...       in `recipe.compute.processes` of their own, through `accelerate launch`
+    for progress in train(job): ...
 
-`accelerate launch -m rlhf_lib.ppo.run JOB.json` is what each of those processes runs.
+Several processes are those of `accelerate launch -m rlhf_lib.ppo.run JOB.json`.
 """
 
 from __future__ import annotations
@@ -59,14 +58,16 @@ class Progress(BaseModel):
     samples: list[dict[str, Any]] = []  # of every ppo.sample_every-th step
 
 
-def perform(job: Job) -> Iterator[Progress]:
-    """`run` or `launch`, as the recipe says."""
-    return launch(job) if job.recipe.compute.processes > 1 else run(job)
-
-
-def run(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
+def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
     """Train to the end, going on from the newest good checkpoint, then export the policy (the best step's, where
-    `ppo.keep_best` names a statistic) and its reference. With an accelerator every process must run it."""
+    `ppo.keep_best` names a statistic) and its reference.
+
+    In this process, or in `recipe.compute.processes` of their own where these are several; with an accelerator this is
+    one of them, and every one must call it.
+    """
+    if accelerator is None and job.recipe.compute.processes > 1:
+        yield from launch(job)
+        return
     from rlhf_lib.ppo.checkpoint import load_best, resume, save_best, save_checkpoint
     from rlhf_lib.ppo.interrupt import boundary_on_sigterm
 
@@ -85,7 +86,9 @@ def run(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
             kept = config.keep_best
             due = "eval/mean_scores" in stats or not (kept or "").startswith("eval/")
             if kept is not None and kept not in stats and due:
-                raise RLHFError(f"ppo.keep_best is {kept}, which no step has: set one of {', '.join(sorted(stats))}")
+                raise RLHFError(
+                    f"ppo.keep_best is {kept}, but no step has that statistic: set one of {', '.join(sorted(stats))}"
+                )
             if kept in stats and best_step(history, kept) == trainer.step:
                 save_best(trainer, checkpoints)
             every = config.checkpoint_every
@@ -198,7 +201,7 @@ def launch(job: Job) -> Iterator[Progress]:
     """The same in processes of their own. Their output goes to `launch/log.txt` in the job's folder.
 
     Raises what the run raised, or RLHFError where one of the processes was killed: all of them end then, and the same
-    job, launched again, goes on from the last checkpoint.
+    job, launched again, resumes from the last checkpoint.
     """
     scratch = Path(job.folder) / "launch"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -239,7 +242,7 @@ def launch(job: Job) -> Iterator[Progress]:
             tail = "".join(deque(said, maxlen=30))
         raise RLHFError(
             f"one of PPO's {job.recipe.compute.processes} processes was killed or failed (exit code "
-            f"{process.returncode}), and all have ended. Start the run again: it goes on from its last checkpoint. The "
+            f"{process.returncode}), and all have ended. Start the run again: it resumes from its last checkpoint. The "
             f"end of {log}:\n{tail}"
         )
 
@@ -283,7 +286,7 @@ def main(accelerator: Accelerator | None = None) -> None:
                 lines.write(json.dumps(event) + "\n")
 
     try:
-        for progress in run(job, accelerator):
+        for progress in train(job, accelerator):
             tell(progress.model_dump())
     except RLHFError as error:
         tell({"error": str(error), "rows": getattr(error, "rows", None)})

@@ -90,7 +90,7 @@ class PPOTrainer:
         accelerator: Accelerator | None = None,
     ) -> None:
         if not prompts:
-            raise RLHFError("PPO has no prompts: the data set is empty after its filters")
+            raise RLHFError("PPO has no prompts: the data set is empty after filtering")
         if any(len(p["input_ids"]) == 0 for p in prompts):
             raise RLHFError("a prompt has no tokens: drop empty prompts, or put a template around them")
         self.policy, self.tokenizer, self.reward, self.prompts = policy, tokenizer, reward, prompts

@@ -78,11 +78,11 @@ class PolicyConfig(Section):
         if self.model is None and not scratch:
             raise ValueError("needs model, or train.from_scratch")
         if self.model is not None and scratch:
-            raise ValueError("model and train.from_scratch exclude each other: set one of them to null")
+            raise ValueError("model and train.from_scratch are mutually exclusive: set one of them to null")
         if self.unfrozen_layers == 0:
             raise ValueError("unfrozen_layers 0 would leave nothing to learn: set null for all, or a number of blocks")
         if self.lora is not None and self.unfrozen_layers is not None:
-            raise ValueError("lora and unfrozen_layers exclude each other: set one of them to null")
+            raise ValueError("lora and unfrozen_layers are mutually exclusive: set one of them to null")
         return self
 
 
@@ -131,7 +131,7 @@ class ProbeConfig(Section):
 
 
 class ChecksConfig(Section):
-    """Thresholds of the reward model's sanity gates; null switches a gate off, its figure is reported all the same."""
+    """Thresholds of the reward model's sanity gates; null switches a gate off, its value is reported all the same."""
 
     pairs: Positive = Field(1000, description="held-out pairs used, at most")
     min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
@@ -174,7 +174,7 @@ class RewardConfig(Section):
     terms: list[TermConfig] | None = Field(
         None, description="sum: each {weight, reward}; a preference term names its model"
     )
-    batch_size: Positive = Field(64, description="texts scored together; changes no figure")
+    batch_size: Positive = Field(64, description="texts scored together; changes no result")
     max_length: Positive | None = Field(None, description="tokens the reward model sees, cut from the left")
     normalize: bool = Field(
         False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples"
@@ -251,7 +251,7 @@ class PPOConfig(Section):
     steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
     batch_size: Positive = Field(128, description="prompts answered a step")
     mini_batch_size: Positive | None = Field(None, description="rows per optimizer step; null: the batch")
-    micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; bounds memory, changes no figure")
+    micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; bounds memory, changes no result")
     ppo_epochs: Positive = Field(4, description="passes over a batch, each in a fresh order")
     learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, once warm")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
@@ -311,7 +311,7 @@ class PPOConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:
         if self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise ValueError("kl_estimator k1 has no gradient to speak of in the loss: set k2, or kl_in: reward")
+            raise ValueError("kl_estimator k1 has almost no gradient in the loss: set k2, or kl_in: reward")
         if self.keep_best is not None and self.keep_best.startswith("eval/") and self.eval_every is None:
             raise ValueError(f"keep_best {self.keep_best} needs eval_every")
         if self.mini_batch_size and self.batch_size % self.mini_batch_size:

@@ -89,12 +89,13 @@ def _read(name_or_path: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name_or_path, shipped(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise RecipeError(
-            f"unknown recipe '{name_or_path}': {hint}shipped are {', '.join(shipped())}; a file of yours ends in .yaml"
+            f"unknown recipe '{name_or_path}': {hint}shipped recipes: {', '.join(shipped())}; the path "
+            "of your own must end in .yaml"
         )
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {name_or_path} is no valid YAML: {error}") from None
+        raise RecipeError(f"recipe {name_or_path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {name_or_path} must be a mapping of sections (name, data, policy, ...)")
     return tree
@@ -117,7 +118,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"override '{override}': the value is no valid YAML: {error}") from None
+        raise RecipeError(f"override '{override}': the value is not valid YAML: {error}") from None
 
 
 def _explain(error: ValidationError, origin: str) -> str:

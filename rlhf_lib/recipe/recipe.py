@@ -21,7 +21,7 @@ class PerplexitySetConfig(SourceConfig):
         "or for a seq2seq policy what follows the query (cut as data.prompts.query says)",
     )
     add_start_token: bool = Field(True, description="score the first token too, after BOS (as Hugging Face's metric)")
-    batch_size: Positive = Field(16, description="texts a forward pass, at most; changes no figure")
+    batch_size: Positive = Field(16, description="texts a forward pass, at most; changes no result")
     limit: Positive | None = Field(None, description="texts scored, at most, drawn with the recipe's seed")
 
 

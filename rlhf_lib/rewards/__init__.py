@@ -32,6 +32,6 @@ def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Se
         bad = int((~scores_B.isfinite()).nonzero()[0])
         raise ModelError(
             f"the reward {where} gave {scores[bad]} for the query {queries[bad]!r:.200} with the response "
-            f"{responses[bad]!r:.200}: mend the reward, PPO can't learn from it"
+            f"{responses[bad]!r:.200}: fix the reward: PPO can't learn from it"
         )
     return scores_B

@@ -42,7 +42,7 @@ BINS = 10
 GATED_KINDS = ("empty", "repeated", "shuffled")
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- metrics
 
 
 def pairwise_outcomes(chosen_N: Scores, rejected_N: Scores) -> Scores:
@@ -120,7 +120,7 @@ class Check:
 
 @dataclass
 class CheckReport:
-    """The checks that apply, their figures as flat metrics, and the scores that the drawings are made of."""
+    """The checks that apply, their metrics as flat metrics, and the scores that the drawings are made of."""
 
     checks: list[Check] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -171,7 +171,7 @@ class _Scorer:
         scores_N = np.asarray(self.reward(queries, responses), dtype=np.float64)
         if scores_N.shape != (len(texts),):
             raise ModelError(
-                f"the reward gave scores of shape {scores_N.shape} for {len(texts)} texts: one each is due"
+                f"the reward gave scores of shape {scores_N.shape} for {len(texts)} texts: expected one each"
             )
         self.total += len(texts)
         if bad := int((~np.isfinite(scores_N)).sum()):

@@ -41,7 +41,7 @@ def fit_normalization(scores: Sequence[float]) -> Normalization:
         mean, std = float(np.mean(scores)), float(np.std(scores))
     if not math.isfinite(mean) or not std > 1e-8 * max(1.0, abs(mean)):
         raise ModelError(
-            f"the reward can't be normalised: on {len(scores)} reference samples the mean is {mean:.4g} and the "
+            f"the reward can't be normalized: on {len(scores)} reference samples the mean is {mean:.4g} and the "
             f"standard deviation {std:.4g}; set reward.normalize=false, or look at what the reward gives"
         )
     return Normalization(mean, std)

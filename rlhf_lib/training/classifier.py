@@ -54,7 +54,7 @@ def train_classifier(
     """Train on `rows` (columns text and labels, a list of indices in `names`) and save it with its tokenizer.
 
     From scratch (`reward.train.from_scratch`, its tokenizer made from the texts), or with a new head on
-    `reward.model`. `on_log(step, figures)` is called as training goes on. Returns the metrics, the logged figures, and
+    `reward.model`. `on_log(step, metrics)` is called as training goes on. Returns the metrics, the logged metrics, and
     what `measure` says of each label. Raises ModelError for an absent model or a loss that diverges, DataError without
     a text.
     """
@@ -109,10 +109,10 @@ def train_classifier(
             batch_size=reward.batch_size,
             device=pick_device(compute),
         ).logits(parts[1]["text"])
-        figures, table = measure(logits.numpy(), list(parts[1]["labels"]), names, single=single)
+        found, table = measure(logits.numpy(), list(parts[1]["labels"]), names, single=single)
         most = int(np.bincount([i for labels in rows["labels"] for i in labels], minlength=len(names)).argmax())
-        figures["majority"] = float(np.mean([most in labels for labels in parts[1]["labels"]]))
-        metrics |= {f"{name}/held_out": figure for name, figure in figures.items()}
+        found["majority"] = float(np.mean([most in labels for labels in parts[1]["labels"]]))
+        metrics |= {f"{name}/held_out": value for name, value in found.items()}
     return metrics, log, table
 
 
@@ -234,11 +234,11 @@ def measure(
         }
         for k, name in enumerate(names)
     ]
-    figures = {
+    metrics = {
         "accuracy": float(truth_NK[np.arange(len(top)), top].mean()),
         "macro_f1": float(f1[(given + true) > 0].mean()),
     }
-    return figures, table
+    return metrics, table
 
 
 def label_figure(table: Sequence[dict[str, Any]]) -> Figure:

@@ -41,8 +41,8 @@ def train_reward_model(
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Put a scalar head on `model` (a language model or classifier), train it on `pairs`, save it with its tokenizer.
 
-    `pairs` have columns prompt, chosen, rejected and perhaps margin. No dropout. `on_log(step, figures)` is called as
-    training goes on. Returns the metrics (accuracies on at most ACCURACY_PAIRS of either set) and the logged figures.
+    `pairs` have columns prompt, chosen, rejected and perhaps margin. No dropout. `on_log(step, metrics)` is called as
+    training goes on. Returns the metrics (accuracies on at most ACCURACY_PAIRS of either set) and those of each step.
     Raises ModelError for an absent model or a loss that diverges, DataError without pairs.
     """
     from trl import RewardConfig, RewardTrainer

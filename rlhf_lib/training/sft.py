@@ -62,10 +62,10 @@ def train_base_model(
 
     From scratch (`train.from_scratch`) with the given `tokenizer`, or from `model`, whose tokenizer is used where none
     is given. With `lora` an adapter is trained and merged before saving. Texts longer than `train.max_length` lose
-    tokens on the left, so that answers stay whole. `on_log(step, figures)` is called as training goes on.
+    tokens on the left, so that answers stay whole. `on_log(step, metrics)` is called as training goes on.
 
     Returns the metrics (`loss/held_out` in nats per token of the chosen answers given their prompts, EOS included, and
-    its exponential `perplexity/held_out`) and the logged figures per step.
+    its exponential `perplexity/held_out`) and the logged metrics per step.
     Raises ModelError for an absent model or a loss that diverges, DataError without a single answer to train on.
     """
     if train.from_scratch is not None:
@@ -122,7 +122,7 @@ def _causal_trainer(
 
     class LengthGroupedSFTTrainer(LengthGroups, SFTTrainer):
         def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
-            """TRL computes the logits in chunks, twice, with figures of its own; small ones are far cheaper whole."""
+            """TRL computes the logits in chunks, twice, with metrics of its own; small ones are far cheaper whole."""
             small = inputs["input_ids"].numel() * model.config.vocab_size <= SMALL_LOGITS
             return (Trainer if small else SFTTrainer).compute_loss(self, model, inputs, *args, **kwargs)
 

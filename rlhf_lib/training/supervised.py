@@ -93,7 +93,7 @@ class LengthGroups:
 
 
 class _Bar(ProgressCallback):
-    """The progress bar alone, with the loss beside it instead of a line of figures every few steps."""
+    """The progress bar alone, with the loss beside it instead of a line of metrics every few steps."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
@@ -106,27 +106,27 @@ class _Bar(ProgressCallback):
 
 
 class _Log(TrainerCallback):
-    """Numbers as they come: to `on_log`, and stopped at the first loss that is none."""
+    """Passes metrics on to `on_log` as they come, and stops at the first loss that is NaN or infinite."""
 
     def __init__(self, on_log: OnLog | None) -> None:
         self.rows: list[dict[str, float]] = []
         self.on_log_figures = on_log
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        figures = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k != "epoch"}
-        if "loss" not in figures:
+        metrics = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k != "epoch"}
+        if "loss" not in metrics:
             return
-        if not torch.tensor(figures["loss"]).isfinite():
-            raise ModelError(f"the loss is {figures['loss']} at step {state.global_step}: lower the learning_rate")
-        self.rows.append({"step": state.global_step, **figures})
+        if not torch.tensor(metrics["loss"]).isfinite():
+            raise ModelError(f"Loss is NaN or infinite at step {state.global_step}: lower the learning_rate")
+        self.rows.append({"step": state.global_step, **metrics})
         if self.on_log_figures:
-            self.on_log_figures(state.global_step, figures)
+            self.on_log_figures(state.global_step, metrics)
 
 
 def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
-    """Train, with a progress bar, and give the logged figures: one dict per logged step, `step` among its keys.
+    """Train, with a progress bar, and give the logged metrics: one dict per logged step, `step` among its keys.
 
-    Raises ModelError when the loss is no number any more.
+    Raises ModelError when the loss is NaN or infinite.
     """
     log = _Log(on_log)
     trainer.remove_callback(PrinterCallback)

@@ -271,7 +271,7 @@ class PPOTrainer:
     ) -> dict[str, Any]:
         """One PPO step on `config.batch_size` queries (L_i,), their responses (T_i,) and scores (scalars).
 
-        Returns TRL's statistics under its names, as floats; `objective/kl_dist` and the other figures per response or
+        Returns TRL's statistics under its names, as floats; `objective/kl_dist` and the other metrics per response or
         token as arrays. Raises RLHFError for a batch of the wrong size or shape, an empty response, or a score that
         isn't finite.
         """
@@ -325,13 +325,13 @@ class PPOTrainer:
         for i, score in enumerate(scores):
             if not torch.isfinite(score).all():
                 text = self.tokenizer.decode(responses[i])
-                raise RLHFError(f"scores[{i}] is {float(score)}, for the response {text!r}: mend the reward")
+                raise RLHFError(f"scores[{i}] is {float(score)}, for the response {text!r}: fix the reward")
         if response_masks is not None and not all(bool(mask.all()) for mask in response_masks):
             raise RLHFError("response_masks must be all ones: tokens inside a response can't be left out here")
 
     @staticmethod
     def _arrays(batch: Batch) -> dict[str, np.ndarray]:
-        """Figures per response (B,) and per response token (B, T), the latter 0 past a response's end."""
+        """Metrics per response (B,) and per response token (B, T), the latter 0 past a response's end."""
         return {
             "objective/kl_dist": batch.kl_BT.sum(1).cpu().numpy(),
             "objective/logprobs": batch.logprobs_BT.cpu().numpy(),

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from rlhf_lib.errors import ModelError
 from tasks.registry.policies import CHAMPION, DESCRIPTION_LIMIT, champion
-from tasks.registry.provenance import versions
+from tasks.registry.versions import versions
 
 _PREFIX = "champion."
 _WHY_LIMIT = 2000  # characters: a tag holds 5000
@@ -66,10 +66,10 @@ def promote(name: str, version: str, why: str | None = None) -> Change:
         raise ModelError(
             f"{name} has no version {version}: it has {', '.join(reversed(known))}"
             if known
-            else f"no model {name} is registered: rlhf models lists those that are"
+            else f"no registered model is named {name}: rlhf models lists them"
         )
     if champion(name) == version:
-        raise ModelError(f"version {version} of {name} is the champion already: rlhf models {name} shows since when")
+        raise ModelError(f"version {version} of {name} is already the champion: rlhf models {name} shows since when")
     return crown(name, version, "promoted", why)
 
 
@@ -116,7 +116,7 @@ def _numbers(name: str) -> list[int]:
     try:
         tags = mlflow.MlflowClient().get_registered_model(name).tags
     except MlflowException as error:
-        raise ModelError(f"no model {name} is registered ({error}): rlhf models lists those that are") from error
+        raise ModelError(f"no registered model is named {name} ({error}): rlhf models lists them") from error
     ends = (key.removeprefix(_PREFIX) for key in tags if key.startswith(_PREFIX))
     return [int(end) for end in ends if end.isdigit()]
 

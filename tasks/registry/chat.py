@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_lib.errors import ModelError, RLHFError
 from rlhf_lib.recipe import Recipe, load_recipe
-from tasks.registry import provenance
+from tasks.registry import versions
 from tasks.registry.policies import CHAMPION, resolve_model
 
 
@@ -32,16 +32,16 @@ class Chat:
         from rlhf_lib.models.device import pick_device, pick_dtype
         from rlhf_lib.models.loading import load_policy, load_tokenizer
 
-        if provenance.versions(model):
+        if versions.versions(model):
             model = f"models:/{model}@{CHAMPION}"
-        version = provenance.version_of(model) if model.startswith("models:/") else None
+        version = versions.version_of(model) if model.startswith("models:/") else None
         if version is None and recipe is None:
             raise ModelError(
-                f"{model} is no registered model (rlhf models lists them): for a folder or hub id, --recipe names the "
-                "recipe whose template and generation are used"
+                f"{model} is not a registered model (rlhf models lists them): for a folder or hub id, name with "
+                "--recipe the recipe whose template and generation to use"
             )
         self.recipe: Recipe = (
-            load_recipe(recipe, overrides) if recipe else provenance.recipe_of(version, overrides)  # type: ignore[arg-type]
+            load_recipe(recipe, overrides) if recipe else versions.recipe_of(version, overrides)  # type: ignore[arg-type]
         )
         self.missing: list[str] = []
         self.device = pick_device(self.recipe.compute)
@@ -51,10 +51,10 @@ class Chat:
             folder = resolve_model(name)
             return load_policy(folder, dtype, trust).to(self.device), load_tokenizer(folder, trust)  # type: ignore[arg-type]
 
-        uri = provenance.uri_of(version) if version else model
+        uri = versions.uri_of(version) if version else model
         self.models = {f"{version.name} {version.version}" if version else model: load(uri)}
         try:
-            reference = provenance.reference_of(version) if version else self.recipe.policy.model
+            reference = versions.reference_of(version) if version else self.recipe.policy.model
             if reference is not None:
                 self.models["reference"] = load(reference)
         except RLHFError as error:
@@ -103,7 +103,7 @@ class Chat:
         from rlhf_lib.rewards.build import build_reward
 
         try:
-            model = provenance.reward_model_of(self.recipe, [version] if version else [])
+            model = versions.reward_model_of(self.recipe, [version] if version else [])
             return build_reward(self.recipe.reward, model, self.device)
         except RLHFError as error:
             self.missing.append(str(error))

@@ -26,7 +26,7 @@ def model_card(
     pipeline: str,
 ) -> str:
     """Markdown, from the recipe and the stages' records; `samples` and `pipeline` are links to the evaluation's run and
-    to the parent's. Figures that don't apply are left out."""
+    to the parent's. Metrics that don't apply are left out."""
     learned, checked, texts = evaluation.reward, evaluation.perplexity or {}, evaluation.diversity
     low, high = learned["ci95"]
     generation, settings = recipe.generation, recipe.ppo
@@ -74,8 +74,8 @@ proof of quality, and nothing here vouches for facts, safety or other domains. R
 
 {table(("", "reference", "policy"), [row for row in before_after if row[1] is not None])}
 
-Reward delta {figure(learned["delta"])}, 95% interval [{figure(low)}, {figure(high)}], win rate \
-{figure(learned["win_rate"])}; KL to the reference {figure(evaluation.kl)} nats per response.
+Reward delta {cell(learned["delta"])}, 95% interval [{cell(low)}, {cell(high)}], win rate \
+{cell(learned["win_rate"])}; KL to the reference {cell(evaluation.kl)} nats per response.
 Samples and report: {samples}
 Every setting, and the other stages: {pipeline}
 
@@ -89,14 +89,14 @@ Every setting, and the other stages: {pipeline}
 """
 
 
-def table(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
+def table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     """A Markdown table; rows whose last cell is None are left out."""
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
-    lines += [f"| {' | '.join(map(figure, row))} |" for row in rows if row[-1] is not None]
+    lines += [f"| {' | '.join(map(cell, row))} |" for row in rows if row[-1] is not None]
     return "\n".join(lines)
 
 
-def figure(value: Any) -> str:
+def cell(value: Any) -> str:
     """Four significant digits for a float, - for nothing, and no bar that would end a table's cell."""
     if value is None:
         return "-"
@@ -109,6 +109,6 @@ def _against(duel: Mapping[str, Any] | None) -> str:
     low, high = duel["ci95"]
     return (
         f"\nAgainst the champion, version {duel['version']}, under this candidate's reward, on {duel['prompts']} "
-        f"prompts: {figure(duel['champion'])} -> {figure(duel['candidate'])}, delta {figure(duel['delta'])} "
-        f"[{figure(low)}, {figure(high)}], win rate {figure(duel['win_rate'])}.\n"
+        f"prompts: {cell(duel['champion'])} -> {cell(duel['candidate'])}, delta {cell(duel['delta'])} "
+        f"[{cell(low)}, {cell(high)}], win rate {cell(duel['win_rate'])}.\n"
     )

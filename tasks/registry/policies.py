@@ -38,7 +38,7 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
             f"the policy in {folder} is not safetensors only ({', '.join(pickles) or 'no *.safetensors'}): load it and "
             "write it anew with save_pretrained()"
         )
-    return mlflow.pyfunc.log_model(
+    logged: ModelInfo = mlflow.pyfunc.log_model(
         name="policy",
         python_model=str(_SERVER),
         artifacts={_WEIGHTS: folder},
@@ -48,6 +48,7 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
         model_config=dict(settings),
         params={key: redact(str(value)) for key, value in params.items()},
     )
+    return logged
 
 
 def requirements() -> list[str]:
@@ -68,7 +69,7 @@ def resolve_model(name: str) -> str:
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"model {name} is not to be had from the registry at {mlflow.get_registry_uri()} ({reason}): give "
+            f"model {name} is not available from the registry at {mlflow.get_registry_uri()} ({reason}): give "
             "models:/NAME@ALIAS or models:/NAME/VERSION of a registered version"
         ) from error
     if pickles := _pickles(root):
@@ -81,7 +82,7 @@ def resolve_model(name: str) -> str:
         raise ModelError(f"model {name} holds no Hugging Face folder: only policies that this pipeline registered do")
     folder = (Path(root) / weights["path"]).resolve()
     if not folder.is_relative_to(Path(root).resolve()):
-        raise ModelError(f"model {name} points out of its own folder ({weights['path']}): name another version")
+        raise ModelError(f"model {name} points outside its own folder ({weights['path']}): name another version")
     return str(folder)
 
 

@@ -18,7 +18,7 @@ class GreedyPolicy(PythonModel):
     One prompt at a time: an answer must not depend on what else is in the request, and padding moves logits a little.
     """
 
-    def load_context(self, context) -> None:
+    def load_context(self, context: Any) -> None:
         self.settings = context.model_config
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         source: dict[str, Any] = {"trust_remote_code": self.settings["trust_remote_code"]}
@@ -28,13 +28,13 @@ class GreedyPolicy(PythonModel):
         self.model: Any = auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **source)
         self.model.eval().to(self.device)
         # replaced whole: a repetition penalty or a minimum length in the model's own config would change the words
-        self.model.generation_config = GenerationConfig(
+        self.model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             eos_token_id=self.settings["end_ids"] or None,
             pad_token_id=self.tokenizer.eos_token_id,
             decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
         )
 
-    def predict(self, context, model_input: list[str], params: dict | None = None) -> list[str]:
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
         limit = int((params or {}).get("max_new_tokens", self.settings["max_new_tokens"]))
         return [self.respond(prompt, limit) for prompt in model_input]
 
@@ -56,7 +56,7 @@ class GreedyPolicy(PythonModel):
             **({"stop_strings": [stop], "tokenizer": self.tokenizer} if stop else {}),
         )
         # a decoder's answer follows the prompt, a seq2seq model's its start token
-        text = self.tokenizer.decode(output_ids[0, 1 if seq2seq else length :], skip_special_tokens=True)
+        text: str = self.tokenizer.decode(output_ids[0, 1 if seq2seq else length :], skip_special_tokens=True)
         return text.split(stop)[0] if stop else text
 
 

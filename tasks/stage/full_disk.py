@@ -31,9 +31,9 @@ def disk_full(error: BaseException | None, *places: Path | str) -> DiskFull | No
         if full or (any(phrase in told for phrase in _TORCH) and _share(scarcest) < _SCANT):
             usage = shutil.disk_usage(scarcest)
             return DiskFull(
-                f"the disk of {scarcest} is full: {_size(usage.free)} of {_size(usage.total)} are free. Make room and "
-                "run the same again (prefect flow-run retry): it goes on from PPO's last checkpoint, and the stages "
-                "that were finished are reused"
+                f"the disk of {scarcest} is full: {_size(usage.free)} of {_size(usage.total)} free. Free some "
+                "space and run the same command again (or prefect flow-run retry): PPO resumes from its last "
+                "checkpoint, and finished stages are reused"
             )
         error = error.__cause__ or error.__context__
     return None

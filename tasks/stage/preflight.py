@@ -9,7 +9,7 @@ from prefect import task
 from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe import Recipe
 from tasks.registry.policies import resolve_model
-from tasks.stage.options import LIGHT
+from tasks.stage.options import OPTIONS
 
 
 def preflight(recipe: Recipe) -> Recipe:
@@ -49,4 +49,4 @@ def preflight(recipe: Recipe) -> Recipe:
     return recipe
 
 
-preflight_task = task(name="preflight", **LIGHT)(preflight)
+preflight_task = task(name="preflight", **OPTIONS)(preflight)

@@ -20,10 +20,9 @@ from pydantic import ValidationError
 
 from tasks.stage.full_disk import disk_full
 from tasks.stage.keys import Result, Stage
-from tasks.tracking import run_folder
-from tasks.tracking.logger import run_logger
-from tasks.tracking.metrics_buffer import Outbox
-from tasks.tracking.runs import PipelineRun, cover, mlflow_link
+from tasks.tracking import run_folder, run_logger
+from tasks.tracking.metrics_buffer import MetricsBuffer
+from tasks.tracking.runs import PipelineRun, mlflow_link, redact_error
 
 _LAST_WORDS = 5.0  # seconds that a stage which ends early waits for the tracking server: who cancels wants it gone
 
@@ -36,12 +35,12 @@ class StageRun(Generic[Result]):
     run: Run
     folder: Path
     key: str
-    outbox: Outbox | None = None  # None: reused
+    buffer: MetricsBuffer | None = None  # None: reused
     _result: Result | None = None
 
     @property
     def reused(self) -> bool:
-        return self.outbox is None
+        return self.buffer is None
 
     @property
     def result(self) -> Result:
@@ -56,13 +55,13 @@ class StageRun(Generic[Result]):
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         """Log to the child run without waiting for it; metrics that don't apply (None) are left out, never 0."""
-        assert self.outbox is not None, "a reused stage has its metrics"
-        self.outbox.metrics({name: value for name, value in metrics.items() if value is not None}, step)
+        assert self.buffer is not None, "a reused stage has its metrics"
+        self.buffer.metrics({name: value for name, value in metrics.items() if value is not None}, step)
 
     def later(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function that tells MLflow something, without waiting for it; see Outbox.call."""
-        assert self.outbox is not None, "a reused stage has told all"
-        self.outbox.call(partial(function, *args))
+        """Call a function that tells MLflow something, without waiting for it; see MetricsBuffer.call."""
+        assert self.buffer is not None, "a reused stage has told all"
+        self.buffer.call(partial(function, *args))
 
 
 @contextmanager
@@ -76,7 +75,7 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
     name, root = stage.name, Path(run.run_dir)
     own, shared = root / "work" / run.parent_run_id / name, root / ("unfinished" if stage.every_run else "stages")
     known = shared / f"{name}-{key}"
-    with run_folder.alone(root, known.name):
+    with run_folder.file_lock(root, known.name):
         if (result := _finished(stage, own)) and result.stage_key == key:
             run_logger().info("%s: done before this run was interrupted", name)
             yield StageRun(stage, mlflow.get_run(result.mlflow_run_id), own, key, None, result)
@@ -93,7 +92,7 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
                 run_folder.link(own, known)
                 yield StageRun(stage, child, own, key, None, result)
                 return
-            current = StageRun(stage, child, run_folder.emptied(own), key, Outbox(child.info.run_id))
+            current = StageRun(stage, child, run_folder.emptied(own), key, MetricsBuffer(child.info.run_id))
             with _worked(current):
                 yield current
             run_folder.finish(own, current.result.model_dump(mode="json"))
@@ -115,7 +114,7 @@ def _finished(stage: Stage[Result], folder: Path) -> Result | None:
 @contextmanager
 def _worked(current: StageRun[Any]) -> Iterator[None]:
     """The block's time and all that it told have arrived in MLflow when this ends."""
-    assert current.outbox is not None
+    assert current.buffer is not None
     mlflow.set_tag("reused", "false")
     start = time.perf_counter()
     try:
@@ -125,12 +124,12 @@ def _worked(current: StageRun[Any]) -> Iterator[None]:
         finally:
             with suppress(Exception):  # what MLflow has refused by now, flush raises
                 current.log_metrics({"seconds": time.perf_counter() - start})
-        current.outbox.flush()
+        current.buffer.flush()
     except BaseException as error:
         if isinstance(error, Exception):
-            cover(error)
+            redact_error(error)
         try:
-            current.outbox.flush(_LAST_WORDS)
+            current.buffer.flush(_LAST_WORDS)
         except Exception as untold:  # what ended the stage is what counts
             run_logger().warning("%s: not all was told: %s", current.stage.name, untold)
         checkpoints = current.folder.parents[2] / "checkpoints"
@@ -138,4 +137,4 @@ def _worked(current: StageRun[Any]) -> Iterator[None]:
             raise full from error
         raise
     finally:
-        current.outbox.close()
+        current.buffer.close()

@@ -1,7 +1,7 @@
-"""What a stage tells MLflow while it computes: sent by a thread of its own, in order, and kept until it has arrived.
+"""What a stage logs to MLflow while it computes: sent by a thread of its own, in order, and kept until it has arrived.
 
-Training neither waits for the tracking server nor ends because it is away for a while. A figure sent twice, because the
-answer to the first time was lost, is the same one to MLflow: it has its time from when it was told.
+Training neither waits for the tracking server nor ends because it is away for a while. A metric sent twice, because the
+answer to the first attempt was lost, is one metric to MLflow: its time is that of the call.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Callable, Mapping
 import mlflow
 from mlflow.entities import Metric
 
-from tasks.stage.options import can_pass
+from tasks.tracking.retries import is_retryable
 
 PATIENCE = 900.0  # seconds that the end of a stage waits for the tracking server
 _BATCH = 1000  # metrics in a request: MLflow's own limit
-_GATHER = 5.0  # seconds from one request to the next: one alone costs MLflow as much as three steps' figures in another
+_GATHER = 5.0  # seconds from one request to the next: one alone costs MLflow as much as three steps' metrics in another
 _TRIES = 3  # at what MLflow refuses
 _LONGEST = 10.0  # seconds between tries
 
 logger = logging.getLogger(__name__)
 
 
-class Outbox:
+class MetricsBuffer:
     """Metrics and other calls that wait to be sent to one MLflow run.
 
     Raises, at the next call, what MLflow has refused for good.
@@ -42,10 +42,10 @@ class Outbox:
         self._flushing = False
         self._closed = False
 
-    def metrics(self, figures: Mapping[str, float], step: int | None = None) -> None:
-        """Send figures of a step, with the time of now."""
+    def metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send metrics of a step, with the time of now."""
         now = int(time.time() * 1000)
-        self._put([Metric(name, float(value), now, step or 0) for name, value in figures.items()])
+        self._put([Metric(name, float(value), now, step or 0) for name, value in metrics.items()])
 
     def call(self, function: Callable[[], object]) -> None:
         """Call the function, again where it fails: it must come to the same when called twice."""
@@ -62,8 +62,8 @@ class Outbox:
                 raise self._error
             if self._waiting:
                 raise ConnectionError(
-                    f"MLflow at {mlflow.get_tracking_uri()} has not taken the run's figures for {patience:.0f} s: see "
-                    "whether its server runs and has room; the same run started again goes on"
+                    f"MLflow at {mlflow.get_tracking_uri()} has not accepted the run's metrics for {patience:.0f} s: "
+                    "check that its server is up and has disk space, then start the run again: it resumes"
                 )
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class Outbox:
             self._waiting.append(item)
             self._changed.notify_all()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="mlflow-outbox", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="mlflow-metrics", daemon=True)
             self._thread.start()
 
     def _work(self) -> None:
@@ -95,21 +95,23 @@ class Outbox:
                 if callable(batch[0]):
                     batch[0]()
                 else:
-                    self._client.log_batch(self.run_id, [metric for figures in batch for metric in figures])
+                    self._client.log_batch(self.run_id, [metric for metrics in batch for metric in metrics])
             except Exception as error:
                 tries += 1
-                if tries >= _TRIES and not can_pass(error):
+                if tries >= _TRIES and not is_retryable(error):
                     with self._changed:
                         self._error = error
                         self._changed.notify_all()
                     return
                 if tries == 1:
-                    logger.warning("MLflow doesn't take the run's figures, they wait here meanwhile: %s", error)
+                    logger.warning(
+                        "MLflow doesn't accept the run's metrics; they are kept here until it does: %s", error
+                    )
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, min(0.5 * 2**tries, _LONGEST))
                 continue
             if tries:
-                logger.warning("MLflow takes the run's figures again: none is lost")
+                logger.warning("MLflow accepts the run's metrics again; none was lost")
             tries, again = 0, time.monotonic() + _GATHER
             with self._changed:
                 for _ in batch:
@@ -117,7 +119,7 @@ class Outbox:
                 self._changed.notify_all()
 
     def _next(self) -> list[list[Metric]] | list[Callable[[], object]]:
-        """The first call, or as many of the first figures as go into one request."""
+        """The first call, or as many of the first metrics as go into one request."""
         first, *others = self._waiting
         if callable(first):
             return [first]

@@ -21,14 +21,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tasks.tracking.logger import run_logger
+from tasks.tracking import run_logger
 
 RECORD = "record.json"
 _RUNNING = ".running"
 
 
 @contextmanager
-def alone(root: Path, name: str) -> Iterator[None]:
+def file_lock(root: Path, name: str) -> Iterator[None]:
     """Inside the block no other process is in the same: it waits its turn."""
     with _locked(root / "locks" / f"{name}.lock", f"{name}: another run here is doing the same, and is waited for"):
         yield

@@ -1,4 +1,5 @@
-"""MLflow around a pipeline run: its parent run, which the stages' child runs belong to."""
+"""MLflow around a pipeline run: its parent run, which the stages' child runs belong to, and the closing of runs that
+their pipeline left behind."""
 
 from __future__ import annotations
 
@@ -11,14 +12,13 @@ from typing import Any
 import mlflow
 import yaml
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
 from rlhf_lib.credentials import redact
 from rlhf_lib.evaluation.measures import flat_metrics
 from rlhf_lib.recipe import Recipe, flatten
-from tasks.tracking import run_folder
-from tasks.tracking.closing import close_abandoned, tagged
-from tasks.tracking.logger import run_logger
+from tasks.tracking import run_folder, run_logger
 
 EXPERIMENT = "rlhf"
 HEADLINES = ("reward_model", "ppo", "reward", "perplexity", "diversity")
@@ -32,7 +32,7 @@ class PipelineRun(BaseModel):
     fresh: bool = False
 
     def finish(self, record: dict[str, Any]) -> None:
-        """The run's record and headline figures to the parent, under names that are the same in every recipe."""
+        """The run's record and headline metrics to the parent, under names that are the same in every recipe."""
         client = mlflow.MlflowClient()
         known = client.get_run(self.parent_run_id).data.metrics
         mlflow.log_dict(record, "summary.json", run_id=self.parent_run_id)
@@ -104,7 +104,7 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def cover(error: BaseException) -> None:
+def redact_error(error: BaseException) -> None:
     """Take secrets out of an error's message, in place: Prefect stores it with the state of task and flow."""
     error.args = tuple(redact(part) if isinstance(part, str) else part for part in error.args)
     if isinstance(message := getattr(error, "message", None), str):
@@ -131,3 +131,52 @@ def model_link(uri: str) -> str | None:
 def _page(path: str) -> str:
     uri = mlflow.get_tracking_uri()
     return f"{uri.rstrip('/') if uri.startswith('http') else 'http://127.0.0.1:5000'}/{path}"
+
+
+_OPEN = ("RUNNING", "SCHEDULED")
+
+
+def close_runs(flow_run_id: str, *, cancelled: bool, reason: str, root: Path | None = None) -> list[str]:
+    """End the runs of a Prefect flow run, parent and children, that are still open: KILLED where it was cancelled, else
+    FAILED, with the reason in the parent's tag `failure` unless one is there. Returns the ids of those it ended.
+
+    A cancelled run's signal may have passed through the flow and closed them as failed: these become KILLED too. One
+    that, in the run folder `root`, runs again meanwhile is left alone.
+    """
+    closed = []
+    for parent in tagged("prefect_flow_run_id", flow_run_id):
+        if root is None or not run_folder.is_running(root, parent.info.run_id):
+            closed += close_tree(parent, cancelled=cancelled, reason=reason)
+    return closed
+
+
+def close_abandoned(root: Path) -> None:
+    """Close what pipelines left open whose process is gone, and remove their unfinished stages."""
+    for parent in run_folder.abandoned(root):
+        try:
+            run = mlflow.get_run(parent)
+        except MlflowException:
+            continue  # another store's
+        if run.info.status in _OPEN:
+            close_tree(run, cancelled=False, reason="its process was gone before it ended")
+
+
+def close_tree(parent: Run, *, cancelled: bool, reason: str) -> list[str]:
+    """End a parent and its children, where they are open."""
+    client = mlflow.MlflowClient()
+    wrong = (*_OPEN, "FAILED") if cancelled else _OPEN
+    closed = []
+    for run in (*tagged("mlflow.parentRunId", parent.info.run_id), parent):
+        if run.info.status in wrong:
+            client.set_terminated(run.info.run_id, "KILLED" if cancelled else "FAILED")
+            closed.append(run.info.run_id)
+    if parent.info.status != "FINISHED" and "failure" not in parent.data.tags:
+        client.set_tag(parent.info.run_id, "failure", redact(reason)[:5000])
+    return closed
+
+
+def tagged(name: str, value: str) -> list[Run]:
+    """The runs with that tag, in all experiments."""
+    client = mlflow.MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, filter_string=f"tags.`{name}` = '{value}'"))

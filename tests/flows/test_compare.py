@@ -108,9 +108,9 @@ def test_the_reference_is_kept_once(store):
     ("words", "error"),
     [
         (["models:/remainders/9", "reference"], "models:/remainders/9 is not in the registry"),
-        (["models:/remainders/1"], "name two models or more"),
+        (["models:/remainders/1"], "name at least two models"),
         (["reference", "gpt2", "--recipe", "embedded"], "none of reference, gpt2 is a registered version"),
-        (["models:/remainders/1", "/nowhere/model"], "/nowhere/model: there is no such folder"),
+        (["models:/remainders/1", "/nowhere/model"], "/nowhere/model: no such folder"),
         (["models:/remainders/1", "reference", "--recipe", "embedded"], "is trained by a run of it"),
         (["models:/remainders/1", "reference", "--set", "seeds=1"], "unknown key 'seeds'"),
     ],

@@ -16,19 +16,17 @@ import mlflow
 import pytest
 import requests
 import yaml
+from flows.orchestration.deadline import time_limit
+from huggingface_hub.errors import OfflineModeIsEnabled
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import TerminationSignal
 
-from flows.orchestration.deadline import time_limit
 from flows.orchestration.hooks import HOOKS, close_tracking
 from rlhf_lib.errors import DataError, GateFailed, ModelError, RecipeError, TimeLimit
-from tasks.stage.options import HEAVY, can_pass
+from tasks.stage.options import OPTIONS
+from tasks.tracking.retries import is_retryable
 
 ROOT = Path(__file__).parents[2]
-
-
-class OfflineModeIsEnabled(ConnectionError):
-    """As the hub's client calls it."""
 
 
 def raised(error: BaseException, cause: BaseException) -> BaseException:
@@ -58,8 +56,8 @@ def refused(status: int) -> requests.HTTPError:
         (None, False),
     ],
 )
-def test_what_can_pass_is_tried_again_and_nothing_else(error, again):
-    assert can_pass(error) is again
+def test_transient_errors_are_retried_and_nothing_else(error, again):
+    assert is_retryable(error) is again
 
 
 def test_a_task_is_tried_again_by_prefect_after_a_connection_error_and_not_after_a_bad_recipe(prefect_server):
@@ -67,14 +65,14 @@ def test_a_task_is_tried_again_by_prefect_after_a_connection_error_and_not_after
 
     attempts: list[str] = []
 
-    @task(**HEAVY | {"retry_delay_seconds": 0, "retry_jitter_factor": None})
+    @task(**OPTIONS | {"retry_delay_seconds": 0, "retry_jitter_factor": None})
     def flaky() -> dict[str, int]:
         attempts.append("flaky")
         if len(attempts) < 3:
             raise ConnectionError("away")
         return {"attempts": len(attempts)}
 
-    @task(**HEAVY | {"retry_delay_seconds": 0, "retry_jitter_factor": None})
+    @task(**OPTIONS | {"retry_delay_seconds": 0, "retry_jitter_factor": None})
     def wrong() -> None:
         attempts.append("wrong")
         raise RecipeError("unknown key")

@@ -13,7 +13,7 @@ from flows.servers import environment
 from rlhf_lib.credentials import holders, redact, refusal
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.recipe import load_recipe, shipped
-from tasks.tracking.runs import cover
+from tasks.tracking.runs import redact_error
 
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz12345678"
 
@@ -106,13 +106,13 @@ def test_errors_carry_none():
     assert str(RecipeError("at https://me:S3CRET@host/x")) == "at https://me:***@host/x"
     assert isinstance(ModelError("x"), Exception)
     error = ValueError("postgresql://me:S3CRET@host/x", 3)
-    cover(error)
+    redact_error(error)
     assert error.args == ("postgresql://me:***@host/x", 3)
 
 
 def test_logs_carry_none(caplog):
-    logs.cover_secrets()
-    logs.cover_secrets()  # once is enough
+    logs.redact_logs()
+    logs.redact_logs()  # once is enough
     logger = logging.getLogger("somebody.else")
     logger.warning("connecting to %s", "https://me:S3CRET@host/x")
     try:
@@ -126,7 +126,7 @@ def test_logs_carry_none(caplog):
 
 
 def test_the_last_traceback_carries_none():
-    program = "from flows.orchestration import logs; logs.cover_secrets(); raise ValueError('https://me:S3CRET@host/x')"
+    program = "from flows.orchestration import logs; logs.redact_logs(); raise ValueError('https://me:S3CRET@host/x')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.endswith("ValueError: https://me:***@host/x\n")

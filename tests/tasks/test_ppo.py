@@ -109,7 +109,9 @@ def test_the_best_step_is_exported_where_one_is_named(train):
 
 @pytest.mark.parametrize("name", ["ppo/mean_score", "eval/mean_score"])
 def test_a_statistic_that_no_step_has_cannot_name_the_best(train, name):
-    with pytest.raises(RLHFError, match=rf"ppo\.keep_best is {name}, which no step has: set one of .*ppo/mean_scores"):
+    with pytest.raises(
+        RLHFError, match=rf"ppo\.keep_best is {name}, but no step has that statistic: set one of .*ppo/mean_scores"
+    ):
         train(keep_best=name, eval_every=2, eval_prompts=2)
     assert len(calls) <= 3  # the step of the first evaluation at the latest
 

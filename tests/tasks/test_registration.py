@@ -189,7 +189,7 @@ def test_model_that_comes_back_changed_gets_no_version(store, folders, monkeypat
         return logged
 
     monkeypatch.setattr(policies, "log_policy", log_and_damage)
-    with pytest.raises(EnvironmentFault, match="other logits"):
+    with pytest.raises(EnvironmentFault, match="different logits"):
         register(store, folders, folders["plain"])
     assert mlflow.MlflowClient().search_registered_models() == []
 

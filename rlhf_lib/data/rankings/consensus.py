@@ -51,7 +51,7 @@ def alpha(values_AU: np.ndarray) -> float | None:
 def annotator_agreement(names: Sequence[str], values_AU: np.ndarray) -> Agreement:
     """For each annotator: `alpha` against the majority of the others where they have one, `agreement` (the share of
     equal judgements over all the other annotators and the pairs that both judged), `pairs` judged, `ties` as a share
-    of them. Figures without a pair in common are None."""
+    of them. Metrics without a pair in common are None."""
     judged_AU = ~np.isnan(values_AU)
     found: Agreement = {}
     for row, name in enumerate(names):
@@ -88,7 +88,7 @@ def majority(values_AU: np.ndarray) -> np.ndarray:
 
 def flagged(found: Mapping[str, Mapping[str, float | None]], below: float) -> list[str]:
     """Annotators whose alpha against the others is below the threshold."""
-    return [name for name, figures in found.items() if (a := figures["alpha"]) is not None and a < below]
+    return [name for name, metrics in found.items() if (a := metrics["alpha"]) is not None and a < below]
 
 
 PRIOR = 0.1  # precision of the Gaussian prior on strengths: 3 votes to 0 are a difference of 2.9, and not infinity
@@ -256,7 +256,7 @@ def _criterion(settings: RankingsConfig, named: Sequence[str | None]) -> str | N
     several = sorted({name for name in named if name is not None})
     if settings.criterion is None and len(several) > 1:
         raise DataError(
-            f"the rankings and thumbs judge several things ({', '.join(several)}), and a reward model learns one: set "
-            "data.preferences.rankings.criterion to the one that is wanted"
+            f"the rankings and thumbs judge several criteria ({', '.join(several)}), but a reward model learns "
+            "one: set data.preferences.rankings.criterion to the one that you want"
         )
     return settings.criterion or (several[0] if several else None)

@@ -289,7 +289,7 @@ def _rows(
 ) -> Iterator[tuple[int, dict[str, Any] | _Fault]]:
     """(line, row) of a file; lines count from 1, and a CSV row that spans several has the number of its first."""
     if _suffix(file) not in kinds:
-        raise DataError(f"data.preferences.rankings.{key}: {file} is of no known kind; known are {', '.join(kinds)}")
+        raise DataError(f"data.preferences.rankings.{key}: {file} has an unknown format (known: {', '.join(kinds)})")
     try:
         text = _opened(file, key).decode("utf-8-sig")  # spreadsheets put a mark in front
     except UnicodeDecodeError as error:
@@ -339,8 +339,8 @@ def _csv_rows(
     missing = [column for column in columns if column not in names]
     if missing:
         raise DataError(
-            f"data.preferences.rankings.{key}: {file} has no column {missing[0]}, but {', '.join(names) or 'none'}. "
-            f"Its columns are {', '.join(columns)}"
+            f"data.preferences.rankings.{key}: column {missing[0]} not found in {file} (available: "
+            f"{', '.join(names) or 'none'}; expected: {', '.join(columns)})"
         )
     line = reader.line_num + 1
     for cells in reader:

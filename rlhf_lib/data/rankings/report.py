@@ -33,10 +33,10 @@ def markdown(found: Feedback) -> str:
             "| annotator | alpha against the others' majority | equal judgements | pairs | ties | |",
             "|---|---:|---:|---:|---:|---|",
         ]
-        for name, figures in found.annotators.items():
-            cells = [_number(figures["alpha"]), _share(figures["agreement"]), f"{figures['pairs']:.0f}"]
+        for name, metrics in found.annotators.items():
+            cells = [_number(metrics["alpha"]), _share(metrics["agreement"]), f"{metrics['pairs']:.0f}"]
             flag = "flagged" if name in found.flagged else ""
-            lines.append(f"| {name} | {' | '.join(cells)} | {_share(figures['ties'])} | {flag} |")
+            lines.append(f"| {name} | {' | '.join(cells)} | {_share(metrics['ties'])} | {flag} |")
     if rejected:
         lines += ["", "Rejected:", "", *(f"- {row}" for row in rejected[:LISTED])]
         if len(rejected) > LISTED:
@@ -69,9 +69,9 @@ def agreement_bars(found: Feedback, below: float) -> Figure:
     return figure
 
 
-def _number(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:.3f}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
-def _share(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:.1%}"
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

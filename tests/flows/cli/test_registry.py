@@ -81,11 +81,11 @@ def test_an_alias_moved_elsewhere_and_a_version_that_is_gone(versions):
     ("words", "error"),
     [
         (["promote", "letters", "9"], "letters has no version 9: it has 1, 2, 3"),
-        (["promote", "letters", "2"], "version 2 of letters is the champion already"),
-        (["promote", "nobody", "1"], "no model nobody is registered"),
+        (["promote", "letters", "2"], "version 2 of letters is already the champion"),
+        (["promote", "nobody", "1"], "no registered model is named nobody"),
         (["rollback", "nobody"], "nobody has no champion"),
-        (["models", "nobody"], "no model nobody is registered: letters"),
-        (["chat", "nobody"], "nobody is no registered model"),
+        (["models", "nobody"], "no registered model is named nobody (registered: letters)"),
+        (["chat", "nobody"], "nobody is not a registered model"),
     ],
 )
 def test_mistakes_change_nothing(versions, words, error, capsys):

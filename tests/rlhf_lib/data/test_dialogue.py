@@ -42,6 +42,6 @@ def test_first_turn(text: str, query: str) -> None:
 )
 @pytest.mark.parametrize("parse", [split_dialogue, first_turn])
 def test_what_is_no_dialogue_is_shown(parse, text: str) -> None:
-    with pytest.raises(DataError, match="is no dialogue, it begins") as refused:
+    with pytest.raises(DataError, match="is not a dialogue: it begins") as refused:
         parse(text)
     assert repr(text[:60]) in str(refused.value)

@@ -108,7 +108,7 @@ def test_dialogue_and_first_turn(tmp_path) -> None:
         (
             ["a", "b"],
             {"query": {"kind": "dialogue"}},
-            r"row 0, column 'text' is no dialogue, it begins 'a'.*kind to text",
+            r"row 0, column 'text' is not a dialogue: it begins 'a'.*kind to text",
         ),
         (["a", "b"], {"query": {"kind": "first_turn"}}, r"row 0, column 'text' is no dialogue"),
         (["a", "b"], {"column": "review"}, r"no column 'review', but text\. Set data\.prompts\.column"),

@@ -90,7 +90,7 @@ def test_the_tutorials_prompts() -> None:
 
 def test_reviews_are_no_dialogues() -> None:
     with pytest.raises(
-        DataError, match=r"row 0, column 'text' is no dialogue, it begins .* data\.prompts\.query\.kind to text"
+        DataError, match=r"row 0, column 'text' is not a dialogue: it begins .* data\.prompts\.query\.kind to text"
     ):
         load_prompts(make({"prompts": {"dataset": IMDB, "split": "train[:10]"}}, query={"kind": "dialogue"}))
 

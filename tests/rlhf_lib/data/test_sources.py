@@ -96,7 +96,7 @@ def test_the_embedded_set_and_its_slices() -> None:
         ({"dataset": "{folder}/empty"}, r"empty.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/broken.jsonl"}, r"broken\.jsonl.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/cut.jsonl.gz"}, r"cut\.jsonl\.gz.* can't be read: .* Check KEY\.dataset"),
-        ({"dataset": "{folder}/notes.txt"}, r"notes\.txt is of no known kind; known are \.jsonl"),
+        ({"dataset": "{folder}/notes.txt"}, r"notes\.txt has an unknown format (known: \.jsonl"),
         ({}, r"KEY\.dataset is missing"),
     ],
 )

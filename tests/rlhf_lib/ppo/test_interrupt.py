@@ -244,7 +244,9 @@ def test_divergence_names_its_rows_and_changes_no_weight():
     norm = trainer.policy.model.transformer.ln_f.bias
     handle = norm.register_hook(lambda gradient: gradient * float("nan"))
     order = trainer.minibatch_order(0, 8)[:4].tolist()
-    with pytest.raises(Diverged, match=rf"diverged at step 1: .* norm nan; rows {re.escape(str(order))} of") as error:
+    with pytest.raises(
+        Diverged, match=rf"diverged at step 1: .* norm nan, in rows {re.escape(str(order))} of"
+    ) as error:
         trainer.train_step()
     assert same(weights(trainer.policy), before)
     assert trainer.step == 1

@@ -16,7 +16,7 @@ from rlhf_lib.errors import RecipeError, RLHFError
 from rlhf_lib.ppo import run as ppo_run
 from rlhf_lib.ppo.checkpoint import checkpoints
 from rlhf_lib.ppo.parallel import Processes, split_micro_batches
-from rlhf_lib.ppo.run import Job, launch, launch_command, perform, run
+from rlhf_lib.ppo.run import Job, launch, launch_command, train
 from rlhf_lib.recipe import Recipe
 
 # ---------------------------------------------------------------- who does what
@@ -159,8 +159,8 @@ def near(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 )
 def test_two_processes_compute_what_one_does(job, build, load, policy):
     one, two = job("one", 1, build, policy=policy), job("two", 2, build, policy=policy)
-    alone = list(perform(one))
-    agree(list(perform(two)), alone)
+    alone = list(train(one))
+    agree(list(train(two)), alone)
     near(learnt(two, load), learnt(one, load))
     moved = learnt(one, load)
     start = weights(build())
@@ -170,20 +170,20 @@ def test_two_processes_compute_what_one_does(job, build, load, policy):
 def test_a_killed_process_ends_the_run_which_goes_on_at_another_number_of_them(job, tmp_path):
     options = {"steps": 5, "checkpoint_every": 1, "eval_every": None, "keep_checkpoints": 9}
     whole = job("whole", 1, **options)
-    expected = list(run(whole))
+    expected = list(train(whole))
 
-    broken = run(job("broken", 1, **options))
+    broken = train(job("broken", 1, **options))
     begun = [next(broken), next(broken)]
     broken.close()  # two steps by one process
 
     (tmp_path / "kill_rank_1_at").write_text("3")  # the third call to the reward: of step 4, by the second of two
-    with pytest.raises(RLHFError, match=r"one of PPO's 2 processes was killed.*goes on from its last checkpoint"):
+    with pytest.raises(RLHFError, match=r"one of PPO's 2 processes was killed.*resumes from its last checkpoint"):
         list(launch(job("broken", 2, **options)))
     folder = tmp_path / "broken" / "checkpoints"
     assert [path.name for path in checkpoints(folder)] == [f"step-00000{i}" for i in (4, 3, 2, 1)]
 
     last = job("broken", 1, **options)
-    rest = list(run(last))
+    rest = list(train(last))
     assert [event.resumed for event in rest] == [True, True, True, True, False]
     agree(rest, expected)
     agree(begun, expected[:2])
@@ -193,9 +193,9 @@ def test_a_killed_process_ends_the_run_which_goes_on_at_another_number_of_them(j
 def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job, monkeypatch):
     options = {"steps": 4, "checkpoint_every": 2}
     whole = job("whole", 1, **options)
-    expected = list(run(whole))
+    expected = list(train(whole))
 
-    begun = run(job("sharded", 1, **options))
+    begun = train(job("sharded", 1, **options))
     for _ in range(3):
         next(begun)
     begun.close()  # its checkpoint is of step 2

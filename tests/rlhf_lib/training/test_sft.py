@@ -141,9 +141,9 @@ def test_batches_are_alike_in_length_and_in_random_order():
     assert 10 < falls < 29  # sorted groups would fall nearly always
 
 
-def test_a_loss_that_is_no_number_stops_the_training():
+def test_a_loss_that_is_nan_stops_the_training():
     class State:
         global_step = 7
 
-    with pytest.raises(ModelError, match="nan at step 7: lower the learning_rate"):
+    with pytest.raises(ModelError, match="NaN or infinite at step 7: lower the learning_rate"):
         _Log(None).on_log(None, State(), None, {"loss": math.nan})

@@ -137,7 +137,7 @@ def test_a_version_that_points_elsewhere_is_refused(logged, tmp_path):
     inside = next(folder.rglob("model.safetensors")).parent.relative_to(folder)
     assert f"path: {inside}" in model
     (folder / "MLmodel").write_text(model.replace(f"path: {inside}", "path: ../.."))
-    with pytest.raises(ModelError, match="points out of its own folder"):
+    with pytest.raises(ModelError, match="points outside its own folder"):
         policies.resolve_model(upload(folder, "elsewhere"))
 
 

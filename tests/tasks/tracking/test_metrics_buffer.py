@@ -14,7 +14,7 @@ from mlflow.entities import Metric
 from operated import free_port, settled
 
 from flows.servers.services import await_page
-from tasks.tracking.metrics_buffer import Outbox
+from tasks.tracking.metrics_buffer import MetricsBuffer
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:
@@ -41,18 +41,18 @@ def test_nothing_is_missing_or_doubled_after_the_server_was_away(mlflow_store, t
     with mlflow_store(tmp_path):
         run_id = mlflow.MlflowClient().create_run("1").info.run_id
         mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
-        outbox = Outbox(run_id)
+        buffer = MetricsBuffer(run_id)
         start = time.monotonic()
         for step in range(1, 41):
-            outbox.metrics({f"{name}": 3.0 / step for name in ("loss", "kl")}, step)
-        outbox.call(lambda: mlflow.log_dict({"whole": True}, "samples.json", run_id=run_id))
+            buffer.metrics({f"{name}": 3.0 / step for name in ("loss", "kl")}, step)
+        buffer.call(lambda: mlflow.log_dict({"whole": True}, "samples.json", run_id=run_id))
         assert time.monotonic() - start < 1
         with pytest.raises(ConnectionError, match="has not taken the run's figures for 3 s"):
-            outbox.flush(3)
+            buffer.flush(3)
         assert "they wait here meanwhile" in caplog.text
         with served(tmp_path, port):
-            outbox.flush(60)
-            outbox.close()
+            buffer.flush(60)
+            buffer.close()
             assert history(run_id, "loss") == [(step, 3.0 / step) for step in range(1, 41)]
             assert history(run_id, "kl") == history(run_id, "loss")
             first = next(p for p in mlflow.MlflowClient().get_metric_history(run_id, "loss") if p.step == 1)
@@ -66,24 +66,24 @@ def test_nothing_is_missing_or_doubled_after_the_server_was_away(mlflow_store, t
 def test_the_first_figures_go_at_once_and_the_next_together(mlflow_store, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.tracking.metrics_buffer._GATHER", 600.0)
     with mlflow_store(tmp_path), mlflow.start_run() as run:
-        outbox, requests = Outbox(run.info.run_id), []
-        log_batch = outbox._client.log_batch
-        monkeypatch.setattr(outbox._client, "log_batch", lambda *words: (log_batch(*words), requests.append(words[1])))
-        outbox.metrics({"loss": 1.0}, 1)
+        buffer, requests = MetricsBuffer(run.info.run_id), []
+        log_batch = buffer._client.log_batch
+        monkeypatch.setattr(buffer._client, "log_batch", lambda *words: (log_batch(*words), requests.append(words[1])))
+        buffer.metrics({"loss": 1.0}, 1)
         settled(lambda: requests, "the first step's figures")
         for step in range(2, 31):
-            outbox.metrics({"loss": 1.0 / step}, step)
-        outbox.flush(60)
-        outbox.close()
+            buffer.metrics({"loss": 1.0 / step}, step)
+        buffer.flush(60)
+        buffer.close()
         assert [len(figures) for figures in requests] == [1, 29]
         assert history(run.info.run_id, "loss") == [(step, 1.0 / step) for step in range(1, 31)]
 
 
 def test_what_mlflow_refuses_is_an_error_of_the_stage(mlflow_store, tmp_path):
     with mlflow_store(tmp_path), mlflow.start_run() as run:
-        outbox = Outbox(run.info.run_id)
-        outbox.metrics({"no such name?": 1.0})
+        buffer = MetricsBuffer(run.info.run_id)
+        buffer.metrics({"no such name?": 1.0})
         with pytest.raises(mlflow.MlflowException, match="no such name"):
-            outbox.flush(60)
+            buffer.flush(60)
         with pytest.raises(mlflow.MlflowException, match="no such name"):
-            outbox.metrics({"loss": 1.0})
+            buffer.metrics({"loss": 1.0})

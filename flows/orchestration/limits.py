@@ -1,9 +1,4 @@
-"""Time limits that hold while a C call runs.
-
-Prefect's own timeout raises in the flow's thread, which hears of it when the call returns. Here a process beside it
-sends signals: SIGTERM at the limit, on which PPO leaves its last step boundary, and SIGKILL where a call (a hung
-collective, a stuck file system) doesn't return in the minute after.
-"""
+"""What bounds a flow run: its time, and the one task at a time that a GPU takes."""
 
 from __future__ import annotations
 
@@ -12,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from prefect import tags
 from prefect.exceptions import TerminationSignal
 
+from flows.servers import temporary_server
 from rlhf_lib.errors import TimeLimit
 
 GRACE = 60.0  # seconds between SIGTERM and SIGKILL
@@ -32,11 +29,19 @@ for wait, what in ((limit, signal.SIGTERM), (grace, signal.SIGKILL)):
 """
 
 
+def gpu_limit() -> AbstractContextManager[object]:
+    """Tag the tasks inside with `gpu`, so that the server's limit on that tag runs one at a time on all machines. A
+    temporary server has no limits, and asking it for a slot takes seconds."""
+    return nullcontext() if temporary_server.in_use() else tags("gpu")
+
+
 @contextmanager
 def time_limit(minutes: float | None, grace: float = GRACE) -> Iterator[None]:
-    """End the block, and where it hangs the process, after so many minutes; None: never.
+    """End the block after so many minutes, and the process where the block hangs; None: never.
 
-    Raises TimeLimit in place of what SIGTERM leads to.
+    Prefect's own timeout raises in the flow's thread, which notices only when a C call returns. Here another process
+    sends signals: SIGTERM at the limit, on which PPO saves its last step boundary, and SIGKILL where a call (a hung
+    collective, a stuck file system) hasn't returned a minute later. Raises TimeLimit in place of what SIGTERM leads to.
     """
     if minutes is None:
         yield
@@ -50,8 +55,8 @@ def time_limit(minutes: float | None, grace: float = GRACE) -> Iterator[None]:
         if time.monotonic() - start < seconds:
             raise
         raise TimeLimit(
-            f"stopped after {minutes:g} minutes, its time limit; the same recipe started again goes on from PPO's last "
-            "checkpoint and reuses the stages that were finished"
+            f"stopped at its time limit of {minutes:g} minutes; run the same recipe again to resume from PPO's last "
+            "checkpoint and reuse the finished stages"
         ) from None
     finally:
         watchdog.kill()

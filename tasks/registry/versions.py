@@ -1,9 +1,10 @@
-"""What a registered version can be judged again with, found from the registry alone, on any machine: its recipe, its
-reference and its reward model."""
+"""Registered versions: what each can be evaluated with again, found from the registry alone on any machine (its recipe,
+its reference and its reward model), and what the registry holds, in rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -120,3 +121,57 @@ def _kept(uri: str) -> bool:
         return uri.startswith("runs:/") and bool(mlflow.MlflowClient().list_artifacts(run, folder))
     except (MlflowException, OSError):
         return False
+
+
+HEADER = ("VERSION", "ALIASES", "DATE (UTC)", "REWARD GAINED", "PERPLEXITY", "KL", "DISTINCT-2", "WHY")
+
+
+def registered(name: str | None = None) -> list[str]:
+    """Names of the registered models, or the one asked for. Raises ModelError for an unknown one."""
+    names = [model.name for model in mlflow.MlflowClient().search_registered_models()]
+    if name is None:
+        return names
+    if name not in names:
+        raise ModelError(
+            f"no registered model is named {name} (registered: {', '.join(names) or 'none yet; run a recipe first'})"
+        )
+    return [name]
+
+
+def version_rows(name: str) -> list[tuple[str, ...]]:
+    """One row a version under HEADER, the newest first."""
+    aliases = mlflow.MlflowClient().get_registered_model(name).aliases  # a search leaves those of versions out
+    rows: list[tuple[str, ...]] = []
+    for version in versions(name):
+        tags = version.tags
+        date = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+        rows.append(
+            (
+                str(version.version),
+                ", ".join(sorted(a for a, number in aliases.items() if str(number) == str(version.version))),
+                f"{date:%Y-%m-%d %H:%M}",
+                _gain(tags),
+                _change(tags, "perplexity"),
+                tags.get("kl", "-"),
+                _change(tags, "diversity/distinct_2"),
+                tags.get("audit") or tags.get("reason", "-"),
+            )
+        )
+    return rows
+
+
+def _gain(tags: Mapping[str, str]) -> str:
+    metrics = [tags.get(f"reward/{key}") for key in ("delta", "ci95_low", "ci95_high")]
+    if None in metrics:
+        return "-"
+    delta, low, high = (float(value) for value in metrics if value is not None)
+    return f"{delta:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def _change(tags: Mapping[str, str], name: str) -> str:
+    """Reference -> policy, by either spelling of the tags: perplexity/policy, diversity/distinct_2_policy."""
+    for separator in ("/", "_"):
+        before, after = (tags.get(f"{name}{separator}{side}") for side in ("reference", "policy"))
+        if before is not None and after is not None:
+            return f"{float(before):.3g} -> {float(after):.3g}"
+    return "-"

@@ -1,0 +1,29 @@
+"""`rlhf ui`, `up` and `down`: the servers that show and run things, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    for name, about in (
+        ("ui", "start the Prefect server and MLflow's UI on 127.0.0.1"),
+        ("up", "start both, a worker and all of prefect.yaml's deployments, and leave them running"),
+        ("down", "stop what up started"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(function=_serve)
+        if name != "down":
+            command.add_argument("--prefect-port", type=int, default=4200)
+            command.add_argument("--mlflow-port", type=int, default=5000)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from flows.servers import services
+
+    if args.command == "down":
+        services.down()
+    else:
+        {"ui": services.ui, "up": services.up}[args.command](args.prefect_port, args.mlflow_port)
+    return 0
