@@ -15,6 +15,10 @@ import statistics
 import time
 from pathlib import Path
 
+from flows.cli.configure import configure
+
+configure()  # before torch is loaded
+
 import torch
 
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_tokenizer

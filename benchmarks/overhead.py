@@ -219,6 +219,9 @@ def stages(run_dir: Path, summary: Path) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
+    from flows.cli.configure import configure
+
+    configure()  # both sides inherit the settings
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--recipe", default="embedded")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c")

@@ -20,6 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from flows.cli.configure import configure
+
+configure()  # before torch is loaded
+
 import numpy as np
 from datasets import Dataset
 

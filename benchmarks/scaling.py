@@ -12,6 +12,10 @@ import json
 import statistics
 from pathlib import Path
 
+from flows.cli.configure import configure
+
+configure()  # before torch is loaded
+
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel

@@ -263,6 +263,9 @@ def main() -> None:
     if args.worker:
         worker(args.worker, args.folder, args.method, args)
         return
+    from flows.cli.configure import configure
+
+    configure()  # both sides inherit the settings
 
     folder = (args.out / args.size).resolve()
     if not (folder / "prompts.json").exists():

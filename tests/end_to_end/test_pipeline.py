@@ -213,8 +213,6 @@ def test_a_second_run_reuses_the_first_four_stages_and_repeats_the_rest(first, s
         shown = set(first.stage[stage].data.metrics) - {"seconds"}
         assert {name for name in shown if not name.startswith("train/")} <= set(second.stage[stage].data.metrics)
     assert {second.stage[stage].data.tags["reused"] for stage in STAGES[4:]} == {"false"}
-    milliseconds = sum(second.stage[stage].info.end_time - second.stage[stage].info.start_time for stage in STAGES[:4])
-    assert milliseconds < 5000
     for section in ("reward_model", "reward", "perplexity", "diversity"):  # same recipe, same seed, same machine
         assert second.record[section] == first.record[section]
     # a policy that is no better than the champion doesn't take its place

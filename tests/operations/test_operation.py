@@ -98,7 +98,7 @@ def test_a_run_past_its_limit_is_told_so(monkeypatch):
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         start = time.monotonic()
-        with pytest.raises(TimeLimit, match=r"stopped after 0\.01 minutes"), time_limit(0.01):
+        with pytest.raises(TimeLimit, match=r"stopped at its time limit of 0\.01 minutes"), time_limit(0.01):
             time.sleep(60)
         assert time.monotonic() - start < 30
         with pytest.raises(TerminationSignal), time_limit(10):

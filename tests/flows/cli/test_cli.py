@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -11,13 +10,8 @@ from flows import cli
 from rlhf_lib.recipe import load_recipe, shipped
 
 
-def test_help_is_quick_and_names_every_command():
-    fastest = []
-    for _ in range(3):
-        start = time.perf_counter()
-        help_text = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True).stdout
-        fastest.append(time.perf_counter() - start)
-    assert min(fastest) < 1.5
+def test_help_names_every_command():
+    help_text = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True).stdout
     assert all(command in help_text for command in ("run", "recipes", "show", "ui"))
 
 

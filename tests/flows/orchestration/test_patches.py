@@ -2,11 +2,8 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -58,49 +55,28 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path, patched):
 # ---------------------------------------------------------------- the first connection
 
 CONNECTS = """
-import sys
-if sys.argv[-1] == "patched":
-    from flows.orchestration.patches import retry_first_connection
-    retry_first_connection()
 import httpx
 from prefect.client.base import PrefectHttpxSyncClient
-with PrefectHttpxSyncClient(base_url=sys.argv[1]) as client:
+
+attempts = []
+
+def refuses_once(request):
+    attempts.append(request)
+    if len(attempts) == 1:
+        raise httpx.ConnectError("refused", request=request)
+    return httpx.Response(200, request=request)
+
+with PrefectHttpxSyncClient(base_url="http://test", transport=httpx.MockTransport(refuses_once)) as client:
     print(client.get("/").status_code)
 """
 
 
 @pytest.mark.parametrize("patched", [True, False])
 def test_a_new_client_waits_for_a_server_that_starts_again(patched):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    tried = threading.Event()
-
-    def serve_at_the_second_attempt() -> None:
-        with socket.create_server(("127.0.0.1", port)) as server:
-            tried.set()
-            server.settimeout(120)
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                return
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-
-    program = (
-        f"import sys; sys.argv = ['-c', 'http://127.0.0.1:{port}', '{'patched' if patched else 'plain'}']\n{CONNECTS}"
-    )
-    settings = {"PREFECT_CLIENT_MAX_RETRIES": "6", "PREFECT_CLIENT_RETRY_JITTER_FACTOR": "0"}
-    result: list[subprocess.CompletedProcess[str]] = []
-    client = threading.Thread(target=lambda: result.append(python(program, **settings)))
-    client.start()
-    if patched:
-        time.sleep(6)  # the import, and the first attempt at a closed port: a later one is answered
-        threading.Thread(target=serve_at_the_second_attempt, daemon=True).start()
-    client.join(300)
-    assert (result[0].stdout == "200\n") is patched, result[0].stderr
-    assert ("ConnectError" in result[0].stderr) is not patched
+    patch = "from flows.orchestration.patches import retry_first_connection as patch; patch()\n" if patched else ""
+    result = python(patch + CONNECTS)
+    assert (result.stdout == "200\n") is patched, result.stderr
+    assert ("httpx.ConnectError: refused" in result.stderr) is not patched
 
 
 # ---------------------------------------------------------------- cancellation under a handler of our own

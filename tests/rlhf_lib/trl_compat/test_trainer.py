@@ -284,7 +284,9 @@ def test_a_loop_from_a_folder_and_queries_to_a_saved_policy(tmp_path):
         assert stats["tokens/responses_len_mean"] == stats["ppo/mean_scores"]
     assert len(kls) == 3
     assert kls[0] == pytest.approx(0, abs=1e-4)
-    assert abs(kls[2]) > 1e-3
+    assert not torch.allclose(
+        logits(model.pretrained_model), logits(ref_model.pretrained_model), atol=1e-3
+    )  # it learned
     trainer.save_pretrained(tmp_path / "policy")
     assert torch.equal(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "policy")), logits(model.pretrained_model)
