@@ -51,7 +51,7 @@ lint: $(READY)  ## ruff, mypy, the import contracts, and hadolint where it is th
 	$(BIN)/lint-imports
 	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 
-format: $(READY)  ## format the code and mend what ruff can
+format: $(READY)  ## format the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -48,7 +48,7 @@ def rlhf(
         overrides: Any other setting of the recipe, one a line: section.key=value, as in generation.temperature=0.9.
             They come after the fields above.
         recipe_file: A YAML file of your own instead, on the machine that runs it.
-        fresh: Do everything anew instead of reusing unchanged stages.
+        fresh: Redo every stage instead of reusing unchanged ones.
         minutes: End the run after so many minutes; PPO keeps its last step. Empty: never.
     """
     from tasks.base_model import given_policy, train_base_model
@@ -88,3 +88,12 @@ def rlhf(
 
 
 rlhf.__signature__ = form.signature(rlhf.fn)  # type: ignore[attr-defined]
+
+if __name__ == "__main__":  # until the next release; another process, since importing this has imported prefect
+    import os
+    import sys
+    import warnings
+
+    warnings.warn("python -m flows.rlhf RECIPE is now python -m flows.cli run RECIPE", DeprecationWarning, stacklevel=1)
+    command = [sys.executable, "-m", "flows.cli", "run", *(sys.argv[1:] or ["embedded"])]
+    os.execv(sys.executable, command)

@@ -1,4 +1,4 @@
-"""Passwords and tokens in texts: found, so that no recipe carries one into a store, and covered in what is told.
+"""Passwords and tokens in texts: found, so that no recipe carries one into a store, and redacted in messages and logs.
 
 A secret is known by its place (the password of a URL, a query's token=..., password=... of a data source name), by its
 issuer's prefix (hf_, ghp_, AKIA, ...), or because it is the value of an environment variable named as one (HF_TOKEN,
@@ -55,7 +55,7 @@ def holders(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def refusal(value: Any, origin: str) -> str | None:
-    """Why `value` (a recipe, a flow's parameters) must not be stored, and the mend; None where it may be."""
+    """Why `value` (a recipe, a flow's parameters) must not be stored, and the fix; None where it may be."""
     found = "; ".join(f"{key} holds a password or token ({covered})" for key, covered in holders(value))
     if not found:
         return None

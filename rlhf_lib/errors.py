@@ -1,11 +1,11 @@
-"""The errors a user can mend. Each message names the culprit and what to do about it; the command line prints it
+"""Errors that the user can fix. Each message names the culprit and the fix; the command line prints it
 without a traceback. Anything else that escapes is a bug of ours and keeps its traceback."""
 
 from rlhf_lib.credentials import redact
 
 
 class RLHFError(Exception):
-    """Something the user can mend: a recipe, a data set, a model, a folder, a server. Its message holds no secrets,
+    """Something the user can fix: a recipe, a data set, a model, a folder, a server. Its message holds no secrets,
     for it goes to terminals, logs and both servers."""
 
     def __init__(self, message: str = "") -> None:
@@ -29,7 +29,7 @@ class EnvironmentFault(RLHFError):
 
 
 class GateFailed(RLHFError):
-    """A check ran and its value is on the wrong side of its threshold."""
+    """A check ran, and its value is on the wrong side of its threshold."""
 
 
 class TimeLimit(RLHFError):

@@ -54,7 +54,7 @@ def plan_comparison(
     names: list[str], recipe: str | None = None, overrides: list[str] | None = None, prompts: int | None = None
 ) -> Plan:
     """Resolve what the user wrote: `names` are registry URIs, hub ids, folders, or `reference`; without a `recipe` the
-    first registered version's own is used. Raises ModelError naming the first that isn't to be had."""
+    first registered version's own is used. Raises ModelError naming the first that isn't available."""
     from rlhf_lib.models.loading import load_config, load_tokenizer
     from rlhf_lib.rewards.build import check_reward
 

@@ -48,7 +48,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     fingerprints = {role: digests[id(rows)] for role, rows in loaded.items()} | ranking_fingerprints(recipe)
     from_scratch = recipe.policy.train is not None and recipe.policy.train.from_scratch is not None
     model = None if from_scratch else recipe.policy.model
-    # where the rows lie is no part of the key: their content is
+    # the key covers the rows' content, not where they come from
     place = {"dataset", "name", "data_dir", "split", "test"}
     splits: dict[str, Any] = {kind: {"train": True, "test": True} for kind in ("preferences", "corpus", "labelled")}
     splits["preferences"]["rankings"] = set(FILES)

@@ -103,7 +103,7 @@ def run_ppo(
 
 
 def _keep(checkpoints: Path, current: StageRun[PPOResult]) -> None:
-    """Move the checkpoints into the folder of the stage, which is whole: PPO done anew begins at its first step."""
+    """Move the checkpoints into the finished stage's folder: the next PPO with this key starts at its first step."""
     if checkpoints.exists():
         target = current.folder.resolve() / "checkpoints"
         shutil.rmtree(target, ignore_errors=True)
@@ -155,7 +155,7 @@ class Telling:
 
 
 def _log_samples(run_id: str, samples: list[dict[str, Any]]) -> None:
-    """The whole table each time: appended to, a row whose arrival wasn't heard of would come twice."""
+    """Send the whole table each time: with appends, a row whose answer was lost would appear twice."""
     columns = ["step", "query", "response", "score"]
     data = [[row[column] for column in columns] for row in samples]
     mlflow.log_dict({"columns": columns, "data": data}, SAMPLES, run_id=run_id)
@@ -185,4 +185,4 @@ class ProgressArtifact:
         except Exception as error:
             if not is_retryable(error):
                 raise
-            get_run_logger().warning("ppo: Prefect's server can't be told of the progress: %s", error)
+            get_run_logger().warning("ppo: can't report progress to Prefect's server: %s", error)

@@ -1,6 +1,7 @@
 """What imports what: quick where it must be, one way, and declared."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -75,3 +76,15 @@ def test_every_dependency_is_pinned():
             continue
         version = pinned[canonicalize_name(requirement.name)].version
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+def test_every_path_that_the_docs_name_exists():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    named = re.compile(r"`((?:flows|tasks|rlhf_lib|tests|benchmarks|deploy)/[\w./-]*)")
+    missing = {
+        f"{page.name}: {path}"
+        for page in pages
+        for path in named.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / path).exists() and path.isascii() and "NAME" not in path
+    }
+    assert not missing

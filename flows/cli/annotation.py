@@ -25,7 +25,7 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
     rankings.add_argument("files", nargs="*", metavar="FILE", help="rankings, JSONL or CSV")
     rankings.add_argument("--tasks", nargs="+", default=[], metavar="FILE", help="the files that rlhf collect wrote")
     rankings.add_argument("--feedback", nargs="+", default=[], metavar="FILE", help="thumbs up and down")
-    rankings.add_argument("--criterion", help="only what was judged by this one")
+    rankings.add_argument("--criterion", help="only what was judged by this criterion")
     rankings.add_argument("--consensus", choices=["majority", "bradley_terry", "none"], default="majority")
     rankings.add_argument("--flag-below", type=float, default=0.2, metavar="ALPHA", help="(0.2)")
 

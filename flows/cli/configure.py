@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+
 from flows.orchestration import logs, patches
 from flows.servers import environment
 
@@ -13,3 +16,5 @@ def configure() -> None:
     environment.configure()
     logs.configure()
     patches.apply()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # before it exits Python would search millions of objects for cycles: three seconds

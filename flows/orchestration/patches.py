@@ -57,7 +57,7 @@ def relay_output() -> None:
     for descriptor in (1, 2):
         os.dup2(relay.stdin.fileno(), descriptor)
     relay.stdin.close()
-    relay.returncode = 0  # it outlives this process, and nobody asks how it ended
+    relay.returncode = 0  # it outlives this process, and its exit status isn't needed
 
 
 def retry_first_connection() -> None:

@@ -96,7 +96,7 @@ def is_seq2seq(recipe: Recipe) -> bool:
 def cut_text(text: str, recipe: Recipe) -> tuple[str, str]:
     """(the prompt as the policy meets it, what follows it, with the white space that joins them).
 
-    Raises DataError for a text that is no dialogue though the query kind asks for one, or a kind that cuts no text.
+    Raises DataError for a text that is not a dialogue though the query kind needs one, or a kind that cuts no text.
     """
     prompts = recipe.data.prompts
     query, rest = cut(text, prompts.query, recipe.seed, "set it to first_words, or to dialogue for dialogues")
@@ -118,7 +118,7 @@ def load_texts(
 
     `default` is the data set where the source names none. Raises DataError for a missing set or column, or no text.
     """
-    # where the set is the prompts' own, theirs is the key to mend
+    # where the set is the prompts' own, theirs is the key to fix
     key = "evaluation.perplexity" if source.dataset is not None else "data.prompts"
     dataset = load_split(source, default=default, key=key)
     for name, column in (("column", source.column), ("prompt", source.prompt)):

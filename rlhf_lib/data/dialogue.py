@@ -13,11 +13,11 @@ ASSISTANT = "\n\nAssistant:"
 def split_dialogue(text: str) -> tuple[str, str]:
     """Prompt (everything up to and including the last "\\n\\nAssistant:") and response (that turn, right-stripped).
 
-    Raises DataError for a text that is no dialogue.
+    Raises DataError for a text that is not a dialogue.
     """
     _require_dialogue(text)
     history, _, answer = text.rpartition(ASSISTANT)
-    # a dialogue may end with a human turn: it is no part of the answer
+    # a dialogue may end with a human turn: it isn't part of the answer
     return history + ASSISTANT, answer.partition(HUMAN)[0].rstrip()
 
 
@@ -25,7 +25,7 @@ def first_turn(text: str) -> str:
     """The first human turn, newlines to spaces, stripped: the published tutorial's query.
 
     The turn ends at the next turn's mark, so that a question which merely mentions "Assistant:" stays whole.
-    Raises DataError for a text that is no dialogue.
+    Raises DataError for a text that is not a dialogue.
     """
     _require_dialogue(text)
     turn = re.split(f"{HUMAN}|{ASSISTANT}", text.removeprefix(HUMAN), maxsplit=1)[0]

@@ -59,8 +59,8 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
         loaded: the splits as `load_sources` opens them, where the caller has them already.
 
     Raises:
-        DataError: missing set, split or column, a row that is no dialogue, a margin that is no number, or a filter
-            that leaves nothing.
+        DataError: missing set, split or column, a row that is not a dialogue, a margin that is not a number, or a
+            filter that leaves nothing.
     """
     preferences = recipe.data.preferences
     if preferences is None:

@@ -54,7 +54,7 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
         loaded: the splits as `load_sources` opens them, where the caller has them already.
 
     Raises:
-        DataError: missing set, split or column, a row that is no dialogue, or a filter that leaves nothing.
+        DataError: missing set, split or column, a row that is not a dialogue, or a filter that leaves nothing.
     """
     settings = recipe.data.prompts
     loaded = loaded or load_sources(recipe, "prompts")

@@ -175,7 +175,7 @@ def _looks_local(name: str) -> bool:
 
 
 def _explain(error: Exception, where: str, key: str) -> str:
-    """One line that says what is wrong and how to mend it."""
+    """One line that says what is wrong and how to fix it."""
     from datasets import config
     from datasets.exceptions import DatasetBuildError
 
@@ -215,13 +215,13 @@ class Funnel:
         if not self.rows:
             raise DataError(f"{self.where} has no rows")
 
-    def keep(self, reason: str, items: list[T], wanted: Iterable[bool], mend: str) -> list[T]:
-        """The wanted items; the others are counted under `reason`. Raises DataError, with the mend, if none is left."""
+    def keep(self, reason: str, items: list[T], wanted: Iterable[bool], fix: str) -> list[T]:
+        """The wanted items; the others are counted under `reason`. Raises DataError, with the fix, if none is left."""
         kept = [item for item, want in zip(items, wanted, strict=True) if want]
         self.dropped[reason] = self.dropped.get(reason, 0) + len(items) - len(kept)
         if not kept:
             counts = ", ".join(f"{name} dropped {count}" for name, count in self.dropped.items())
-            raise DataError(f"{self.where}: filter '{reason}' left none of {self.rows} rows ({counts}). {mend}")
+            raise DataError(f"{self.where}: filter '{reason}' left none of {self.rows} rows ({counts}). {fix}")
         return kept
 
     def report(self, kept: int) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Models and tokenizers by hub id or local folder: safetensors only, no remote code unless asked, and errors that say
-how to mend them; and the hash that tells one model from another."""
+how to fix them; and the hash that tells one model from another."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _explained(name: str, what: str) -> Iterator[None]:
-    """Turn the ways a model can be missing or unfit into one ModelError that says how to mend it."""
+    """Turn every way in which a model can be missing or unsuitable into one ModelError with the fix."""
     folder = Path(name).expanduser()
     local = "point to a local folder that holds config.json, model.safetensors and the tokenizer's files"
     if name.startswith("models:/"):

@@ -223,7 +223,7 @@ def token_logprobs(
     """log softmax(head(states) / temperature) at the targets, and the entropy (nats, no gradient): both (N,), fp32.
 
     Chunks of LOGITS_ALIVE are recomputed in the backward pass where there are several. Without `with_entropy` zeros
-    stand in its place. A head that is no plain linear layer (an adapter on it, scaled states) takes autograd's path.
+    take its place. A head that is not a plain linear layer (an adapter on it, scaled states) takes autograd's path.
     """
     plain = type(head) is nn.Linear
     chunk: Callable[..., tuple[Tensor, Tensor]] = _linear_chunk if plain else _any_chunk

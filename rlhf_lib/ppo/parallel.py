@@ -1,4 +1,4 @@
-"""One PPO over several processes, on Hugging Face Accelerate: who does which rows, and what is told to all.
+"""One PPO over several processes, on Hugging Face Accelerate: which process does which rows, and what all share.
 
 Every process holds the whole batch's token ids and per-token metrics, which are small; sampling, scoring, the passes
 and the gradients are shared out. So advantages, whitening, KL control and statistics are over the global batch without

@@ -18,21 +18,22 @@ class SourceConfig(Section):
     """One split of a data set, in the words of `datasets.load_dataset`."""
 
     dataset: str | None = Field(
-        None, description="hub id, local folder or file, or embedded/customer-service; null: as data.prompts.dataset"
+        None, description="hub id, local folder or file, or embedded/customer-service; null: the one of data.prompts"
     )
     name: str | None = Field(None, description="the data set's configuration name, where it has several")
     data_dir: str | None = Field(
         None, description="sub-folder of the data set; null where dataset is null too: that of data.prompts; '.': none"
     )
     split: str = Field(
-        "train", description="split, slices such as train[:1000] included; a single file is whichever is asked for"
+        "train",
+        description="split, including slices such as train[:1000]; a single file counts as whichever split you name",
     )
 
 
 class EvaluationSourceConfig(SourceConfig):
     """One split of a data set; the test split where none is named."""
 
-    split: str = Field("test", description="split, slices such as test[:1000] included")
+    split: str = Field("test", description="split, including slices such as test[:1000]")
 
 
 class QueryConfig(Section):
@@ -62,8 +63,8 @@ class PromptsConfig(SourceConfig):
         None, description="hub id, local folder or file, or embedded/customer-service; required"
     )
     column: str = Field("text", description="column that holds the text or the dialogue")
-    min_chars: int | None = Field(None, description="rows of this many characters or fewer are left out")
-    max_query_chars: int | None = Field(None, description="queries with this many characters or more are left out")
+    min_chars: int | None = Field(None, description="drop rows of at most this many characters")
+    max_query_chars: int | None = Field(None, description="drop queries of at least this many characters")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
     held_out: Fraction = Field(0.1, description="fraction of the prompts kept for evaluation, where `test` is null")
     test: EvaluationSourceConfig | None = Field(None, description="evaluation prompts from another split or set")
@@ -88,11 +89,11 @@ class RankingsConfig(Section):
     consensus: Literal["majority", "bradley_terry", "none"] = Field(
         "majority",
         description="of several annotators: majority of each pair's votes, a Bradley-Terry fit of each prompt's, or "
-        "none: every annotator's pairs as they are",
+        "none: every annotator's own pairs",
     )
     annotators: list[str] | None = Field(None, description="only these; null: all")
     criterion: str | None = Field(
-        None, description="helpful, honest, harmless or your own; null: the one that the files name"
+        None, description="helpful, honest, harmless or your own; null: the one named in the files"
     )
     flag_below: float = Field(
         0.2,
@@ -100,7 +101,7 @@ class RankingsConfig(Section):
         le=1,
         description="annotators whose alpha against the others' majority is below this are flagged (0 is chance)",
     )
-    drop_flagged: bool = Field(False, description="leave flagged annotators out of the consensus")
+    drop_flagged: bool = Field(False, description="exclude flagged annotators from the consensus")
     held_out: Fraction = Field(
         0.1, description="fraction of the prompts whose pairs are the test pairs, the same prompts in every round"
     )

@@ -1,4 +1,4 @@
-"""Every key of a recipe, in words: `python -m rlhf_lib.recipe.document docs/recipes.md` writes the page anew."""
+"""Every key of a recipe, in words: `python -m rlhf_lib.recipe.document docs/recipes.md` rewrites the page."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ class RewardConfig(Section):
     terms: list[TermConfig] | None = Field(
         None, description="sum: each {weight, reward}; a preference term names its model"
     )
-    batch_size: Positive = Field(64, description="texts scored together; changes no result")
+    batch_size: Positive = Field(64, description="texts scored together; doesn't change results")
     max_length: Positive | None = Field(None, description="tokens the reward model sees, cut from the left")
     normalize: bool = Field(
         False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples"
@@ -251,7 +251,9 @@ class PPOConfig(Section):
     steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
     batch_size: Positive = Field(128, description="prompts answered a step")
     mini_batch_size: Positive | None = Field(None, description="rows per optimizer step; null: the batch")
-    micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; bounds memory, changes no result")
+    micro_batch_tokens: Positive = Field(
+        4096, description="tokens per forward pass; bounds memory; doesn't change results"
+    )
     ppo_epochs: Positive = Field(4, description="passes over a batch, each in a fresh order")
     learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, once warm")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(

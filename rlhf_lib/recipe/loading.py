@@ -58,7 +58,7 @@ def _settings(tree: Mapping[str, Any] | None, section: type[BaseModel]) -> dict[
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
-    """What a union may hold; a list is no union."""
+    """What a union may hold; a list is not a union."""
     return () if get_origin(annotation) is list else get_args(annotation)
 
 

@@ -13,7 +13,7 @@ from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, 
 class PerplexitySetConfig(SourceConfig):
     """Texts whose perplexity is taken under the reference and under the policy."""
 
-    split: str = Field("test", description="split, slices such as test[:1000] included")
+    split: str = Field("test", description="split, including slices such as test[:1000]")
     column: str = Field("chosen", description="column of the texts")
     prompt: str | None = Field(
         None,
@@ -21,7 +21,7 @@ class PerplexitySetConfig(SourceConfig):
         "or for a seq2seq policy what follows the query (cut as data.prompts.query says)",
     )
     add_start_token: bool = Field(True, description="score the first token too, after BOS (as Hugging Face's metric)")
-    batch_size: Positive = Field(16, description="texts a forward pass, at most; changes no result")
+    batch_size: Positive = Field(16, description="most texts in a forward pass; doesn't change results")
     limit: Positive | None = Field(None, description="texts scored, at most, drawn with the recipe's seed")
 
 

@@ -85,9 +85,9 @@ class PreTrainedModelWrapper(nn.Module):
         Weights are fp32 unless `torch_dtype` (or `dtype`) says otherwise; other arguments go to Transformers. Raises
         ModelError where the adapter's base is unknown, the value head doesn't fit, or an argument isn't supported.
         """
-        for name, mend in UNSUPPORTED.items():
+        for name, fix in UNSUPPORTED.items():
             if kwargs.pop(name, None):
-                raise ModelError(f"{name} isn't supported: {mend}")
+                raise ModelError(f"{name} isn't supported: {fix}")
         head_options = ("v_head_init_strategy", "v_head_initializer_range", "summary_dropout_prob")
         head_kwargs = {name: kwargs.pop(name) for name in head_options if name in kwargs}
         if isinstance(pretrained_model_name_or_path, (PreTrainedModel, PeftModel)):
@@ -125,7 +125,7 @@ class PreTrainedModelWrapper(nn.Module):
     def _load_value_head(self, source: str, hub: dict[str, Any]) -> None:
         weights = saved_value_head(source, hub)
         if not weights:
-            logger.info("%s holds no value head (v_head.*): it starts anew", source)
+            logger.info("%s holds no value head (v_head.*): it starts fresh", source)
             return
         try:
             self.v_head.load_state_dict(weights)

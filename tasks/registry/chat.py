@@ -63,7 +63,7 @@ class Chat:
 
     @property
     def about(self) -> str:
-        """Who answers, how, and what is not at hand."""
+        """Who answers, how, and what is missing."""
         scored = "scored by the recipe's reward" if self.reward else "not scored"
         lines = [f"{' and '.join(self.models)} answer, {scored}; recipe {self.recipe.name}.", *self.missing]
         return "\n".join(lines)

@@ -36,7 +36,7 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
     if pickles or not list(Path(folder).glob("*.safetensors")):
         raise ModelError(
             f"the policy in {folder} is not safetensors only ({', '.join(pickles) or 'no *.safetensors'}): load it and "
-            "write it anew with save_pretrained()"
+            "save it again with save_pretrained()"
         )
     logged: ModelInfo = mlflow.pyfunc.log_model(
         name="policy",
@@ -59,7 +59,7 @@ def requirements() -> list[str]:
 def resolve_model(name: str) -> str:
     """A registry URI (models:/NAME@champion, models:/NAME/3) as a local folder that `from_pretrained` loads, weights
     and tokenizer; any other name as it is. Raises ModelError for a version that isn't there, isn't a policy of ours,
-    or holds a pickle: whoever may upload to the registry must not run code here.
+    or holds a pickle: people who can upload to the registry must not be able to run code here.
     """
     if not name.startswith("models:/"):
         return name
@@ -74,7 +74,7 @@ def resolve_model(name: str) -> str:
         ) from error
     if pickles := _pickles(root):
         raise ModelError(
-            f"model {name} holds pickles ({', '.join(pickles)}), which run code of whoever uploaded them when they are "
+            f"model {name} holds pickles ({', '.join(pickles)}), which run their uploader's code when they are "
             "loaded: name another version, or load it where you trust it and register it as safetensors"
         )
     weights = flavor.get("artifacts", {}).get(_WEIGHTS)

@@ -20,7 +20,7 @@ _FINGERPRINTS = {REFERENCE: "base_model_fingerprint", REWARD_MODEL: "reward_fing
 
 
 def keep(kind: str, model: str | None, name: str, fingerprint: str | None) -> str | None:
-    """Where the reference or reward model of a new version of `name` stays to be found: a hub id as it is; a folder as
+    """Where the reference or reward model of a new version of `name` stays to be found: a hub id as is; a folder as
     an artifact of the active run, or of the run that kept the same one for an earlier version."""
     if model is None or not Path(model).is_dir():
         return model
@@ -103,16 +103,16 @@ def reward_model_of(recipe: Recipe, made: Iterable[ModelVersion]) -> str | None:
     )
 
 
-def _fetched(version: ModelVersion, kind: str, mend: str) -> str:
+def _fetched(version: ModelVersion, kind: str, fix: str) -> str:
     uri = version.tags.get(kind)
     if uri is None:
-        raise ModelError(f"{uri_of(version)} doesn't say what its {kind.replace('_', ' ')} was: {mend}")
+        raise ModelError(f"{uri_of(version)} doesn't say what its {kind.replace('_', ' ')} was: {fix}")
     if not uri.startswith("runs:/"):
         return uri
     try:
         return mlflow.artifacts.download_artifacts(artifact_uri=uri)
     except (MlflowException, OSError) as error:
-        raise ModelError(f"{uri_of(version)}: its {kind.replace('_', ' ')} {uri} is gone ({error}): {mend}") from error
+        raise ModelError(f"{uri_of(version)}: its {kind.replace('_', ' ')} {uri} is gone ({error}): {fix}") from error
 
 
 def _kept(uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""A disk that is full, in words that say which and how full, whoever met it first: Python, torch or safetensors."""
+"""A full disk as one error that says which disk and how full, whether Python, torch or safetensors ran into it."""
 
 from __future__ import annotations
 

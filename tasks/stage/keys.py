@@ -67,10 +67,15 @@ def sources(stage: Stage[Any]) -> list[Path]:
     """The files of this project that the stage's work may depend on: every module that its own imports, at the top or
     inside functions, directly or through others, and the data files in the packages of these."""
     graph = _import_graph()
-    reached = {stage.module, *stage.reads, *graph.find_upstream_modules(stage.module)}
-    for name in list(reached):
-        parts = name.split(".")
-        reached |= {".".join(parts[:n]) for n in range(1, len(parts))}  # importing a module runs its packages
+    reached: set[str] = set()
+    found = {stage.module, *stage.reads}
+    while found:
+        reached |= found
+        needed = {name for module in found for name in graph.find_upstream_modules(module)}
+        needed |= {module.rpartition(".")[0] for module in found | needed} - {
+            ""
+        }  # importing a module runs its packages
+        found = needed - reached
     files: set[Path] = set()
     for name in reached:
         file = _file(name)

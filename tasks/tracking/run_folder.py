@@ -132,7 +132,7 @@ def link(place: Path, target: Path) -> None:
 
 
 def forget(root: Path, parent: str) -> None:
-    """The parent's pipeline is whole: what it did anew nobody goes on from."""
+    """The parent's pipeline has finished: drop what an interrupted one would have resumed from."""
     done = {folder.resolve() for folder in (root / "work" / parent).iterdir() if folder.is_dir()}
     for place in (root / "unfinished").glob("*"):
         if place.resolve() in done:

@@ -25,7 +25,7 @@ HEADLINES = ("reward_model", "ppo", "reward", "perplexity", "diversity")
 
 
 class PipelineRun(BaseModel):
-    """What every task is told of the run it belongs to."""
+    """What every task knows of the run that it belongs to."""
 
     run_dir: str
     parent_run_id: str

@@ -1,4 +1,4 @@
-"""Bad input: one message that names the culprit and the mend, before anything costly, and no traceback."""
+"""Bad input: one message that names the culprit and the fix, before anything costly, and no traceback."""
 
 import json
 import os
@@ -78,12 +78,12 @@ def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Pa
 @pytest.mark.parametrize(
     ("arguments", "mentions"),
     [
-        (["embeded"], ["unknown recipe 'embeded'", "did you mean embedded?", "ends in .yaml"]),
+        (["embeded"], ["unknown recipe 'embeded'", "did you mean embedded?", "must end in .yaml"]),
         (["{files}/none.yaml"], ["none.yaml", "doesn't exist"]),
         (["{files}/key.yaml"], ["key.yaml", "unknown key 'ppo.learning_rat'", "did you mean 'learning_rate'"]),
         (["{files}/type.yaml"], ["type.yaml", "ppo.steps", "valid integer", "'many'"]),
         (["{files}/list.yaml"], ["list.yaml", "must be a mapping of sections"]),
-        (["{files}/broken.yaml"], ["broken.yaml", "no valid YAML"]),
+        (["{files}/broken.yaml"], ["broken.yaml", "not valid YAML"]),
         (["embedded", "--set", "ppo.step=3"], ["unknown key 'ppo.step'", "did you mean 'steps'"]),
         (["embedded", "--set", "ppo.steps=0"], ["ppo.steps", "greater than or equal to 1", "given: 0"]),
         (["embedded", "--set", "generation.temperature=warm"], ["generation.temperature", "'warm'"]),
@@ -141,19 +141,19 @@ FOUND = {
     ),
     "missing prompt column": (
         [f"{SET}={LOCAL}", "data.prompts.column=txt"],
-        ["{files}/good", "no column 'txt', but chosen, rejected", "Set data.prompts.column"],
+        ["{files}/good", "column 'txt' not found in", "Set data.prompts.column"],
     ),
     "missing pair column": (
         [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/headless"],
-        ["{files}/headless", "no column 'rejected', but chosen", "data.preferences.rejected"],
+        ["{files}/headless", "column 'rejected' not found in", "data.preferences.rejected"],
     ),
     "missing perplexity column": (
         [f"{SET}={LOCAL}", "evaluation.perplexity.column=txt"],
-        ["no column 'txt'", "evaluation.perplexity.column"],
+        ["column 'txt' not found", "evaluation.perplexity.column"],
     ),
-    "a row that is no dialogue": (
+    "a row that is not a dialogue": (
         [f"{SET}={{files}}/plain"],
-        ["{files}/plain", "row 3, column 'chosen' is no dialogue", "'No dialogue at all'"],
+        ["{files}/plain", "row 3, column 'chosen' is not a dialogue", "'No dialogue at all'"],
     ),
     "nothing left by the filters": (
         [f"{SET}={LOCAL}", "data.prompts.max_query_chars=5"],
@@ -197,15 +197,15 @@ def test_the_terminal_tells_it_once_and_prefect_keeps_it(files, environment, pre
 
     with mlflow_store(environment):
         variables = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
-        command = [sys.executable, "-m", "flows.rlhf", "embedded", "--set", f"{SET}={files}/plain"]
+        command = [sys.executable, "-m", "flows.cli", "run", "embedded", "--set", f"{SET}={files}/plain"]
         result = subprocess.run(command, env=variables, capture_output=True, text=True)
     printed = result.stdout + result.stderr
-    check(result.returncode, printed, ["row 3, column 'chosen' is no dialogue"], files, environment)
-    assert printed.count("is no dialogue") == 1
+    check(result.returncode, printed, ["row 3, column 'chosen' is not a dialogue"], files, environment)
+    assert printed.count("is not a dialogue") == 1
     flow_run = re.search(r"Flow run '(rlhf-embedded)'", printed)
     assert flow_run
     with get_client(sync_client=True) as client:
         logs = client.read_logs(LogFilter(level={"ge_": 40}), limit=200)
-    kept = [log.message for log in logs if "row 3, column 'chosen' is no dialogue" in log.message]
+    kept = [log.message for log in logs if "row 3, column 'chosen' is not a dialogue" in log.message]
     assert kept
     assert not [message for message in kept if "Traceback" in message]

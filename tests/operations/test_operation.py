@@ -16,12 +16,12 @@ import mlflow
 import pytest
 import requests
 import yaml
-from flows.orchestration.deadline import time_limit
 from huggingface_hub.errors import OfflineModeIsEnabled
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import TerminationSignal
 
 from flows.orchestration.hooks import HOOKS, close_tracking
+from flows.orchestration.limits import time_limit
 from rlhf_lib.errors import DataError, GateFailed, ModelError, RecipeError, TimeLimit
 from tasks.stage.options import OPTIONS
 from tasks.tracking.retries import is_retryable
@@ -113,7 +113,7 @@ def test_a_c_call_that_never_returns_ends_too():
     """It holds the interpreter's lock, so that no thread and no signal handler of Python's can run."""
     code = """
 import ctypes, signal
-from flows.orchestration.deadline import time_limit
+from flows.orchestration.limits import time_limit
 signal.signal(signal.SIGTERM, lambda *_: None)
 with time_limit(0.01, grace=1):
     print("called", flush=True)

@@ -74,7 +74,7 @@ def options(settings):
 def run(live, name, settings, **environment):
     """`rlhf run embedded` as a user starts it; its output goes to the folder's logs."""
     log = (live.folder / f"{name}.log").open("w")
-    command = [sys.executable, "-m", "flows.rlhf", "embedded", "--summary", str(live.folder / f"{name}.json")]
+    command = [sys.executable, "-m", "flows.cli", "run", "embedded", "--summary", str(live.folder / f"{name}.json")]
     variables = live.client | environment
     return subprocess.Popen([*command, *options(settings)], cwd=live.folder, env=variables, stdout=log, stderr=log)
 

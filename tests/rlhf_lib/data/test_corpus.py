@@ -104,7 +104,7 @@ def test_a_query_that_cuts_no_text_is_refused_for_seq2seq(folder, kind):
 def test_missing_columns_and_shared_texts_are_named(folder):
     recipe = make(folder)
     recipe.data.corpus.column = "body"
-    with pytest.raises(DataError, match=r"no column 'body', but text\. Set data\.corpus\.column"):
+    with pytest.raises(DataError, match=r"column 'body' not found in .*available: text\)\. Set data\.corpus\.column"):
         load_corpus(recipe)
     same = load_dataset("json", data_files=str(folder / "test.jsonl"), split="train")
     with pytest.raises(DataError, match=r"filter 'in test' left none.*data\.corpus\.test"):

@@ -76,7 +76,11 @@ def test_the_limit_draws_with_the_seed():
     [
         ([0, 1, 2, 1], ["x", "y"], r"row 2, column 'label': label 2 has no name, the 2 names are those of 0 to 1"),
         ([0, -1, 1, 1], ["x", "y"], r"row 1, column 'label': label -1 has no name"),
-        (["x", "y", "x", "z"], ["x", "y"], r"row 3, column 'label': label 'z' is none of x, y\. Set data.labelled"),
+        (
+            ["x", "y", "x", "z"],
+            ["x", "y"],
+            r"row 3, column 'label': unknown label 'z' \(known: x, y\)\. Set",
+        ),
         ([0.5, 1.0, 0.0, 1.0], ["x", "y"], r"row 0, column 'label' holds 0.5, neither a label's number nor its name"),
         ([1, 1, 1, 1], None, "has 1 different labels"),
         ([0, 1, 0, 1], ["x", "x"], "data.labelled.names has 'x' twice"),
@@ -94,7 +98,7 @@ def test_the_sets_own_names_in_another_order_are_refused():
 
 
 def test_missing_columns_are_named():
-    with pytest.raises(DataError, match=r"no column 'labels', but text, label\. Set data\.labelled\.label"):
+    with pytest.raises(DataError, match=r"column 'labels' not found in .*text, label\)\. Set data\.labelled\.label"):
         read([0, 1, 0, 1], label="labels")
     with pytest.raises(DataError, match=r"column 'label' holds .*not text. Set data\.labelled\.text"):
         read([0, 1, 0, 1], text="label")

@@ -106,14 +106,14 @@ def test_margins_stay_with_their_pairs(tmp_path) -> None:
         (
             [pair("a"), {"chosen": "Great film.", "rejected": "Bad."}],
             {},
-            r"row 1, column 'chosen' is no dialogue.*Great f",
+            r"row 1, column 'chosen' is not a dialogue.*Great f",
         ),
         (
             [pair("a")],
             {"chosen": "better"},
-            r"no column 'better', but chosen, rejected\. Set data\.preferences\.chosen",
+            r"column 'better' not found in .*available: chosen, rejected\)\. Set data\.preferences\.chosen",
         ),
-        ([pair("a")], {"margin": "gap"}, r"no column 'gap'"),
+        ([pair("a")], {"margin": "gap"}, r"column 'gap' not found"),
         ([pair("a")], {"rejected": "chosen"}, r"filter 'identical answers' left none of 1 rows"),
         ([pair("a", "", "")], {}, r"filter 'empty answer' left none of 1 rows"),
         ([pair("t")], {}, r"train\.jsonl.*filter 'prompt in test' left none of 1 rows.*data\.preferences\.test"),

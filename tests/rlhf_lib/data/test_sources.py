@@ -96,7 +96,7 @@ def test_the_embedded_set_and_its_slices() -> None:
         ({"dataset": "{folder}/empty"}, r"empty.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/broken.jsonl"}, r"broken\.jsonl.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/cut.jsonl.gz"}, r"cut\.jsonl\.gz.* can't be read: .* Check KEY\.dataset"),
-        ({"dataset": "{folder}/notes.txt"}, r"notes\.txt has an unknown format (known: \.jsonl"),
+        ({"dataset": "{folder}/notes.txt"}, r"notes\.txt has an unknown format \(known: \.jsonl"),
         ({}, r"KEY\.dataset is missing"),
     ],
 )
@@ -137,7 +137,7 @@ except DataError as error:
 def test_columns_that_are_missing_or_no_text() -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", None], "label": [0, 1], "turns": [["a"], ["b"]]})
     assert text_column(rows, "text", "set", "data.prompts.column") == ["a", ""]
-    with pytest.raises(DataError, match=r"no column 'body', but text, label, turns\. Set data\.prompts\.column"):
+    with pytest.raises(DataError, match=r"column 'body' not found in set \(available: text, label, turns\)"):
         text_column(rows, "body", "set", "data.prompts.column")
     for column in ("label", "turns"):
         with pytest.raises(DataError, match=f"column '{column}' holds .*, not text"):

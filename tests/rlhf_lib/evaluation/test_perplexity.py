@@ -190,5 +190,5 @@ def test_texts_of_the_recipe(tmp_path):
     assert sorted(some, key=everything.index) == some
     assert (some, None) == load_texts(PerplexitySetConfig(split="train", limit=5), default=str(path), seed=1)
     assert some != everything[:5]
-    with pytest.raises(DataError, match=r"no column 'text', only\s+chosen"):
+    with pytest.raises(DataError, match=r"column 'text' not found in .*available: chosen"):
         load_texts(PerplexitySetConfig(dataset=str(path), split="train", column="text"))

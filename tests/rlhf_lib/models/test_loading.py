@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from rlhf_lib.errors import ModelError, RecipeError
-from rlhf_lib.models import loading
+from rlhf_lib.models import device, loading
 from rlhf_lib.recipe import ComputeConfig
 
 SIZES = {"vocab_size": 11, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
@@ -61,12 +61,12 @@ def test_folders_that_are_no_model_are_refused(tmp_path, gpt2):
     DistilBertForSequenceClassification(
         DistilBertConfig(vocab_size=11, dim=8, hidden_dim=8, n_layers=1, n_heads=2)
     ).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match="is no causal language model"):
+    with pytest.raises(ModelError, match="is not a causal language model"):
         loading.load_causal_lm(str(tmp_path / "bert"))
 
 
 def test_a_language_model_is_no_classifier_unless_a_head_is_asked_for(gpt2):
-    with pytest.raises(ModelError, match=r"no weights for score\.weight"):
+    with pytest.raises(ModelError, match=r"weights are missing for score\.weight"):
         loading.load_classifier(str(gpt2))
     assert loading.load_classifier(str(gpt2), num_labels=1).score.weight.shape == (1, 8)
 
@@ -128,16 +128,16 @@ def test_positions(config, expected):
 
 def test_device_and_precision(monkeypatch):
     cpu = torch.device("cpu")
-    assert loading.pick_device(ComputeConfig(device="cpu")) == cpu
+    assert device.pick_device(ComputeConfig(device="cpu")) == cpu
     for absent in ("cuda:99", "quantum"):
         with pytest.raises(RecipeError, match=f"compute.device {absent} can't be used here"):
-            loading.pick_device(ComputeConfig(device=absent))
-    assert loading.pick_dtype(ComputeConfig(precision="bf16"), cpu) == torch.bfloat16
-    assert loading.pick_dtype(ComputeConfig(precision="fp32"), cpu) == torch.float32
+            device.pick_device(ComputeConfig(device=absent))
+    assert device.pick_dtype(ComputeConfig(precision="bf16"), cpu) == torch.bfloat16
+    assert device.pick_dtype(ComputeConfig(precision="fp32"), cpu) == torch.float32
     # the vector units of a processor that emulates bf16, and of one that multiplies it
     for units, expected in (
         ({"avx512_bw": True, "amx_bf16": False}, torch.float32),
         ({"amx_bf16": True}, torch.bfloat16),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
-        assert loading.pick_dtype(ComputeConfig(), cpu) == expected
+        assert device.pick_dtype(ComputeConfig(), cpu) == expected

@@ -146,5 +146,5 @@ def test_texts_that_no_query_cuts_need_a_prompt_column(tmp_path):
     source.prompt = "question"
     assert load_texts(source, prompts=prompts) == (["b c"], ["say a:"])
     source.prompt = "asked"
-    with pytest.raises(DataError, match=r"evaluation\.perplexity\.prompt: .* no column 'asked', only text, question"):
+    with pytest.raises(DataError, match=r"perplexity\.prompt: column 'asked' not found in .*available: text, question"):
         load_texts(source)

@@ -217,7 +217,7 @@ def test_the_reward_sees_queries_and_responses_as_text_and_samples_keep_them():
     assert all(query in {row["query"] for row in trainer.prompts} for query in queries)
 
 
-# ---------------------------------------------------------------- what a user can mend
+# ---------------------------------------------------------------- what a user can fix
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -19,7 +19,7 @@ def test_the_folder_and_its_room_are_named(tmp_path):
         file.write("a checkpoint")
     found = disk_full(error.value, tmp_path)
     assert isinstance(found, DiskFull)
-    assert "B are free. Make room and run the same again" in str(found)
+    assert "B free. Free some space and run the same command again" in str(found)
     later = RuntimeError("the checkpoint could not be written")
     later.__cause__ = error.value
     assert str(disk_full(later, tmp_path)) == str(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,14 +41,12 @@ def test_nothing_is_missing_or_doubled_after_the_server_was_away(mlflow_store, t
         run_id = mlflow.MlflowClient().create_run("1").info.run_id
         mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
         buffer = MetricsBuffer(run_id)
-        start = time.monotonic()
         for step in range(1, 41):
             buffer.metrics({f"{name}": 3.0 / step for name in ("loss", "kl")}, step)
         buffer.call(lambda: mlflow.log_dict({"whole": True}, "samples.json", run_id=run_id))
-        assert time.monotonic() - start < 1
-        with pytest.raises(ConnectionError, match="has not taken the run's figures for 3 s"):
+        with pytest.raises(ConnectionError, match="has not accepted the run's metrics for 3 s"):
             buffer.flush(3)
-        assert "they wait here meanwhile" in caplog.text
+        assert "they are kept here until it does" in caplog.text
         with served(tmp_path, port):
             buffer.flush(60)
             buffer.close()

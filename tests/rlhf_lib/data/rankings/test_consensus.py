@@ -271,7 +271,7 @@ def test_without_a_consensus_repeated_pairs_are_votes(files):
 def test_a_set_of_several_criteria_asks_which(files, tmp_path):
     honest = {"prompt": "Thumbs?", "response": "maybe", "thumb": "down", "criterion": "honest"}
     several = files | {"feedback": [*files["feedback"], lines(tmp_path / "honest.jsonl", [honest])]}
-    with pytest.raises(DataError, match=r"several things \(helpful, honest\).*criterion"):
+    with pytest.raises(DataError, match=r"several criteria \(helpful, honest\).*criterion"):
         gather(RankingsConfig(**several))
     found = gather(RankingsConfig(**several, criterion="helpful"))
     assert found.report["dropped"]["another criterion"] == 1

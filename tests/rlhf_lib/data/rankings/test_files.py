@@ -188,7 +188,7 @@ def test_files_that_cannot_be_used_say_what_is_wrong(tasks, tmp_path):
             read_rankings(files, tasks)
 
     refused(r"rankings: .*none\.jsonl can't be read", str(tmp_path / "none.jsonl"))
-    refused(r"x\.txt has an unknown format (known: \.jsonl", write(tmp_path / "x.txt", ""))
+    refused(r"x\.txt has an unknown format \(known: \.jsonl", write(tmp_path / "x.txt", ""))
     refused(r"column annotator not found in .*available: id, rank; expected", write(tmp_path / "x.csv", "id,rank"))
     refused(r"column id not found in .*available: none; expected", write(tmp_path / "empty.csv"))
     refused(
