@@ -45,12 +45,13 @@ def run_loop(assets):
     return run
 
 
-@pytest.mark.parametrize("options", [["--lr", "1e-3"], ["--lr", "1e-3", "--lora"]], ids=["full", "lora"])
+@pytest.mark.parametrize("options", [["--lr", "1e-3"], ["--lr", "1e-2", "--lora"]], ids=["full", "lora"])
 def test_the_sentiment_loop_runs(run_loop, options):
     steps = run_loop("sentiment_loop", Path("imdb/train.jsonl.gz"), "--steps", "2", *options)
     assert len(steps) == 2
     assert steps[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
-    assert steps[1]["objective/kl"] > 0.01  # it has learnt something
+    # it has learned something: several standard errors of the estimate above 0, for sampling is not seeded
+    assert steps[1]["objective/kl"] > 0.01
     assert all(abs(step["ppo/mean_scores"]) < 3 for step in steps)  # logits of a classifier that is rarely sure
     assert all(abs(step["ppo/loss/total"]) < 1 for step in steps)
 
