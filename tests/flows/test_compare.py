@@ -1,13 +1,12 @@
 """Models beside each other: the matrix and intervals by hand, tiny models, and the command on a real MLflow store."""
 
-import json
 from pathlib import Path
 
 import mlflow
 import pytest
 from datasets import Dataset
 from registered import register
-from tiny_models import one_thread, remainder_reward, tiny_gpt2, word_tokenizer  # noqa: F401
+from tiny_models import one_thread, remainder_reward, three_folders, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from flows import cli
 from rlhf_lib.recipe import Recipe, load_recipe
@@ -17,14 +16,7 @@ from tests.rlhf_lib.evaluation.test_promotion import figures
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    made = {"plain": (0, 61), "other": (1, 61), "wider": (2, 80)}
-    for name, (seed, vocabulary) in made.items():
-        tiny_gpt2(seed, vocabulary=vocabulary).save_pretrained(root / name)
-        word_tokenizer(vocabulary).save_pretrained(root / name)
-    rows = [{"text": f"w{i} w{(i * 7) % 60 + 1} w3"} for i in range(1, 61)]
-    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
+    return three_folders(tmp_path_factory.mktemp("models"))
 
 
 # ---------------------------------------------------------------- the command

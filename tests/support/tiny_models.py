@@ -5,6 +5,9 @@ Weights are drawn wide (std 0.2), since at the usual 0.02 the logits are nearly 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
@@ -173,3 +176,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def three_folders(root: Path) -> Path:
+    """The folder, with three models and their tokenizers (the last one's is larger) and 60 prompts in prompts.jsonl."""
+    for name, seed, vocabulary in (("plain", 0, 61), ("other", 1, 61), ("wider", 2, 80)):
+        tiny_gpt2(seed, vocabulary=vocabulary).save_pretrained(root / name)
+        word_tokenizer(vocabulary).save_pretrained(root / name)
+    rows = [{"text": f"w{i} w{(i * 7) % 60 + 1} w3"} for i in range(1, 61)]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root

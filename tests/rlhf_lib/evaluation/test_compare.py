@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import one_thread, remainder_reward, tiny_gpt2, word_tokenizer  # noqa: F401
+from tiny_models import one_thread, remainder_reward, three_folders, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from rlhf_lib.drawing import save
 from rlhf_lib.evaluation import plots
@@ -69,14 +69,7 @@ def test_the_report_shows_all_and_escapes_it(by_hand, tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    made = {"plain": (0, 61), "other": (1, 61), "wider": (2, 80)}
-    for name, (seed, vocabulary) in made.items():
-        tiny_gpt2(seed, vocabulary=vocabulary).save_pretrained(root / name)
-        word_tokenizer(vocabulary).save_pretrained(root / name)
-    rows = [{"text": f"w{i} w{(i * 7) % 60 + 1} w3"} for i in range(1, 61)]
-    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
+    return three_folders(tmp_path_factory.mktemp("models"))
 
 
 def sources(folders, *names):
