@@ -1,1 +1,1 @@
-"""Which steps run, in which order, on what schedule. No tensors here, and nothing heavy at import."""
+"""The Prefect flows: which stages run, in which order. No tensors here, and no heavy imports."""

@@ -1,4 +1,4 @@
-"""Responses for annotators: sampled from a policy for a recipe's prompts, to be ranked by people.
+"""Sample responses to a recipe's prompts for people to rank.
 
 rlhf collect RECIPE --out tasks.jsonl
 """

@@ -1,4 +1,4 @@
-"""Models beside each other on the same prompts and seeds: registered versions, their reference, folders, hub ids.
+"""Compare models on the same prompts and seeds: registered versions, their references, folders, hub ids.
 
 rlhf compare models:/happy@champion models:/pessimistic@champion reference
 """

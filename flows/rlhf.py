@@ -20,7 +20,7 @@ from rlhf_lib.recipe import load_recipe
 
 
 def run_name() -> str:
-    """`rlhf-RECIPE`, of the flow run that is under way."""
+    """The flow run's name: `rlhf-RECIPE`."""
     given = flow_run.parameters
     return f"rlhf-{Path(given['recipe_file']).stem if given.get('recipe_file') else given['recipe']}"
 

@@ -1,4 +1,4 @@
-"""The base model as a Prefect task: a tokenizer where it is to be trained, the prompts in its tokens, then SFT."""
+"""The base-model stage: a tokenizer if needed, the prompts in its tokens, and SFT."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tasks.tracking.runs import PipelineRun
 
 @task(name="base_model", **OPTIONS)
 def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> StartingPolicy:
-    """Train the base model that `policy.train` asks for.
+    """Train the base model that `policy.train` describes.
 
-    The prompts are tokenized before training: prompts that don't fit stop the run before it is paid for.
+    The prompts are tokenized first, so that prompts that don't fit stop the run before any training.
     """
     from datasets import load_from_disk
 

@@ -1,4 +1,4 @@
-"""What annotators are given, as a Prefect task: responses sampled from a policy, written as tasks and as a form."""
+"""Responses for annotators, as a Prefect task: sampled from a policy, written as ranking tasks and as a form."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def collect_responses(
 
 
 def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Queries (P), and their responses (P * responses), those of a query in a row."""
+    """Queries (P), and their responses (P * responses), grouped by query."""
     import numpy as np
 
     from rlhf_lib.data.prompts import load_prompts, tokenize_splits

@@ -1,4 +1,4 @@
-"""Models beside each other as a Prefect task: registered versions, folders, hub ids, on the same prompts and seeds."""
+"""The comparison of models, as a Prefect task: registered versions, folders, hub ids, on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFERENCE = "reference"  # what a user writes for the reference of the first reg
 
 
 class Model(BaseModel):
-    """One of those that are compared: its name for people, where it comes from, and the folder or hub id to load."""
+    """A model to compare: its display name, where it comes from, and the folder or hub id to load."""
 
     name: str
     uri: str
@@ -38,7 +38,7 @@ class Model(BaseModel):
 
 
 class Plan(BaseModel):
-    """What is compared, and on what: everything is resolved, nothing computed yet."""
+    """What to compare, and on what, with everything resolved and nothing computed."""
 
     recipe: Recipe
     models: list[Model]

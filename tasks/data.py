@@ -1,4 +1,4 @@
-"""All of a recipe's data as a Prefect task: read, filtered, tokenized, saved and shown in MLflow."""
+"""The data stage: all of a recipe's data, read, filtered, tokenized, saved and shown in MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference against policy on held-out prompts: scores, KL, diversity, perplexity, and a report that shows them."""
+"""The evaluation stage: reference against policy on held-out prompts, and a report."""
 
 from __future__ import annotations
 

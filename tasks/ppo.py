@@ -1,4 +1,4 @@
-"""PPO as a Prefect task: metrics to MLflow as they come, progress in terminal and Prefect, resumed when killed."""
+"""The PPO stage: metrics to MLflow as they come, progress in the terminal and in Prefect, resumed after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Registration: the policy becomes a version in MLflow's model registry, and the champion where it has earned it."""
+"""The registration stage: the policy becomes a version in MLflow's model registry, and the champion if it passes the
+gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reward model's sanity checks: logged and shown whatever they find, and a stop to the run where one fails."""
+"""The reward-checks stage: the results are logged and shown in any case, and a failed check stops the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reward model as a Prefect task: trained on pairs or labelled texts, or an existing one; normalised on demand."""
+"""The reward-model stage: trained on pairs or labelled texts, or an existing model; normalized if asked for."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _normalize(recipe: Recipe, policy: StartingPolicy, model: str | None, folder
 
 
 def _fingerprint(reward: RewardConfig, model: str | None = None) -> str | None:
-    """What tells this reward from another: its files' content, its function's source file, or its terms' all."""
+    """What identifies this reward: its files' content, its function's source file, or those of all its terms."""
     from rlhf_lib.models.loading import fingerprint
     from rlhf_lib.rewards.build import import_function
 

@@ -1,4 +1,4 @@
-"""The `rlhf` command: parses, calls a flow, prints. Everything heavy is imported by the sub-command that needs it."""
+"""The `rlhf` command: parse, call a flow, print. Each sub-command imports the heavy packages that it needs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse_secrets(args: argparse.Namespace) -> None:
-    """Prefect stores a flow's parameters as they are given: raise RecipeError before it gets any."""
+    """Raise RecipeError for arguments that hold secrets, since Prefect stores a flow's parameters as they are."""
     from rlhf_lib.credentials import refusal
     from rlhf_lib.errors import RecipeError
 
@@ -77,7 +77,7 @@ def _override_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _use_run_dir(folder: Path | None) -> None:
-    """Point everything at another run folder, before anything reads the settings."""
+    """Switch to another run folder, before anything reads the settings."""
     if folder is None:
         return
     from flows.servers import environment

@@ -1,4 +1,4 @@
-"""`rlhf collect` and `rlhf rankings`: what annotators are given, and what became of it."""
+"""`rlhf collect` and `rlhf rankings`: sample responses for annotators, and check their rankings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _collect(args: argparse.Namespace) -> int:
 
 
 def _rankings(args: argparse.Namespace) -> int:
-    """Exit status 0 with a report, whatever is in it: rejected rows are for people to judge."""
+    """Print the report. Exit status 0 even with rejected rows: people have to judge those."""
     from pydantic import ValidationError
 
     from rlhf_lib.data.rankings.consensus import gather

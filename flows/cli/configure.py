@@ -1,4 +1,4 @@
-"""What has to be set before anything else is imported: called by the `rlhf` command and by the worker's entry."""
+"""Settings that must precede all other imports: called by the `rlhf` command and by the worker's entry."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from flows.servers import environment
 
 
 def configure() -> None:
-    """Settings from the environment or their defaults, logs without secrets, and in a worker's flow run the patches of
-    Prefect. To be called before prefect, mlflow or torch are imported, which read their settings then; a second call
-    changes nothing."""
+    """Set what prefect, mlflow and torch read when they are imported, from the environment or as defaults; keep secrets
+    out of logs; apply the patches of Prefect in a worker's flow run. Calling it twice changes nothing."""
     environment.configure()
     logs.configure()
     patches.apply()

@@ -1,4 +1,4 @@
-"""`rlhf compare`, `promote`, `rollback`, `models` and `chat`: what became of the models, and which one is served."""
+"""`rlhf compare`, `promote`, `rollback`, `models` and `chat`: registered models."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    """A line typed, or piped in, gets an answer of each; an empty line does nothing, the end of input ends it."""
+    """Answer each line that is typed or piped in; ignore empty lines; stop at the end of input."""
     from flows.servers import environment
 
     environment.check()

@@ -1,4 +1,4 @@
-"""`rlhf ui`, `up` and `down`: the servers that show and run things, on this machine."""
+"""`rlhf ui`, `up` and `down`: the servers on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands print: tables of a run and of a comparison, on a terminal."""
+"""Tables that the commands print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def report_page(record: Record, run_dir: Path) -> Path:
-    """The evaluation's report of the run."""
+    """Path of the run's evaluation report."""
     return run_dir.joinpath("work", str(record["mlflow_run_id"]), "evaluation", "report.html")
 
 
@@ -61,7 +61,7 @@ def run_table(record: Record) -> str:
 
 
 def comparison_table(record: Record) -> str:
-    """What `compare` returned as aligned lines of text, and the matrix of who beats whom."""
+    """The record of `compare` as aligned lines of text, with the matrix of win rates."""
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""What a Prefect worker loads (prefect.yaml's entrypoints): the flows, in a process that is configured first."""
+"""The worker's entry: prefect.yaml's entrypoints load the flows from here, after `configure()`."""
 
 from flows.cli.configure import configure
 

@@ -1,7 +1,7 @@
-"""The trigger form of the rlhf flow: the settings that people turn, typed, bounded and explained.
+"""The rlhf flow's trigger form: the settings that people change most, typed, with bounds and help.
 
-Prefect's API holds a run's parameters against the schema that is made of these, and refuses a bad value before there is
-a run. Bounds and help are the recipe's own, from rlhf_lib/recipe/.
+Prefect's API validates a run's parameters against the schema made of these, so a bad value never becomes a run. Bounds
+and help come from rlhf_lib/recipe/.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ KNOBS = {
 
 
 def titled(title: str, **schema: Any) -> Any:
-    """A parameter's title in the form, and more of its schema: choices, bounds."""
+    """A parameter's title in the form, and more of its schema (choices, bounds)."""
     return Field(json_schema_extra={"title": title, **schema})
 
 
 def optional(**schema: Any) -> WithJsonSchema:
-    """One field that may stay empty: of a choice between a number and null Prefect's form makes two."""
+    """One field that may stay empty; for a union of a number and null Prefect's form would show two."""
     return WithJsonSchema(schema)
 
 
 def knob(key: str, **bounds: float) -> WithJsonSchema:
-    """One field for the recipe's `key`, empty for the recipe's own value, with the form's own bounds beside those of
-    the recipe."""
+    """A field for the recipe's `key`; empty: the recipe's value. `bounds` are the form's own, besides those of the
+    recipe."""
     wanted = _key_schema(key)
     kind = next((option for option in wanted.get("anyOf", []) if option["type"] != "null"), wanted)
     limits = {name: kind[name] for name in ("type", "minimum", "exclusiveMinimum", "maximum") if name in kind}
@@ -50,8 +50,8 @@ def knob(key: str, **bounds: float) -> WithJsonSchema:
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The function's, as the form is to read it: a parameter whose default is None has none, so that an empty field is
-    left out of a run's parameters. With a null default Prefect would fill it in, and refuse it as no number."""
+    """The function's signature for the form: parameters with default None get no default, so that an empty field is
+    left out of a run's parameters. Prefect would otherwise fill in null and refuse it as not a number."""
     read = inspect.signature(function, eval_str=True)
     fields = read.parameters.values()
     return read.replace(parameters=[f.replace(default=MISSING) if f.default is None else f for f in fields])
@@ -64,7 +64,7 @@ def settings(given: dict[str, Any]) -> list[str]:
 
 
 def _key_schema(key: str) -> dict[str, Any]:
-    """Of this key alone, for the schema of the whole recipe takes half a second."""
+    """The schema of this key alone; the whole recipe's takes half a second."""
     *sections, leaf = key.split(".")
     section: Any = Recipe
     for name in sections:

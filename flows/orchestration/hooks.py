@@ -1,5 +1,5 @@
-"""What a flow does when it fails, crashes or is cancelled. Prefect calls hooks in the flow's process, and where that is
-gone in one of the worker's."""
+"""Hooks for flows that fail, crash or are cancelled. Prefect calls them in the flow's process, or in the worker's if
+that is gone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect.flows import Flow
 
 
 def close_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Leave no MLflow run open (Prefect goes by these parameters' names)."""
+    """Leave no MLflow run open. Prefect requires these parameter names."""
     from flows.servers.environment import run_dir
     from tasks.tracking.runs import close_runs
 
@@ -19,8 +19,8 @@ def close_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 
 def close_tasks(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Tasks whose process was killed count as running and keep their place under the tag's limit: end them, but none of
-    another attempt that may have begun."""
+    """End the task runs of a killed process, which count as running and hold their slot of the tag's limit; leave those
+    of a newer attempt alone."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.states import Cancelled, Crashed

@@ -1,5 +1,5 @@
-"""What is logged: an error that the user can fix as one message, once, without a traceback; and no secrets, whoever
-logs."""
+"""Logging: an error that the user can fix appears once, as one message without a traceback, and no secret appears at
+all."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _tell(*error: Any) -> None:
 
 
 def configure() -> None:
-    """No secrets in any log, errors that the user can fix told once, and no chatter; a second call changes nothing."""
+    """Redact secrets, report errors that the user can fix once, and mute chatter. Calling it twice changes nothing."""
     redact_logs()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)

@@ -1,5 +1,5 @@
-"""Every patch of Prefect's private parts, all for one thing: a flow run that a worker has started survives the worker
-and a restart of the server, and is cancelled where it would be called crashed.
+"""Every patch of Prefect's private parts. With them, a flow run that a worker started survives the worker's death and a
+server restart, and is cancelled where Prefect would call it crashed.
 
 Made for Prefect 3.8.8; tests/flows/orchestration/test_patches.py fails as soon as one isn't needed any more.
 """
@@ -29,7 +29,7 @@ while told := os.read(0, 65536):
 
 @cache
 def apply() -> None:
-    """Apply all of them in the process of a worker's flow run, once; elsewhere do nothing."""
+    """Apply all patches in the process of a worker's flow run, once; do nothing elsewhere."""
     if "PREFECT__FLOW_RUN_ID" not in os.environ:
         return
     relay_output()
@@ -61,10 +61,10 @@ def relay_output() -> None:
 
 
 def retry_first_connection() -> None:
-    """Have every client retry a refused connection, its first one too.
+    """Have every client retry a refused connection, including its first.
 
-    Since PrefectHQ/prefect#20276 clients retry only once they have connected before. A flow run opens new clients all
-    the time, and its server has been reached by whoever started the run. Upstream: PrefectHQ/prefect#20462.
+    Since PrefectHQ/prefect#20276, clients retry only after they have connected once. A flow run keeps opening new
+    clients, to a server that is known to exist. Upstream: PrefectHQ/prefect#20462.
     """
     from prefect.client import base
 
@@ -75,8 +75,9 @@ def retry_first_connection() -> None:
 def acknowledge_cancellation() -> None:
     """Acknowledge a cancellation whatever handler SIGTERM has.
 
-    Prefect acknowledges only under its own handler, and a run that doesn't acknowledge is killed and called crashed.
-    PPO has the signal while it trains and passes it on at a step boundary. No upstream issue found (November 2026).
+    Prefect acknowledges only under its own handler, and a run that doesn't acknowledge is killed and counts as crashed.
+    PPO handles SIGTERM itself while it trains, and passes it on at a step boundary. No upstream issue found (November
+    2026).
     """
     from prefect._internal import control_listener
 

@@ -1,1 +1,1 @@
-"""Servers that are started and kept, and the settings that point to them."""
+"""The servers that are started here, and the settings that point to them."""

@@ -1,7 +1,7 @@
-"""SQLite databases with their tables made and nothing in them, kept from the first run folder for the next ones.
+"""Empty SQLite databases with their tables made, cached for new run folders.
 
-Prefect and MLflow make a new database's tables by every migration of their histories: six seconds of a processor, and
-on a slow disk a minute. They are kept by library and version in $RLHF_CACHE_DIR (~/.cache/rlhf).
+Prefect and MLflow create a new database by running every migration of their history: six seconds of CPU time, and up to
+a minute on a slow disk. The cache is $RLHF_CACHE_DIR (~/.cache/rlhf), one file per library and version.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _RUNS = {"mlflow": "runs", "prefect": "flow_run"}
 
 
 def provide() -> dict[str, Path]:
-    """Put blank databases where the settings want embedded ones and there are none. Returns those that aren't kept yet,
-    by library: for `keep`, when the libraries have made them."""
+    """Put cached databases where embedded ones are configured and missing. Returns the ones not in the cache yet, by
+    library, to be passed to `keep` once the libraries have made them."""
     missing = {}
     for library, database in _embedded().items():
         there = any(database.parent.glob(f"{database.name}*"))  # a journal alone would be played into the copy
@@ -33,7 +33,7 @@ def provide() -> dict[str, Path]:
 
 
 def keep(new: Mapping[str, Path]) -> None:
-    """Keep databases that their libraries have just made; where that can't be done the next ones are made anew too."""
+    """Add newly made databases to the cache; failures are ignored."""
     for library, database in new.items():
         kept = _kept(library)
         copy = kept.with_name(f".{kept.name}-{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Where runs, tracking and orchestration live: what the user configured, else embedded stores in the run folder."""
+"""Where runs are stored and which servers are used: as the user configured, else embedded stores in the run folder."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ SPIN_COUNT = "1000"
 
 
 def run_dir() -> Path:
-    """The run folder: $RLHF_RUN_DIR, else `runs` under the working directory."""
+    """The run folder: $RLHF_RUN_DIR, or `runs` in the working directory."""
     return Path(os.environ.get("RLHF_RUN_DIR", "runs")).absolute()
 
 
 def configure() -> None:
-    """Set what isn't set: MLflow on SQLite and Prefect's home in the run folder, no telemetry."""
+    """Set defaults for what isn't set: MLflow on SQLite and Prefect's home in the run folder, no telemetry, no spinning
+    threads."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():  # in a log file a bar is a flood
@@ -62,7 +63,8 @@ def configure() -> None:
 
 
 def _without_login(setting: str) -> tuple[str, str] | None:
-    """Take user and password out of a server's address, which links, tags and messages repeat; None: none there."""
+    """Remove user and password from a server's address, which appears in links, tags and messages, and return them;
+    None if it has none."""
     parsed = urlparse(os.environ.get(setting, ""))
     if parsed.scheme not in ("http", "https") or parsed.username is None:
         return None
@@ -71,12 +73,12 @@ def _without_login(setting: str) -> tuple[str, str] | None:
 
 
 def prefect_api() -> str | None:
-    """The Prefect server that the user configured, by environment or active profile; None: an embedded one."""
+    """The Prefect server that the user configured, in the environment or the active profile; None: an embedded one."""
     return prefect_setting("PREFECT_API_URL")
 
 
 def prefect_setting(name: str) -> str | None:
-    """A setting of Prefect's as the environment or the active profile has it, without importing Prefect."""
+    """A Prefect setting from the environment or the active profile, without importing Prefect."""
     if name in os.environ:
         return os.environ[name]
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
@@ -90,7 +92,7 @@ def prefect_setting(name: str) -> str | None:
 
 
 def check() -> None:
-    """The run folder can be written and the configured servers answer.
+    """Check that the run folder is writable and that the configured servers answer.
 
     Raises EnvironmentFault naming the folder or the server.
     """
@@ -128,7 +130,7 @@ def check() -> None:
 
 
 def _answers(server: str, uri: str, setting: str) -> bool:
-    """Whether `uri` is a server's; raises EnvironmentFault where nothing listens there."""
+    """Whether `uri` is a server's. Raises EnvironmentFault if nothing listens there."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("http", "https") or parsed.hostname is None:
         return False
@@ -146,7 +148,7 @@ def _basic(login: str) -> str:
 
 
 def _admits(server: str, page: str, authorization: str | None, settings: str) -> None:
-    """Raise EnvironmentFault where the server refuses the login; whatever else it says is for its client to judge."""
+    """Raise EnvironmentFault if the server refuses the login; any other answer is left to its client."""
     request = urllib.request.Request(page, headers={"Authorization": authorization} if authorization else {})
     try:
         urllib.request.urlopen(request, timeout=20).close()
@@ -159,7 +161,7 @@ def _admits(server: str, page: str, authorization: str | None, settings: str) ->
 
 
 def _connects(uri: str) -> None:
-    """Raise EnvironmentFault where MLflow's database can't be opened, which MLflow itself tries for minutes."""
+    """Raise EnvironmentFault if MLflow's database can't be opened; MLflow itself would retry for minutes."""
     import sqlalchemy
 
     try:

@@ -28,8 +28,7 @@ PATIENCE = 300.0  # seconds for a server to answer: a busy machine takes minutes
 
 
 class Service(NamedTuple):
-    """A process to be started: its command, what it needs in its environment, and the page that answers when it is up
-    (None: none does)."""
+    """A process to start: its command, its environment, and the page that answers once it is up (None: none does)."""
 
     name: str
     command: list[str]
@@ -39,7 +38,7 @@ class Service(NamedTuple):
 
 
 def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
-    """Prefect's server, and MLflow's on the store that MLFLOW_TRACKING_URI names."""
+    """The Prefect server, and the MLflow server on the store that MLFLOW_TRACKING_URI names."""
     start, folder, store = [sys.executable, "-m"], environment.run_dir(), os.environ["MLFLOW_TRACKING_URI"]
     # no proxy for artifacts: they are plain files in the run folder, for runs with and without this server
     files = ["--no-serve-artifacts", "--default-artifact-root", (folder / "artifacts").as_uri()]
@@ -76,7 +75,7 @@ def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
 
 
 def ui(prefect_port: int, mlflow_port: int) -> None:
-    """Both servers until Ctrl-C or SIGTERM. Raises EnvironmentFault for a port that is taken, or where one ends."""
+    """Run both servers until Ctrl-C or SIGTERM. Raises EnvironmentFault for a port in use, or if a server exits."""
     import signal
 
     environment.check()
@@ -103,9 +102,9 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 
 def up(prefect_port: int, mlflow_port: int) -> None:
-    """Servers, work pool, concurrency limit, deployments and a worker, as far as they aren't there yet.
+    """Start the servers, work pool, concurrency limit, deployments and a worker that aren't there yet.
 
-    A server that PREFECT_API_URL or MLFLOW_TRACKING_URI names elsewhere is used rather than started. Raises
+    A server elsewhere, named by PREFECT_API_URL or MLFLOW_TRACKING_URI, is used instead of starting one. Raises
     EnvironmentFault naming the port, the log file or the missing prefect.yaml.
     """
     if not Path("prefect.yaml").is_file():
@@ -140,7 +139,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
 
 
 def down() -> None:
-    """End what `up` started and is still running, and the flow runs of its worker: PPO keeps its last step boundary."""
+    """Stop what `up` started, including the worker's flow runs; PPO saves its last completed step."""
     import psutil
 
     for name in ("worker", "mlflow", "prefect"):
@@ -203,15 +202,15 @@ def _start(service: Service) -> None:
 
 
 def _await(service: Service) -> None:
-    """Until the service answers; one that isn't ours is not waited for."""
+    """Wait until the service answers, if it is ours."""
     if _running(service.name) is not None:
         page, log = f"http://{HOST}:{service.port}/{service.health}", _file(service.name).with_suffix(".log")
         await_page(page, service.name, lambda: _running(service.name) is None, f"see {log}")
 
 
 def await_page(page: str, name: str, ended: Callable[[], bool], hint: str) -> None:
-    """Return when the server answers, if only to ask for a login. Raises EnvironmentFault with the hint where its
-    process has ended, or where that takes longer than PATIENCE."""
+    """Return when the server answers, even if it only asks for a login. Raises EnvironmentFault with the hint if its
+    process has ended, or after PATIENCE seconds."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -229,7 +228,7 @@ def await_page(page: str, name: str, ended: Callable[[], bool], hint: str) -> No
 
 
 def _running(name: str) -> Any:
-    """The psutil.Process that `up` started under this name, None where it is gone."""
+    """The psutil.Process that `up` started under this name; None if it is gone."""
     import psutil
 
     try:
@@ -242,7 +241,7 @@ def _running(name: str) -> Any:
 
 
 def _end_orphans(name: str) -> None:
-    """Of a service that was killed, its children: they would keep its port. They have its session, which it led."""
+    """Kill the children of a service that was killed: they would keep its port. They are in the session that it led."""
     import psutil
 
     try:

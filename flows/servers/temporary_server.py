@@ -1,7 +1,7 @@
-"""Prefect's server for one command, where none is configured.
+"""A Prefect server for the duration of one command, if none is configured.
 
-Prefect would start one by itself, but only when its own imports are done and a flow is called. Begun before that, it
-starts on another core while this process imports what the stages need: half a minute becomes a quarter.
+Prefect would start one itself, but only after its imports, when a flow is called. Started earlier, on another core, it
+is ready by the time this process has imported what the stages need.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _new_databases: dict[str, Path] = {}
 
 
 def begin() -> None:
-    """Start the server, to be stopped at exit, and point Prefect to it; nothing where one is configured, or where
-    Prefect has read its settings already."""
+    """Start the server, stop it at exit, and point Prefect to it. Does nothing if one is configured, or if Prefect has
+    already read its settings."""
     global _server, _new_databases
     if _server is not None or "prefect" in sys.modules:
         return
@@ -58,12 +58,12 @@ def begin() -> None:
 
 
 def in_use() -> bool:
-    """Whether this process's runs go to a temporary server, where there are nobody else's."""
+    """Whether this process uses a temporary server, which no other runs share."""
     return _server is not None
 
 
 def wait() -> None:
-    """Import what every run needs, and return when the server answers. Raises EnvironmentFault where it doesn't."""
+    """Import what every run needs, and return when the server answers. Raises EnvironmentFault if it doesn't."""
     if (server := _server) is None:
         return
     _import()

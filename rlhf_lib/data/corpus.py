@@ -1,4 +1,4 @@
-"""Plain texts: those that a base model is trained on, and those that perplexity is measured on."""
+"""Plain texts, to train a base model on or to measure perplexity on."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
 
 
 def is_seq2seq(recipe: Recipe) -> bool:
-    """Whether the recipe's policy has an encoder. Raises ModelError where its model is absent."""
+    """Whether the recipe's policy has an encoder. Raises ModelError if its model is missing."""
     from rlhf_lib.models.loading import load_config
 
     scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
@@ -94,7 +94,7 @@ def is_seq2seq(recipe: Recipe) -> bool:
 
 
 def cut_text(text: str, recipe: Recipe) -> tuple[str, str]:
-    """(the prompt as the policy meets it, what follows it, with the white space that joins them).
+    """The prompt as the policy sees it, and what follows it, with the white space that joins them.
 
     Raises DataError for a text that is not a dialogue though the query kind needs one, or a kind that cuts no text.
     """

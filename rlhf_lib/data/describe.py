@@ -1,4 +1,4 @@
-"""What a data set looks like: the distribution of lengths, as metrics and as plots, and of labels."""
+"""Descriptions of a data set: its lengths as metrics and plots, its labels as a plot."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def length_histogram(panels: Mapping[str, Lengths]) -> Figure:
 
 
 def label_bars(names: Sequence[str], splits: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
-    """Share of each split's texts that have a label, the first split's most frequent on top; texts may have several."""
+    """The share of each split's texts that have a label, sorted by the first split; texts may have several."""
     figure = Figure(figsize=(6, 1.2 + 0.22 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     shares = {

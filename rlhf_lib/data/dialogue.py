@@ -1,4 +1,5 @@
-"""Dialogues in hh-rlhf's form (Bai et al. 2022): one text, its turns beginning "\\n\\nHuman:" or "\\n\\nAssistant:"."""
+"""Dialogues in hh-rlhf's format (Bai et al. 2022): one text whose turns begin with "\\n\\nHuman:" or
+"\\n\\nAssistant:"."""
 
 from __future__ import annotations
 

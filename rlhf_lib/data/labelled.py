@@ -1,4 +1,4 @@
-"""Labelled texts: one label a text or several, as numbers or names, to train a classifier on."""
+"""Labelled texts for training a classifier: one or several labels per text, as numbers or names."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
 
 
 def label_names(given: Sequence[str] | None, features: Sequence[str] | None, values: Sequence[Any]) -> list[str]:
-    """The labels' names in their numbers' order: as given, as the set's features say, or the values that occur.
+    """The labels' names in numerical order: as given, from the data set's features, or the values that occur. Raises
+    DataError for repeated names, and if the given ones are the data set's own in another order.
 
     Raises DataError for repeated names, and where the given ones are the set's own in another order.
     """
@@ -144,7 +145,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _numbers(values: list[Any], names: list[str], numbered: bool, where: str) -> tuple[int, ...]:
-    """Label numbers, ascending, each once. Raises DataError."""
+    """Distinct label numbers, ascending. Raises DataError."""
     found = set()
     for value in values:
         if numbered and isinstance(value, int):

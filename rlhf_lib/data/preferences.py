@@ -1,4 +1,4 @@
-"""Preference pairs: two answers to one prompt, the better one known."""
+"""Preference pairs: two answers to one prompt, one of them preferred."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _split(text: str, row: int, where: str, column: str) -> tuple[str, str]:
 
 
 def _join(prompt: str, answer: str) -> str:
-    """The answer such that prompt + answer reads as text: white space between them."""
+    """The answer with white space in front, so that prompt + answer reads as text."""
     return f" {answer}" if answer and not answer[0].isspace() and not prompt[-1:].isspace() else answer
 
 

@@ -173,8 +173,8 @@ def tokenize_splits(
 
 
 def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: QueryConfig) -> int | None:
-    """How many evaluation queries a pair asks too, so that a reward model trained on the pairs knows them; None for
-    openings, which say nothing of it."""
+    """How many evaluation queries also occur in the pairs, so that a reward model trained on these knows them; None for
+    openings of texts, which don't tell."""
     if query.kind in _OPENINGS:
         return None
     asked = set(pair_prompts)
@@ -184,13 +184,13 @@ def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: Quer
 
 
 def held_out_prompts(folder: str, recipe: Recipe) -> Dataset:
-    """The evaluation's prompts: all of the folder, or `evaluation.prompts` of them drawn with the seed, for sets may be
-    sorted."""
+    """The evaluation's prompts: all in the folder, or `evaluation.prompts` of them drawn with the seed, since sets may
+    be sorted."""
     return draw_prompts(load_from_disk(folder), recipe)
 
 
 def draw_prompts(prompts: Dataset, recipe: Recipe) -> Dataset:
-    """As above, of a data set in memory."""
+    """The same, from a data set in memory."""
     limit = recipe.evaluation.prompts
     if len(prompts) <= limit:
         return prompts
@@ -214,7 +214,7 @@ def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[li
 
 
 def _query(text: str, row: int, settings: PromptSettings, where: str) -> str:
-    """The row's query, whitespace-only ones empty."""
+    """The row's query; white space alone counts as empty."""
     try:
         match settings.query.kind:
             case "first_turn":
@@ -231,7 +231,7 @@ def _query(text: str, row: int, settings: PromptSettings, where: str) -> str:
 
 
 def draw_length(query: QueryConfig, seed: int, text: str) -> int:
-    """How many tokens or words of the text its query has: uniform in [min, max), by seed and text."""
+    """How many tokens or words the text's query has: uniform in [min, max), by seed and text."""
     return random.Random(f"{seed}:{text}").randrange(query.min, query.max)
 
 
@@ -260,7 +260,7 @@ def cut(text: str, query: QueryConfig, seed: int, key: str) -> tuple[str, str]:
 def _first_tokens(
     texts: list[str], query: QueryConfig, seed: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
-    """Each text's first N tokens; what the tokenizer puts around a text (BOS, T5's EOS) stays and isn't counted."""
+    """Each text's first N tokens; special tokens that the tokenizer adds (BOS, T5's EOS) stay and aren't counted."""
     openings = [text[: query.max * _CHARS_PER_TOKEN] for text in texts]
     encoded = tokenizer(openings, return_special_tokens_mask=True, verbose=False)
     cut = []
@@ -288,7 +288,7 @@ def _limited(queries: list[str], limit: int | None, funnel: Funnel) -> list[str]
 
 
 def _hold_out(queries: list[str], fraction: float, where: str) -> tuple[list[str], list[str]]:
-    """(held out, the rest). Raises DataError where one of them is empty."""
+    """(held out, the rest). Raises DataError if either is empty."""
     count = round(len(queries) * fraction)
     if not 0 < count < len(queries):
         raise DataError(

@@ -1,4 +1,5 @@
-"""Data sets as `datasets` opens them: hub ids, local folders, single local files, and the embedded corpus."""
+"""Data sets as `datasets` opens them (hub ids, local folders, single files) and the embedded corpus; and filters that
+count what they drop."""
 
 from __future__ import annotations
 
@@ -111,7 +112,7 @@ def describe_source(source: SourceConfig, default: str | None = None) -> str:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """sha256 over the rows' content in their order: the same wherever the set lies and however it was cached."""
+    """sha256 over the rows' content in order, independent of where the set is stored and how it was cached."""
     digest = hashlib.sha256(json.dumps(sorted(dataset.column_names)).encode())
     plain = dataset.with_format(None)
     for start in range(0, len(plain), 1000):
@@ -134,7 +135,7 @@ def text_column(dataset: Dataset, column: str, where: str, key: str) -> list[str
 
 
 def require_columns(dataset: Dataset, columns: Sequence[str], where: str, key: str) -> None:
-    """Raises DataError naming the columns that are missing and those that are there."""
+    """Raise DataError if a column is missing, naming it and the available ones."""
     missing = [column for column in columns if column not in dataset.column_names]
     if missing:
         present = ", ".join(dataset.column_names)
@@ -153,7 +154,7 @@ def _own_cache(folder: Path) -> str | None:
 
 
 def _slice(splits: Mapping[str, Dataset], spec: str) -> Dataset:
-    """The part of the splits that an instruction such as `train[:100]+test[-10%:]` asks for. Raises ValueError."""
+    """The part of the splits that an instruction such as `train[:100]+test[-10%:]` selects. Raises ValueError."""
     from datasets import ReadInstruction, concatenate_datasets
 
     parts = ReadInstruction.from_spec(spec).to_absolute({name: len(rows) for name, rows in splits.items()})
@@ -216,7 +217,7 @@ class Funnel:
             raise DataError(f"{self.where} has no rows")
 
     def keep(self, reason: str, items: list[T], wanted: Iterable[bool], fix: str) -> list[T]:
-        """The wanted items; the others are counted under `reason`. Raises DataError, with the fix, if none is left."""
+        """The wanted items; the others are counted under `reason`. Raises DataError with the fix if none is left."""
         kept = [item for item, want in zip(items, wanted, strict=True) if want]
         self.dropped[reason] = self.dropped.get(reason, 0) + len(items) - len(kept)
         if not kept:

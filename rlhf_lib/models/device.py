@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
 
 
 def pick_device(compute: ComputeConfig) -> torch.device:
-    """`auto`: CUDA where there is one, else the CPU. Raises RecipeError for a device that isn't there."""
+    """`auto`: CUDA if there is one, else the CPU. Raises RecipeError for an unavailable device."""
     if compute.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,7 +41,7 @@ def pick_device(compute: ComputeConfig) -> torch.device:
 
 
 def pick_dtype(compute: ComputeConfig, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 only where the device multiplies it natively (elsewhere it is emulated, and slower), else fp32."""
+    """`auto`: bf16 only if the device multiplies it natively (elsewhere it is emulated and slower), else fp32."""
     if compute.precision != "auto":
         return torch.bfloat16 if compute.precision == "bf16" else torch.float32
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""How likely texts are under a language model: the losses that perplexity and the likelihood reward are made of."""
+"""How likely texts are under a language model: the losses behind perplexity and the likelihood reward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOGITS_AT_ONCE = 2**25  # floats: bounds a batch's tokens by the vocabulary, 128
 
 @dataclass(frozen=True)
 class Encoded:
-    """N texts as token ids: what is given, never empty for a target to be scored, and what is scored."""
+    """N texts as token ids: the given context, never empty if there is a target, and the target to be scored."""
 
     contexts: list[list[int]]
     targets: list[list[int]]
@@ -89,7 +89,8 @@ def target_losses(
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What goes before a text so that its first token is scored too: BOS, or EOS. Raises ModelError for neither."""
+    """The token in front of a text that lets its first token be scored: BOS, or else EOS. Raises ModelError if there is
+    neither."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

@@ -71,7 +71,8 @@ def load_causal_lm(name: str, dtype: torch.dtype | None = None, trust_remote_cod
 
 
 def load_policy(name: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The language model of a hub id or folder, causal or seq2seq as its configuration says; the rest as above."""
+    """The language model of a hub id or folder, causal or seq2seq according to its configuration; otherwise as
+    `load_causal_lm`."""
     if load_config(name, trust_remote_code).is_encoder_decoder:
         return _load(AutoModelForSeq2SeqLM, "seq2seq language model", name, dtype, trust_remote_code)
     return load_causal_lm(name, dtype, trust_remote_code)
@@ -121,13 +122,13 @@ def fingerprint(name: str) -> str:
 
 
 def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration alone: cheap, so that mistakes show before weights are read. Raises ModelError."""
+    """The configuration alone, to find mistakes before weights are read. Raises ModelError."""
     with _explained(name, "model"):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def positions(config: PreTrainedConfig) -> int:
-    """How many tokens, prompt and response together, a model with this configuration can take."""
+    """How many tokens, prompt and response together, a model with this configuration takes."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or 0
     if limit <= 0:
@@ -159,7 +160,7 @@ def _load(
 
 
 def faster_gelu(config: PreTrainedConfig) -> None:
-    """`gelu_new` is seven kernels and `gelu_pytorch_tanh` the same function in one. In place."""
+    """Replace `gelu_new`, which is seven kernels, with `gelu_pytorch_tanh`, the same function in one. In place."""
     for key in ("activation_function", "hidden_act", "dense_act_fn"):
         if getattr(config, key, None) == "gelu_new":
             setattr(config, key, "gelu_pytorch_tanh")
@@ -167,7 +168,7 @@ def faster_gelu(config: PreTrainedConfig) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Load or save without progress bars and reports: what matters of them is raised."""
+    """Load or save without progress bars and reports; what matters in them is raised."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

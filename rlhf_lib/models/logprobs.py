@@ -110,7 +110,7 @@ def start_id(model: PreTrainedModel) -> int:
 
 
 def pack(queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Packed:
-    """Bin-pack (first fit, longest first) query+response less the last token into rows."""
+    """Bin-pack (first fit, longest first) each query and response, without the last token, into rows."""
     lengths = [len(q) + len(r) - 1 for q, r in zip(queries, responses, strict=True)]
     capacity = max(max(lengths), ROW_TOKENS if len(lengths) > 1 else 1)
     room: list[int] = []

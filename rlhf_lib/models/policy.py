@@ -110,7 +110,7 @@ class Policy(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """What Accelerate shards as a unit where it is left to choose: the transformer blocks."""
+        """What Accelerate shards as a unit by default: the transformer blocks."""
         return list(self.model._no_split_modules or [])
 
     @property
@@ -164,8 +164,8 @@ class Policy(nn.Module):
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
-        """Hugging Face recomputes activations in training mode alone: here the transformer blocks are in it, and the
-        dropouts inside them are not."""
+        """Recompute activations in the backward pass. Hugging Face does so only in training mode: inside the block, the
+        transformer blocks are in it and their dropouts are not."""
         active = self.gradient_checkpointing and torch.is_grad_enabled()
         models = filter(None, (self.model, self.critic)) if active else ()
         parts = [block for model in models for block in blocks(trunk_and_head(model)[0])[1]]
@@ -179,7 +179,7 @@ class Policy(nn.Module):
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    """The model with a fresh LoRA (or DoRA) adapter, which starts at zero. Raises ModelError if it can't be put on."""
+    """The model with a new LoRA (or DoRA) adapter, which starts at zero. Raises ModelError if it can't be added."""
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -197,7 +197,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
 
 
 def _starts_at_zero(adapted: PeftModel) -> bool:
-    """Whether the adapter changes nothing yet, so that the base is the reference."""
+    """Whether the adapter changes nothing yet, which makes the base the reference."""
     return all(not p.any() for name, p in adapted.named_parameters() if ".lora_B." in name)
 
 
@@ -216,5 +216,5 @@ def frozen(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Mixed precision for the passes of a model kept in fp32; nothing to do in fp32."""
+    """Mixed precision for passes of a model kept in fp32; a no-op in fp32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

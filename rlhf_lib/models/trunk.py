@@ -1,4 +1,4 @@
-"""The trunk of a language model, and how to run its frozen bottom once and its learning top many times."""
+"""The trunk of a language model, and how to run its frozen bottom once and its trainable top many times."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def top_blocks(model: PreTrainedModel, unfrozen: int) -> int:
 
 
 def freeze_below(model: PreTrainedModel, unfrozen: int) -> None:
-    """Leave only the top `unfrozen` blocks, what follows them and an untied head to learn. Tied embeddings are frozen,
-    and with them the head; so is a seq2seq model's encoder."""
+    """Make only the top `unfrozen` blocks, what follows them and an untied head trainable. Tied embeddings are frozen,
+    and the head with them; so is a seq2seq model's encoder."""
     trunk, _ = trunk_and_head(model)
     name, layers = blocks(trunk)
     model.requires_grad_(False)
@@ -61,7 +61,7 @@ def freeze_below(model: PreTrainedModel, unfrozen: int) -> None:
 
 
 class _Reached(Exception):
-    """The bottom has been run; the rest isn't wanted."""
+    """The bottom has run; the rest isn't needed."""
 
 
 def run_bottom(trunk: nn.Module, top: int, **inputs: Any) -> Tensor:
@@ -84,7 +84,7 @@ def run_bottom(trunk: nn.Module, top: int, **inputs: Any) -> Tensor:
 
 
 class _Given(nn.Module):
-    """Stands where a frozen block was: passes on, or puts in, hidden states."""
+    """Takes a frozen block's place: passes hidden states on, or inserts given ones."""
 
     def __init__(self, states: Tensor | None = None) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class SourceConfig(Section):
 
 
 class EvaluationSourceConfig(SourceConfig):
-    """One split of a data set; the test split where none is named."""
+    """One split of a data set; by default the test split."""
 
     split: str = Field("test", description="split, including slices such as test[:1000]")
 
@@ -57,7 +57,7 @@ class QueryConfig(Section):
 
 
 class PromptsConfig(SourceConfig):
-    """The rows that become queries, filtered, without duplicates, in an order drawn with the seed."""
+    """The rows that become queries: filtered, deduplicated, shuffled with the seed."""
 
     dataset: str | None = Field(
         None, description="hub id, local folder or file, or embedded/customer-service; required"
@@ -116,7 +116,7 @@ class RankingsConfig(Section):
 
 
 class PreferencesConfig(Section):
-    """Two answers to one prompt, the better one known: what reward models and base models are trained on."""
+    """Two answers to one prompt, one of them preferred; reward models and base models are trained on them."""
 
     rankings: RankingsConfig | None = Field(
         None, description="pairs from human rankings, instead of `train` and `test`"
@@ -153,7 +153,7 @@ class CorpusConfig(Section):
 
 
 class LabelledConfig(Section):
-    """Texts with labels, to train reward.kind classifier on."""
+    """Texts with labels, to train a classifier on (reward.kind: classifier)."""
 
     train: SourceConfig = SourceConfig()
     test: EvaluationSourceConfig = EvaluationSourceConfig()
@@ -164,7 +164,7 @@ class LabelledConfig(Section):
 
 
 class DataConfig(Section):
-    """Every set that the recipe reads."""
+    """Every data set that the recipe reads."""
 
     prompts: PromptsConfig
     preferences: PreferencesConfig | None = None

@@ -1,4 +1,4 @@
-"""Every key of a recipe, in words: `python -m rlhf_lib.recipe.document docs/recipes.md` rewrites the page."""
+"""Every key of a recipe, documented: `python -m rlhf_lib.recipe.document docs/recipes.md` rewrites the page."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def document() -> str:
 
 
 def groups() -> Iterator[Group]:
-    """The recipe's sections in their order, from its JSON schema; `[]` after a name: one in a list of such."""
+    """The recipe's sections in order, from its JSON schema; `[]` after a name marks an item of a list."""
     root = Recipe.model_json_schema()
     yield from _groups("", root, root["$defs"], about="Its name, and what it is about.", null=False, within=[])
 
@@ -97,7 +97,7 @@ def _groups(
 
 
 def _section(schema: dict[str, Any]) -> tuple[str | None, str]:
-    """(the section that a key holds, "[]" where it is a list of them); (None, "") for a plain value."""
+    """(the section that a key holds, "[]" if it is a list of them); (None, "") for a plain value."""
     for option in (schema, *schema.get("anyOf", [])):
         for inner, mark in ((option, ""), (option.get("items", {}), "[]")):
             if "$ref" in inner:

@@ -1,4 +1,4 @@
-"""What learns, from what reward, and how: the sections policy, reward, generation and ppo."""
+"""The sections policy, reward, generation and ppo: what learns, from which reward, and how."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TrainConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021, with peft), for policy.train and PPO both; merged into what is registered."""
+    """Low-rank adapters (Hu et al. 2021, with peft), for both policy.train and PPO; merged before registration."""
 
     r: Positive = Field(32, description="rank")
     alpha: Positive = Field(32, description="the adapter is scaled by alpha / r")
@@ -56,7 +56,7 @@ class LoraConfig(Section):
 
 
 class PolicyConfig(Section):
-    """The language model; its start is also the reference that KL is measured to."""
+    """The language model to train. As it is at the start, it is also the reference for the KL."""
 
     model: str | None = Field(None, description="hub id, local folder or registry URI such as models:/NAME@champion")
     train: TrainConfig | None = Field(None, description="how to train the base model first")
@@ -131,7 +131,7 @@ class ProbeConfig(Section):
 
 
 class ChecksConfig(Section):
-    """Thresholds of the reward model's sanity gates; null switches a gate off, its value is reported all the same."""
+    """Thresholds of the reward model's sanity checks; null switches a gate off, and its value is still reported."""
 
     pairs: Positive = Field(1000, description="held-out pairs used, at most")
     min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
@@ -150,7 +150,7 @@ class ChecksConfig(Section):
 
 
 class RewardConfig(Section):
-    """(queries, responses) in, one number each out. It sees text, never tokens."""
+    """The reward: (queries, responses) in, one number per response out. It sees text, never tokens."""
 
     kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum"] = Field(
         "preference",
@@ -211,7 +211,7 @@ RewardConfig.model_rebuild()
 
 
 class LengthSamplerConfig(Section):
-    """Each response's limit drawn evenly from [min, max), by seed, step and row."""
+    """Each response's length limit, drawn uniformly from [min, max) by seed, step and row."""
 
     min: Positive = Field(4, description="smallest limit, in tokens")
     max: Positive = Field(16, description="exclusive")
@@ -246,7 +246,7 @@ class GenerationConfig(Section):
 
 
 class PPOConfig(Section):
-    """Proximal policy optimisation, see docs/ppo.md; the names are the field's."""
+    """Proximal policy optimization (docs/ppo.md), with the field's usual names."""
 
     steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
     batch_size: Positive = Field(128, description="prompts answered a step")

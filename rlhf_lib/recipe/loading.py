@@ -1,4 +1,4 @@
-"""Recipes from YAML: shipped ones, the user's own, and overrides on top; errors that name the key."""
+"""Recipes from YAML: shipped ones and the user's own, with overrides; errors name the key."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 def leaves(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: what isn't a mapping, under its keys joined."""
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: every value that isn't a mapping, under its joined keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -102,7 +102,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set `a.b=c` in the tree, the value read as YAML; sections that are null or absent are opened."""
+    """Set `a.b=c` in the tree, reading the value as YAML; null or missing sections are created."""
     dotted, separator, value = override.partition("=")
     if not separator or not dotted:
         raise RecipeError(f"override '{override}' must have the form section.key=value")
@@ -136,7 +136,7 @@ def _explain(error: ValidationError, origin: str) -> str:
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `location`'s parent knows."""
+    """The keys known to the section that holds `location`."""
     section: Any = Recipe
     for key in location[:-1]:
         field = section.model_fields.get(str(key)) if hasattr(section, "model_fields") else None

@@ -1,4 +1,4 @@
-"""What is measured after PPO, what a version needs to become champion, where to compute, and the recipe as a whole."""
+"""Evaluation, gates, registration and compute; and the recipe as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, 
 
 
 class PerplexitySetConfig(SourceConfig):
-    """Texts whose perplexity is taken under the reference and under the policy."""
+    """Texts whose perplexity is measured under the reference and the policy."""
 
     split: str = Field("test", description="split, including slices such as test[:1000]")
     column: str = Field("chosen", description="column of the texts")
@@ -34,7 +34,7 @@ class TokenProbeConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """The policy after PPO beside its reference: rewards, perplexity, diversity, samples."""
+    """The policy after PPO against its reference: rewards, perplexity, diversity, samples."""
 
     prompts: Positive = Field(256, description="held-out prompts, at most")
     perplexity: PerplexitySetConfig | None = None
@@ -53,7 +53,7 @@ class GatesConfig(Section):
 
 
 class RegistrationConfig(Section):
-    """The version in MLflow's registry that each run makes."""
+    """The version that each run adds to MLflow's registry."""
 
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="registered model; null: the recipe's name"
@@ -63,7 +63,7 @@ class RegistrationConfig(Section):
 
 
 class ComputeConfig(Section):
-    """Where it is computed, and how."""
+    """Where to compute, and in which precision."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     processes: Positive = Field(1, description="PPO shares its batches between so many processes, one a GPU")
@@ -76,7 +76,7 @@ class ComputeConfig(Section):
 
 
 class AboutConfig(Section):
-    """What a run takes, for the list of recipes."""
+    """What a run needs, for the list of recipes."""
 
     models: str = Field("", description="sizes of policy and reward model")
     hardware: str = Field("", description="what it needs")
@@ -128,7 +128,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _inherited(self) -> Recipe:
-        """A source without a data set of its own is in the prompts' set, and there in the prompts' part of it."""
+        """A source without a data set of its own uses that of the prompts, and the same part of it."""
         data, prompts = self.data, self.data.prompts
         sources: list[SourceConfig | None] = [prompts.test, self.evaluation.perplexity]
         for section in (data.preferences, data.corpus, data.labelled):

@@ -66,9 +66,8 @@ def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
 
 
 def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> None:
-    """Raise what `build_reward` would, as far as it shows without reading weights: absent model, tokenizer, label or
-    function. A model that is still to be trained has nothing to check but what it starts from, whose labels are no
-    matter."""
+    """Raise what `build_reward` would, as far as that can be known without reading weights: a missing model, tokenizer,
+    label or function. For a model that is still to be trained, only its starting point is checked, not its labels."""
     for term in reward.terms or []:
         check_reward(term.reward)
     if reward.kind == "function":
@@ -81,7 +80,7 @@ def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> 
 
 
 def import_function(path: str) -> Callable[..., Any]:
-    """`package.module:name`, looked for where Python looks and in the working directory. Raises RecipeError."""
+    """Import `package.module:name`, from Python's path or the working directory. Raises RecipeError."""
     module_name, separator, name = path.partition(":")
     if not (separator and module_name and name):
         raise RecipeError(f"reward.function {path!r} must have the form package.module:name")
@@ -101,9 +100,9 @@ def import_function(path: str) -> Callable[..., Any]:
 
 
 def function_reward(path: str) -> Reward:
-    """The imported function as a Reward whose scores are checked: one finite number per response.
+    """The imported function as a Reward with checked scores: one finite number per response.
 
-    Raises RecipeError if it can't be imported; calling it raises ModelError for scores that aren't as they must be.
+    Raises RecipeError if it can't be imported; calling it raises ModelError for bad scores.
     """
     function = import_function(path)
 

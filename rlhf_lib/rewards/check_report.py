@@ -1,4 +1,4 @@
-"""The report of a reward's checks as people see it: drawings and Markdown."""
+"""The report of a reward's checks: plots and Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLORS = {"chosen": "#1b7837", "rejected": "#b2182b", "response": "#2166ac"}
 
 
 def figures(report: CheckReport) -> dict[str, Figure]:
-    """The drawings that apply, by file name: calibration.png, scores.png, length.png."""
+    """The plots that apply, by file name: calibration.png, scores.png, length.png."""
     drawn: dict[str, Figure] = {}
     if report.reliability is not None:
         drawn["calibration.png"] = _calibration(report.reliability)
@@ -79,7 +79,7 @@ def _length(report: CheckReport) -> Figure:
 
 
 def markdown(report: CheckReport, images: list[str] | None = None) -> str:
-    """The checks as a table, the other figures, and the texts most worth reading; `images` are linked by file name."""
+    """The checks as a table, the other metrics, and the texts most worth reading; `images` are linked by file name."""
     verdict = "passed" if report.passed else "FAILED: " + ", ".join(check.name for check in report.failed)
     lines = [
         f"# Reward model checks: {verdict}",

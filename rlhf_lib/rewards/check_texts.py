@@ -1,4 +1,4 @@
-"""The texts that a reward model is checked on: held-out ones, and degenerate ones that no policy should be led to."""
+"""The texts that a reward is checked on: held-out ones, and degenerate ones that no policy should be drawn to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def repeated_word(response: str, rng: np.random.Generator) -> str:
 
 
 def shuffled_words(response: str, rng: np.random.Generator) -> str:
-    """The response's own words in another order; unchanged where there is no other order."""
+    """The response's own words in another order, if there is one."""
     words = response.split()
     if len(set(words)) < 2:
         return response
@@ -28,7 +28,7 @@ def shuffled_words(response: str, rng: np.random.Generator) -> str:
 
 
 def over_long(response: str) -> str:
-    """The response over and over, to at least `OVER_LONG_WORDS` words."""
+    """The response repeated up to at least `OVER_LONG_WORDS` words."""
     return response * (OVER_LONG_WORDS // max(1, len(response.split())) + 1)
 
 
@@ -61,7 +61,7 @@ def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
 
 
 def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str, str]:
-    """(query, response) of one row, as the reward of this recipe would see them. Raises DataError for no dialogue."""
+    """(query, response) of one row, as this recipe's reward would see them. Raises DataError if it isn't a dialogue."""
     from rlhf_lib.data.dialogue import first_turn, split_dialogue
 
     query = recipe.data.prompts.query

@@ -98,7 +98,7 @@ def length_bias(
 
 @dataclass(frozen=True)
 class Check:
-    """One figure against its threshold; `bound` says on which side of it the figure must lie."""
+    """One value against its threshold; `bound` says on which side of it the value must be."""
 
     name: str
     figure: float
@@ -120,7 +120,7 @@ class Check:
 
 @dataclass
 class CheckReport:
-    """The checks that apply, their metrics as flat metrics, and the scores that the drawings are made of."""
+    """The checks that apply, all metrics, flat, and the scores behind the plots."""
 
     checks: list[Check] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class CheckReport:
         return [asdict(check) for check in self.checks]
 
     def raise_if_failed(self) -> None:
-        """Raise GateFailed that names every failed check, its figure, its threshold and what to do."""
+        """Raise GateFailed naming every failed check, its value, its threshold and what to do."""
         if self.failed:
             raise GateFailed(
                 "the reward model failed its checks: "
@@ -322,7 +322,8 @@ def _check_degenerate(
     known_good: bool,
     rng: np.random.Generator,
 ) -> None:
-    """Compare with the chosen responses; without pairs with the better-scored half: the other is meant to score low."""
+    """Compare with the chosen responses; without pairs, with the better-scoring half, since the other half is meant to
+    score low."""
     good = np.flatnonzero(np.isfinite(real_N))
     if not good.size:
         return

@@ -1,4 +1,4 @@
-"""Scores from a sequence classifier, the same for a text whatever the batch it is scored in."""
+"""Scores from a sequence classifier that don't depend on the batch a text is in."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class ClassifierReward:
 
 
 def label_column(config: PreTrainedConfig, label: str | None) -> int:
-    """The output that `label` names (case aside where that is unambiguous). Raises ModelError."""
+    """The output that `label` names (ignoring case if that is unambiguous). Raises ModelError."""
     labels = {int(i): str(name) for i, name in (config.id2label or {}).items()}
     listed = ", ".join(labels[i] for i in sorted(labels))
     if label is None:

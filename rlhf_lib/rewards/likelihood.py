@@ -1,4 +1,4 @@
-"""The mean log-probability of a text under a frozen language model: a reward for sounding like its training text."""
+"""The mean log-probability of a text under a frozen language model: a reward for staying close to its training text."""
 
 from __future__ import annotations
 

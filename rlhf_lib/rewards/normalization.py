@@ -48,7 +48,7 @@ def fit_normalization(scores: Sequence[float]) -> Normalization:
 
 
 def normalized(reward: Reward, normalization: Normalization | None) -> Reward:
-    """The reward with its scores normalised; as it is where `normalization` is None."""
+    """The reward with normalized scores; unchanged if `normalization` is None."""
     if normalization is None:
         return reward
     return lambda queries, responses: normalization(reward(queries, responses))

@@ -208,7 +208,7 @@ def tokenize_texts(
 def measure(
     logits_NK: NDArray, labels: Sequence[Sequence[int]], names: Sequence[str], *, single: bool
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Figures of N texts' logits, and a row for each of the K labels.
+    """Metrics of N texts' logits, and a row for each of the K labels.
 
     `accuracy`: share of the texts whose highest output is among their labels. `macro_f1`: mean F1 of the labels that
     occur or are given, each text being given its highest output, or where texts have several labels every one of a
@@ -242,7 +242,7 @@ def measure(
 
 
 def label_figure(table: Sequence[dict[str, Any]]) -> Figure:
-    """Each label's accuracy as a bar, the most frequent label on top, beside its number of held-out texts."""
+    """Each label's accuracy as a bar, the most frequent label on top, with its number of held-out texts."""
     rows = sorted((row for row in table if row["texts"]), key=lambda row: row["texts"])
     figure = Figure(figsize=(6, 1.2 + 0.22 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

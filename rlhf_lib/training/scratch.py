@@ -60,7 +60,7 @@ def train_tokenizer(
 
 
 def scratch_model(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights, without dropout (a corpus seen once doesn't need it, and PPO can't have it)."""
+    """A GPT-2 with random weights, without dropout: a corpus seen once doesn't need it, and PPO can't use it."""
     set_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer),

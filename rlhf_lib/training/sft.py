@@ -122,7 +122,8 @@ def _causal_trainer(
 
     class LengthGroupedSFTTrainer(LengthGroups, SFTTrainer):
         def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
-            """TRL computes the logits in chunks, twice, with metrics of its own; small ones are far cheaper whole."""
+            """TRL computes logits in chunks, twice, with metrics of its own; for small batches the plain loss is far
+            cheaper."""
             small = inputs["input_ids"].numel() * model.config.vocab_size <= SMALL_LOGITS
             return (Trainer if small else SFTTrainer).compute_loss(self, model, inputs, *args, **kwargs)
 
@@ -174,7 +175,7 @@ def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """An ordinary Hugging Face folder, its generation config ending and padding as the tokenizer does."""
+    """Save an ordinary Hugging Face folder whose generation config has the tokenizer's EOS and pad tokens."""
     if model.generation_config is None:
         raise ModelError(f"{type(model).__name__} can't generate: point to a language model")
     known = model.generation_config.eos_token_id
@@ -227,7 +228,7 @@ def seq2seq_trainer(
     arguments: dict[str, Any],
     adapter: PeftConfig | None = None,
 ) -> Seq2SeqTrainer:
-    """Transformers' trainer on rows of `tokenize_answers`, with the `arguments` of `trainer_arguments`."""
+    """Transformers' trainer on rows of `tokenize_seq2seq`, with the `arguments` of `trainer_arguments`."""
     pad = DataCollatorForSeq2Seq(tokenizer, model=model)
 
     def collate(batch: list[dict[str, Any]]) -> Any:

@@ -1,4 +1,4 @@
-"""What SFT and reward training share: trainer arguments, batches of like lengths in random order, and the log."""
+"""What all supervised training shares: trainer arguments, shuffled batches of similar lengths, and the log."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ShuffledLengthGroups(LengthGroupedSampler):
 
 
 class LengthGroups:
-    """Mix-in for a Trainer: its training rows in ShuffledLengthGroups."""
+    """Mix-in for a Trainer that draws its training rows in ShuffledLengthGroups."""
 
     def _get_train_sampler(self: Any, train_dataset: Any = None) -> torch.utils.data.Sampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -93,7 +93,7 @@ class LengthGroups:
 
 
 class _Bar(ProgressCallback):
-    """The progress bar alone, with the loss beside it instead of a line of metrics every few steps."""
+    """A progress bar that shows the loss, instead of a line of metrics every few steps."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
@@ -142,7 +142,7 @@ def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
 
 
 def curve(rows: list[dict[str, float]], *names: str) -> Figure:
-    """One panel per figure that was logged, over the training steps."""
+    """One panel per logged metric, over the training steps."""
     from rlhf_lib.drawing import panels
 
     logged = [n for n in names if any(n in row for row in rows)]

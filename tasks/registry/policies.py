@@ -52,7 +52,7 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
 
 
 def requirements() -> list[str]:
-    """Exact pins of what serving needs; a build's local label (+cpu) is left out, for no index carries it."""
+    """Exact pins of the packages that serving needs, without local build labels (+cpu), which no index has."""
     return [f"{package}=={Version(installed(package)).public}" for package in _REQUIREMENTS]
 
 
@@ -98,14 +98,14 @@ def _pickles(folder: str | Path) -> list[str]:
 
 
 def champion(name: str) -> str | None:
-    """The version that has the champion alias, None where there is none yet."""
+    """The version with the champion alias; None if there is none."""
     models = mlflow.MlflowClient().search_registered_models(filter_string=f"name='{name}'")
     version = models[0].aliases.get(CHAMPION) if models else None
     return None if version is None else str(version)  # SQL stores give numbers, servers strings
 
 
 def create_version(name: str, logged: ModelInfo, *, about: str, card: str, tags: Mapping[str, str]) -> ModelVersion:
-    """Register a logged model as the next version of `name`, its challenger."""
+    """Register a logged model as the next version of `name`, and as its challenger."""
     client = mlflow.MlflowClient()
     if not client.search_registered_models(filter_string=f"name='{name}'"):
         client.create_registered_model(name, description=about or None)

@@ -1,5 +1,5 @@
-"""Registered versions: what each can be evaluated with again, found from the registry alone on any machine (its recipe,
-its reference and its reward model), and what the registry holds, in rows."""
+"""Registered versions: their recipe, reference and reward model, found from the registry alone on any machine, and a
+listing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _FINGERPRINTS = {REFERENCE: "base_model_fingerprint", REWARD_MODEL: "reward_fing
 
 
 def keep(kind: str, model: str | None, name: str, fingerprint: str | None) -> str | None:
-    """Where the reference or reward model of a new version of `name` stays to be found: a hub id as is; a folder as
-    an artifact of the active run, or of the run that kept the same one for an earlier version."""
+    """Make the reference or reward model of a new version of `name` findable, and return where: a hub id as is; a
+    folder as an artifact of the active run, or of the run that kept the same one for an earlier version."""
     if model is None or not Path(model).is_dir():
         return model
     for version in versions(name):
@@ -33,13 +33,13 @@ def keep(kind: str, model: str | None, name: str, fingerprint: str | None) -> st
 
 
 def versions(name: str) -> list[ModelVersion]:
-    """The model's versions, the newest first; none for a name that isn't registered."""
+    """The model's versions, newest first; none for an unknown name."""
     found = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
     return sorted(found, key=lambda version: -int(version.version))
 
 
 def version_of(uri: str) -> ModelVersion:
-    """The version that models:/NAME/VERSION or models:/NAME@ALIAS stands for now. Raises ModelError."""
+    """The version behind models:/NAME/VERSION or models:/NAME@ALIAS. Raises ModelError."""
     client = mlflow.MlflowClient()
     name, at, alias = uri.removeprefix("models:/").partition("@")
     try:
@@ -60,13 +60,13 @@ def uri_of(version: ModelVersion) -> str:
 
 
 def logged_model_of(version: ModelVersion) -> str | None:
-    """The id of the logged model that the version is; the stores give it in its source alone."""
+    """The id of the version's logged model, which the stores give only in its source."""
     source = str(version.source)
     return source.removeprefix("models:/") if source.startswith("models:/m-") else None
 
 
 def recipe_of(version: ModelVersion, overrides: list[str] | None = None) -> Recipe:
-    """The recipe that the version was made with, overrides on top. Raises ModelError where it isn't recorded."""
+    """The recipe that the version was made with, plus overrides. Raises ModelError if it isn't recorded."""
     try:
         run = version.tags["parent_run_id"]
         file = mlflow.artifacts.download_artifacts(run_id=run, artifact_path="recipe.yaml")
@@ -76,7 +76,7 @@ def recipe_of(version: ModelVersion, overrides: list[str] | None = None) -> Reci
 
 
 def reference_of(version: ModelVersion) -> str:
-    """Folder or hub id of the model that the version was compared to and started from. Raises ModelError."""
+    """Folder or hub id of the model that the version started from and is compared with. Raises ModelError."""
     return _fetched(version, REFERENCE, "name a folder or hub id instead")
 
 
@@ -139,7 +139,7 @@ def registered(name: str | None = None) -> list[str]:
 
 
 def version_rows(name: str) -> list[tuple[str, ...]]:
-    """One row a version under HEADER, the newest first."""
+    """One row per version under HEADER, newest first."""
     aliases = mlflow.MlflowClient().get_registered_model(name).aliases  # a search leaves those of versions out
     rows: list[tuple[str, ...]] = []
     for version in versions(name):

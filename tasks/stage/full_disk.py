@@ -17,7 +17,7 @@ _SCANT = 0.02  # of a disk: with less than that free torch's words are taken to 
 
 
 def disk_full(error: BaseException | None, *places: Path | str) -> DiskFull | None:
-    """The error that names the folder and its free space, where a full disk led to this one; None: another cause.
+    """The error that names the folder and its free space, if a full disk caused this one; else None.
 
     `places`: folders or file:// addresses that were written to, for errors that don't name their file.
     """
@@ -40,7 +40,7 @@ def disk_full(error: BaseException | None, *places: Path | str) -> DiskFull | No
 
 
 def _existing(place: Path | str) -> Path:
-    """The folder, or the first above it that is there."""
+    """The folder, or the nearest existing one above it."""
     text = str(place)
     path = Path(unquote(urlparse(text).path) if text.startswith("file:") else text).absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())

@@ -1,7 +1,7 @@
-"""What decides whether a stage's work is reused: the stages there are, and the key of each one's inputs and code.
+"""Which stages there are, and the key that decides whether a stage's work is reused.
 
-A stage's key changes with its settings, with the content of its inputs, with every module of this project that its own
-module imports, directly or not, and with the versions of the libraries that compute.
+The key changes with the stage's settings, the content of its inputs, every project module that its own module imports,
+directly or not, and the versions of the libraries that compute.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Result = TypeVar("Result", bound=results.StageResult)
 
 @dataclass(frozen=True)
 class Stage(Generic[Result]):
-    """`name`: of its MLflow run and its folder. `module`: where it is written. `reads`: modules that it reads as files
-    instead of importing them. `every_run`: done anew by every run, though one goes on from what another left when it
-    did not finish."""
+    """A stage. `name`: of its MLflow run and folder. `module`: where it is written. `result`: what it returns. `reads`:
+    modules that it reads as files instead of importing them. `every_run`: repeated in every run, though a run resumes
+    from what an unfinished one with the same key left."""
 
     name: str
     module: str
@@ -64,8 +64,8 @@ def content_key(*parts: Any) -> str:
 
 
 def sources(stage: Stage[Any]) -> list[Path]:
-    """The files of this project that the stage's work may depend on: every module that its own imports, at the top or
-    inside functions, directly or through others, and the data files in the packages of these."""
+    """The project's files that the stage's work may depend on: every module that its own imports, at the top or inside
+    functions, directly or indirectly, and the data files of their packages."""
     graph = _import_graph()
     reached: set[str] = set()
     found = {stage.module, *stage.reads}

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is paid for: absent models, data sets, labels, tokenizers, devices."""
+"""Checks before anything costly: missing models, data sets, labels, tokenizers and devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.stage.options import OPTIONS
 
 
 def preflight(recipe: Recipe) -> Recipe:
-    """Check what later stages will ask for, and return the recipe with registry URIs resolved to folders.
+    """Check what later stages will need, and return the recipe with registry URIs resolved to folders.
 
     Raises RLHFError naming the first thing that is missing.
     """

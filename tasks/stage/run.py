@@ -1,7 +1,7 @@
-"""Running a stage: a child run in MLflow and a folder each, and work that is done once.
+"""Running a stage: an MLflow child run and a folder for each, and work that is done only once.
 
-Where the run folder holds a finished stage with the same key (tasks/stage/keys.py), its result is reused: the child run
-exists all the same, tagged `reused` and pointing to the run that did the work.
+If the run folder holds a finished stage with the same key (tasks/stage/keys.py), its result is reused: the child run
+still exists, tagged `reused` and pointing to the run that did the work.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LAST_WORDS = 5.0  # seconds that a stage which ends early waits for the trackin
 
 @dataclass
 class StageRun(Generic[Result]):
-    """What a task works with: its child run and its folder, and the result that it finishes with."""
+    """A stage at work: its child run, its folder, and the result that it finishes with."""
 
     stage: Stage[Result]
     run: Run
@@ -49,7 +49,7 @@ class StageRun(Generic[Result]):
         return self._result
 
     def finish(self, result: Result) -> None:
-        """Set the result, to which the run's id, the folder and the key are added."""
+        """Set the result; the run's id, the folder and the key are added to it."""
         ids = {"mlflow_run_id": self.run.info.run_id, "folder": str(self.folder), "stage_key": self.key}
         self._result = result.model_copy(update=ids)
 
@@ -59,7 +59,7 @@ class StageRun(Generic[Result]):
         self.buffer.metrics({name: value for name, value in metrics.items() if value is not None}, step)
 
     def later(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function that tells MLflow something, without waiting for it; see MetricsBuffer.call."""
+        """Call a function that logs to MLflow, without waiting for it; see MetricsBuffer.call."""
         assert self.buffer is not None, "a reused stage has told all"
         self.buffer.call(partial(function, *args))
 
@@ -113,7 +113,7 @@ def _finished(stage: Stage[Result], folder: Path) -> Result | None:
 
 @contextmanager
 def _worked(current: StageRun[Any]) -> Iterator[None]:
-    """The block's time and all that it told have arrived in MLflow when this ends."""
+    """When this ends, the block's time and everything it logged have arrived in MLflow."""
     assert current.buffer is not None
     mlflow.set_tag("reused", "false")
     start = time.perf_counter()

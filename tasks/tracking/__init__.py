@@ -1,4 +1,4 @@
-"""What is recorded of a run: in MLflow, and in the run folder."""
+"""What is recorded of a run, in MLflow and in the run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect.logging import get_run_logger
 
 
 def run_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-    """Prefect's logger inside a flow or task run, Python's own where the functions are called without one."""
+    """Prefect's logger inside a flow or task run, else Python's own."""
     try:
         return get_run_logger()
     except MissingContextError:

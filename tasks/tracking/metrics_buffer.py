@@ -1,7 +1,7 @@
-"""What a stage logs to MLflow while it computes: sent by a thread of its own, in order, and kept until it has arrived.
+"""What a stage logs to MLflow while it computes: sent in order by a separate thread, and kept until it has arrived.
 
-Training neither waits for the tracking server nor ends because it is away for a while. A metric sent twice, because the
-answer to the first attempt was lost, is one metric to MLflow: its time is that of the call.
+Training neither waits for the tracking server nor fails because it is away for a while. A metric that is sent twice,
+because the answer to the first attempt was lost, counts once: it carries the time of the call.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsBuffer:
-    """Metrics and other calls that wait to be sent to one MLflow run.
+    """Metrics and calls that wait to be sent to one MLflow run.
 
-    Raises, at the next call, what MLflow has refused for good.
+    If MLflow refuses one for good, the next call raises its error.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -43,16 +43,16 @@ class MetricsBuffer:
         self._closed = False
 
     def metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send metrics of a step, with the time of now."""
+        """Send a step's metrics, stamped with the current time."""
         now = int(time.time() * 1000)
         self._put([Metric(name, float(value), now, step or 0) for name, value in metrics.items()])
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call the function, again where it fails: it must come to the same when called twice."""
+        """Call the function, retrying it if it fails: calling it twice must do no harm."""
         self._put(function)
 
     def flush(self, patience: float = PATIENCE) -> None:
-        """Return when everything has arrived. Raises ConnectionError where that takes longer than so many seconds."""
+        """Return when everything has arrived. Raises ConnectionError after `patience` seconds."""
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
@@ -67,7 +67,7 @@ class MetricsBuffer:
                 )
 
     def close(self) -> None:
-        """Let the thread end; what is still waiting is given up."""
+        """End the thread; anything still waiting is dropped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -119,7 +119,7 @@ class MetricsBuffer:
                 self._changed.notify_all()
 
     def _next(self) -> list[list[Metric]] | list[Callable[[], object]]:
-        """The first call, or as many of the first metrics as go into one request."""
+        """The first call, or as many of the first metrics as fit into one request."""
         first, *others = self._waiting
         if callable(first):
             return [first]

@@ -27,8 +27,8 @@ def publish(
     key: str,
     description: str,
 ) -> Path:
-    """Draw the figures and write the page, with all of them in it; log both and the report's Markdown to the active
-    MLflow run, and the Markdown as Prefect's artifact `key`. Returns the page's path, report.html in `folder`."""
+    """Draw the plots and write the page with all of them in it. Log both and the report's Markdown to the active MLflow
+    run, and the Markdown as Prefect's artifact `key`. Returns the path of the page, report.html in `folder`."""
     from rlhf_lib.drawing import save
 
     page, plots, markdown = folder / "report.html", folder / "plots", written.markdown()
@@ -44,7 +44,7 @@ FILES = ("tasks", "rankings", "feedback")
 
 
 def ranking_fingerprints(recipe: Recipe) -> dict[str, str]:
-    """sha256 of the files' content, by role; empty where the recipe's pairs come from elsewhere. Raises DataError."""
+    """sha256 of the ranking files' content by role; empty if the pairs come from elsewhere. Raises DataError."""
     from rlhf_lib.data.rankings.files import content
 
     settings = recipe.data.preferences.rankings if recipe.data.preferences else None
@@ -54,7 +54,7 @@ def ranking_fingerprints(recipe: Recipe) -> dict[str, str]:
 
 
 def show_feedback(found: Feedback, settings: RankingsConfig) -> dict[str, float]:
-    """Log report, tables and figure to the active run; returns the metrics; those that don't apply are left out."""
+    """Log report, tables and plot to the active run, and return the metrics that apply."""
     from rlhf_lib.data.rankings.report import agreement_bars, markdown, rejected_table
 
     mlflow.log_text(markdown(found), "rankings/report.md")

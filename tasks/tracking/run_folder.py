@@ -29,7 +29,7 @@ _RUNNING = ".running"
 
 @contextmanager
 def file_lock(root: Path, name: str) -> Iterator[None]:
-    """Inside the block no other process is in the same: it waits its turn."""
+    """Inside the block, no other process holds the lock of that name; others wait."""
     with _locked(root / "locks" / f"{name}.lock", f"{name}: another run here is doing the same, and is waited for"):
         yield
 
@@ -58,7 +58,7 @@ def _locked(file: Path, waiting: str) -> Iterator[None]:
 
 
 def _free(lock: FileLock) -> bool:
-    """Take the lock, if nobody has it."""
+    """Take the lock if it is free."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -67,7 +67,7 @@ def _free(lock: FileLock) -> bool:
 
 
 def is_running(root: Path, parent: str) -> bool:
-    """Whether a process of this machine, or of those that share the folder, is at work on the pipeline."""
+    """Whether a process, on this machine or on one that shares the folder, is working on the pipeline."""
     mark = root / "work" / parent / _RUNNING
     if not mark.is_file():
         return False
@@ -79,8 +79,8 @@ def is_running(root: Path, parent: str) -> bool:
 
 
 def abandoned(root: Path) -> Iterator[str]:
-    """The parents' ids of pipelines that failed or whose process is gone, each with its unfinished stages removed: the
-    space they take may be what the next one lacks."""
+    """The parent ids of pipelines that failed or whose process is gone. Their unfinished stages are removed, to make
+    room."""
     for mark in (root / "work").glob(f"*/{_RUNNING}"):
         lock = FileLock(mark)
         try:
@@ -99,13 +99,13 @@ def abandoned(root: Path) -> Iterator[str]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The record of a stage that is whole, None of any other."""
+    """The record of a finished stage; None for any other."""
     file = folder / RECORD
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def emptied(folder: Path) -> Path:
-    """The folder, new."""
+    """The folder, emptied."""
     if folder.is_symlink():
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,14 +114,14 @@ def emptied(folder: Path) -> Path:
 
 
 def finish(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record, at once and last: it says that all else is there."""
+    """Write the record, atomically and last: it says that everything else is there."""
     scratch = folder / f"{RECORD}.tmp"
     scratch.write_text(json.dumps(record, indent=1))
     scratch.replace(folder / RECORD)
 
 
 def link(place: Path, target: Path) -> None:
-    """Make `place` a link to the target, at once, whatever was there."""
+    """Make `place` a link to the target, atomically, replacing whatever was there."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)

@@ -1,5 +1,4 @@
-"""MLflow around a pipeline run: its parent run, which the stages' child runs belong to, and the closing of runs that
-their pipeline left behind."""
+"""MLflow around a pipeline run: the parent run of the stages' child runs, and the closing of runs left open."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ class PipelineRun(BaseModel):
     fresh: bool = False
 
     def finish(self, record: dict[str, Any]) -> None:
-        """The run's record and headline metrics to the parent, under names that are the same in every recipe."""
+        """Log the run's record and headline metrics to the parent run, under the same names for every recipe."""
         client = mlflow.MlflowClient()
         known = client.get_run(self.parent_run_id).data.metrics
         mlflow.log_dict(record, "summary.json", run_id=self.parent_run_id)
@@ -49,8 +48,8 @@ class PipelineRun(BaseModel):
 def pipeline_run(
     recipe: Recipe, run_dir: str, *, fresh: bool = False, tags: Mapping[str, Any] | None = None
 ) -> Iterator[PipelineRun]:
-    """Open the parent run: the flattened recipe as params; recipe, git commit and the given tags as tags. A flow run
-    that is tried again has the parent that it had."""
+    """Open the parent run, with the flattened recipe as params and the recipe's name, the git commit and the given tags
+    as tags. A flow run that is retried keeps its parent run."""
     use_experiment(run_dir)
     root = Path(run_dir)
     close_abandoned(root)
@@ -76,7 +75,7 @@ def pipeline_run(
 
 
 def _earlier_attempt(flow_run_id: str | None, params: dict[str, str]) -> Run | None:
-    """The parent that an attempt of the same flow run opened, with the same recipe (its file may have changed)."""
+    """The parent run of an earlier attempt at the same flow run with the same recipe, whose file may have changed."""
     for run in tagged("prefect_flow_run_id", flow_run_id) if flow_run_id else []:
         if "mlflow.parentRunId" not in run.data.tags and run.data.params.items() <= params.items():
             return run
@@ -84,7 +83,7 @@ def _earlier_attempt(flow_run_id: str | None, params: dict[str, str]) -> Run | N
 
 
 def use_experiment(run_dir: str) -> None:
-    """The experiment that all runs go to; on an embedded store its artifacts lie in the run folder."""
+    """Use the experiment for all runs; with an embedded store its artifacts are in the run folder."""
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         local = not mlflow.get_tracking_uri().startswith("http")
         where = (Path(run_dir).absolute() / "artifacts").as_uri() if local else None
@@ -98,14 +97,14 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def git_commit() -> str | None:
-    """The commit of the project's checkout, with -dirty where files differ; None outside a checkout."""
+    """The commit of the project's checkout, with -dirty if files differ; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
 
 
 def redact_error(error: BaseException) -> None:
-    """Take secrets out of an error's message, in place: Prefect stores it with the state of task and flow."""
+    """Take secrets out of an error's message, in place, since Prefect stores it with the state of task and flow."""
     error.args = tuple(redact(part) if isinstance(part, str) else part for part in error.args)
     if isinstance(message := getattr(error, "message", None), str):
         error.message = redact(message)  # type: ignore[attr-defined]
@@ -116,7 +115,7 @@ def _shorten(text: str) -> str:
 
 
 def mlflow_link(run_id: str) -> str:
-    """Where the run is to be seen: at the tracking server, or where `rlhf ui` shows an embedded store."""
+    """The run's page on the tracking server, or where `rlhf ui` would show an embedded store."""
     return _page(f"#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs/{run_id}")
 
 
@@ -151,7 +150,7 @@ def close_runs(flow_run_id: str, *, cancelled: bool, reason: str, root: Path | N
 
 
 def close_abandoned(root: Path) -> None:
-    """Close what pipelines left open whose process is gone, and remove their unfinished stages."""
+    """Close the MLflow runs of pipelines whose process is gone, and remove their unfinished stages."""
     for parent in run_folder.abandoned(root):
         try:
             run = mlflow.get_run(parent)
@@ -162,7 +161,7 @@ def close_abandoned(root: Path) -> None:
 
 
 def close_tree(parent: Run, *, cancelled: bool, reason: str) -> list[str]:
-    """End a parent and its children, where they are open."""
+    """End a parent run and its children, if they are open."""
     client = mlflow.MlflowClient()
     wrong = (*_OPEN, "FAILED") if cancelled else _OPEN
     closed = []

@@ -24,7 +24,7 @@ Agreement = dict[str, dict[str, float | None]]
 
 
 def judgements(rankings: Sequence[Ranking]) -> tuple[list[str], np.ndarray]:
-    """The annotators, sorted, and what each says of every pair: (A, U), NaN where a pair wasn't judged."""
+    """The annotators, sorted, and their judgement of every pair: (A, U), NaN where they didn't judge it."""
     names = sorted({ranking.annotator for ranking in rankings})
     units: dict[tuple[str, str, str], int] = {}
     entries = []
@@ -40,8 +40,8 @@ def judgements(rankings: Sequence[Ranking]) -> tuple[list[str], np.ndarray]:
 
 
 def alpha(values_AU: np.ndarray) -> float | None:
-    """Krippendorff's alpha of -1, 0, +1, ordinal, each unit in both orders: 1 full agreement, 0 chance. None where no
-    unit has two judgements, or all of them are ties."""
+    """Krippendorff's alpha over -1, 0, +1, ordinal, each unit in both orders: 1 is full agreement, 0 chance. None if no
+    unit has two judgements, or all are ties."""
     shared_AU = values_AU[:, (~np.isnan(values_AU)).sum(axis=0) > 1]
     if not shared_AU.size or not np.nansum(np.abs(shared_AU)):
         return None
@@ -68,7 +68,7 @@ def annotator_agreement(names: Sequence[str], values_AU: np.ndarray) -> Agreemen
 
 
 def agreement_matrix(values_AU: np.ndarray) -> list[list[float | None]]:
-    """(A, A): the share of equal judgements of every two annotators, None where they judged no pair in common."""
+    """(A, A): the share of equal judgements of every two annotators; None if they judged no pair in common."""
     judged_AU = ~np.isnan(values_AU)
     shared_AA = judged_AU.astype(int) @ judged_AU.T.astype(int)
     equal_AA = (values_AU[:, None] == values_AU[None]).sum(axis=-1)
@@ -79,8 +79,8 @@ def agreement_matrix(values_AU: np.ndarray) -> list[list[float | None]]:
 
 
 def majority(values_AU: np.ndarray) -> np.ndarray:
-    """(U,): the sign of the judgements' sum, so that a tie weighs nothing. NaN where nobody judged, and where as many
-    say the one as the other: who is compared with a divided panel would look bad whatever he says."""
+    """(U,): the sign of the sum of judgements, so that ties don't count. NaN where nobody judged or the votes are even:
+    an annotator compared with a divided panel would look bad either way."""
     total_U = np.nansum(values_AU, axis=0)
     unanimous_tie_U = (np.nan_to_num(values_AU) == 0).all(axis=0) & ~np.isnan(values_AU).all(axis=0)
     return np.where((total_U == 0) & ~unanimous_tie_U, np.nan, np.sign(total_U))
@@ -107,7 +107,7 @@ class Preferred(NamedTuple):
 
 @dataclass
 class Feedback:
-    """What the files came to. `report` holds counts; `rejected` the rows that can't be used, each with its reason."""
+    """What the files contain. `report` holds counts; `rejected` the unusable rows, each with its reason."""
 
     pairs: list[Preferred]
     criterion: str | None
@@ -120,9 +120,9 @@ class Feedback:
 
 
 def gather(settings: RankingsConfig) -> Feedback:
-    """Read, compare and condense what the recipe's data.preferences.rankings names.
+    """Read, compare and condense the files that data.preferences.rankings names.
 
-    Raises DataError for files that can't be read or of which nothing is left, and for several criteria in one set.
+    Raises DataError for unreadable files, if nothing usable is left, and for several criteria in one set.
     """
     rejected: list[Rejected] = []
     rankings: list[Ranking] = []
@@ -235,8 +235,8 @@ def _all(votes: Votes) -> Condensed:
 
 
 def _bradley_terry(votes: Votes) -> Condensed:
-    """Strengths of a prompt's responses by maximum a posteriori (Bradley and Terry 1952), a tie half a win each way;
-    the pairs are those that somebody compared."""
+    """Strengths of a prompt's responses by maximum a posteriori (Bradley and Terry 1952), with a tie as half a win for
+    each; over the pairs that were compared."""
     import choix
 
     texts = {text: i for i, text in enumerate(dict.fromkeys(text for pair in votes for text in pair))}
@@ -252,7 +252,7 @@ def _bradley_terry(votes: Votes) -> Condensed:
 
 
 def _criterion(settings: RankingsConfig, named: Sequence[str | None]) -> str | None:
-    """The recipe's, else the files' one. Raises DataError where they name several."""
+    """The recipe's criterion, or else the one in the files. Raises DataError if they name several."""
     several = sorted({name for name in named if name is not None})
     if settings.criterion is None and len(several) > 1:
         raise DataError(

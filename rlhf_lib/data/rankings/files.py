@@ -54,7 +54,7 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that can't be used. `reason` is one of a few, which are counted; `detail` names the culprit."""
+    """An unusable row. `reason` is one of a fixed few, which are counted; `detail` names the culprit."""
 
     file: str
     line: int
@@ -66,11 +66,11 @@ class Rejected:
 
 
 class _Fault(Exception):
-    """Why a row can't be used: (reason, detail)."""
+    """Why a row is unusable: (reason, detail)."""
 
 
 def task_id(prompt: str, responses: Sequence[str], criterion: str | None = None) -> str:
-    """16 hex digits of what is to be judged: the same task has the same id, wherever and in whichever round."""
+    """16 hex digits of the task's content: the same task has the same id everywhere and in every round."""
     return hashlib.sha256(json.dumps([prompt, list(responses), criterion]).encode()).hexdigest()[:16]
 
 
@@ -142,7 +142,7 @@ def read_feedback(files: Sequence[str]) -> tuple[list[Thumb], list[Rejected]]:
 
 
 def content(files: Sequence[str], key: str) -> str:
-    """sha256 over the files' bytes, in their order. Raises DataError for a file that is missing."""
+    """sha256 over the files' bytes, in order. Raises DataError for a missing file."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(_opened(file, key)).digest())
@@ -189,7 +189,7 @@ def _jsonl_rankings(file: str, tasks: dict[str, Task]) -> Iterator[tuple[int, Ra
 
 
 def _csv_rankings(file: str, tasks: dict[str, Task]) -> Iterator[tuple[int, Ranking | _Fault]]:
-    """One row a response. Rows of one annotator and task are one ranking wherever they stand; if all the responses
+    """One row per response. An annotator's rows for one task are one ranking, wherever they are; if all the responses
     come again, that is a second ranking."""
     groups: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     for line, row in _rows(file, "rankings", (".csv",), RANKING_COLUMNS):
@@ -218,7 +218,7 @@ def _csv_rankings(file: str, tasks: dict[str, Task]) -> Iterator[tuple[int, Rank
 def _blocks(
     rows: list[tuple[int, dict[str, Any]]], tasks: dict[str, Task]
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """The rows of an annotator's rankings of one task: cut into several only where each of them is whole."""
+    """The rows of an annotator's rankings of one task, split into several rankings only if each of them is complete."""
     task = tasks.get(rows[0][1]["id"])
     size = len(task.responses) if task else len(rows)
     blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -310,7 +310,7 @@ def _jsonl_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | _Fault]]:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; `ranks` in it as pairs, for a dict would hide a response that is named twice."""
+    """A JSON object with its `ranks` as pairs, since a dict would hide a response that is named twice."""
     keys = [key for key, _ in pairs]
     row: dict[str, Any] = _Ranks(pairs) if len(set(keys)) < len(keys) else dict(pairs)
     if isinstance(row.get("ranks"), dict):
@@ -320,7 +320,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Ranks(dict):
-    """An object with a key that comes twice."""
+    """An object in which a key occurs twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)

@@ -1,4 +1,4 @@
-"""What annotators' files came to, for people: agreement as Markdown and drawn, rejected rows listed."""
+"""The report on annotators' files: agreement as Markdown and as a plot, and the rejected rows."""
 
 from __future__ import annotations
 
