@@ -88,3 +88,16 @@ def test_every_path_that_the_docs_name_exists():
         if not (ROOT / path).exists() and path.isascii() and "NAME" not in path
     }
     assert not missing
+
+
+def test_importing_a_package_sets_nothing():
+    """`configure()` does, for the command line and the worker."""
+    program = (
+        "import os, sys, gc, atexit, logging\n"
+        "before = dict(os.environ), sys.excepthook, logging.getLogRecordFactory()\n"
+        "import flows.cli, flows.rlhf, flows.compare, flows.collect, tasks.stage.options\n"
+        "after = dict(os.environ), sys.excepthook, logging.getLogRecordFactory()\n"
+        "print(before == after)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "True\n"

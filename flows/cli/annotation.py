@@ -10,24 +10,46 @@ from typing import Any
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
     collect = commands.add_parser("collect", help="sample responses to a recipe's prompts for people to rank")
     collect.set_defaults(function=_collect)
-    collect.add_argument("recipe", help="a shipped recipe's name, or a YAML file of yours")
-    collect.add_argument("--out", required=True, metavar="FILE.jsonl", help="the tasks; a CSV form goes beside it")
-    collect.add_argument("--policy", metavar="MODEL", help="hub id, folder or models:/NAME@champion")
-    collect.add_argument("--responses", type=int, default=4, help="sampled for each prompt (4)")
-    collect.add_argument("--prompts", type=int, default=100, help="how many of the recipe's training prompts (100)")
-    collect.add_argument("--criterion", default="helpful", help="helpful, honest, harmless, or your own (helpful)")
-    collect.add_argument("--instructions", help="text for the annotators")
-    collect.add_argument("--seed", type=int, help="another round's other prompts and samples (the recipe's)")
+    collect.add_argument("recipe", help="the name of a shipped recipe, or a YAML file of your own")
+    collect.add_argument(
+        "--out", required=True, metavar="FILE.jsonl", help="where to write the tasks; a CSV form is written beside them"
+    )
+    collect.add_argument(
+        "--policy",
+        metavar="MODEL",
+        help="who answers: hub id, folder or models:/NAME@champion (default: the recipe's policy)",
+    )
+    collect.add_argument("--responses", type=int, default=4, help="responses per prompt (default: 4)")
+    collect.add_argument(
+        "--prompts", type=int, default=100, help="number of the recipe's training prompts (default: 100)"
+    )
+    collect.add_argument(
+        "--criterion", default="helpful", help="helpful, honest, harmless, or your own (default: helpful)"
+    )
+    collect.add_argument("--instructions", help="instructions for the annotators (default: a standard text)")
+    collect.add_argument(
+        "--seed",
+        type=int,
+        help="seed of prompts and samples; use another one for another round (default: the recipe's)",
+    )
     override_option(collect)
 
-    rankings = commands.add_parser("rankings", help="check annotators' files and show how far they agree")
+    rankings = commands.add_parser("rankings", help="check annotators' rankings and show how well they agree")
     rankings.set_defaults(function=_rankings)
-    rankings.add_argument("files", nargs="*", metavar="FILE", help="rankings, JSONL or CSV")
-    rankings.add_argument("--tasks", nargs="+", default=[], metavar="FILE", help="the files that rlhf collect wrote")
-    rankings.add_argument("--feedback", nargs="+", default=[], metavar="FILE", help="thumbs up and down")
-    rankings.add_argument("--criterion", help="only what was judged by this criterion")
-    rankings.add_argument("--consensus", choices=["majority", "bradley_terry", "none"], default="majority")
-    rankings.add_argument("--flag-below", type=float, default=0.2, metavar="ALPHA", help="(0.2)")
+    rankings.add_argument("files", nargs="*", metavar="FILE", help="rankings as JSONL or CSV")
+    rankings.add_argument("--tasks", nargs="+", default=[], metavar="FILE", help="the files written by rlhf collect")
+    rankings.add_argument("--feedback", nargs="+", default=[], metavar="FILE", help="files with thumbs up and down")
+    rankings.add_argument("--criterion", help="only judgements by this criterion (default: the one in the files)")
+    rankings.add_argument(
+        "--consensus", choices=["majority", "bradley_terry", "none"], default="majority", help="(default: majority)"
+    )
+    rankings.add_argument(
+        "--flag-below",
+        type=float,
+        default=0.2,
+        metavar="ALPHA",
+        help="flag annotators whose agreement is below this (default: 0.2)",
+    )
 
 
 def _collect(args: argparse.Namespace) -> int:

@@ -9,37 +9,43 @@ from typing import Any
 
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
-    compare = commands.add_parser("compare", help="models beside each other on the same prompts and seeds")
+    compare = commands.add_parser("compare", help="compare models on the same prompts and seeds")
     compare.set_defaults(function=_compare)
     compare.add_argument(
         "models",
         nargs="+",
         metavar="MODEL",
-        help="models:/NAME/VERSION, models:/NAME@ALIAS, hub id, folder, or 'reference': the first version's own",
+        help="models:/NAME/VERSION, models:/NAME@ALIAS, hub id, folder, or 'reference' (of the first version)",
     )
-    compare.add_argument("--recipe", help="whose prompts, generation and reward (the first version's own)")
-    compare.add_argument("--prompts", type=int, metavar="N", help="how many of its held-out prompts (as it says)")
+    compare.add_argument(
+        "--recipe", help="the recipe whose prompts, generation and reward are used (default: the first version's own)"
+    )
+    compare.add_argument(
+        "--prompts", type=int, metavar="N", help="number of held-out prompts (default: as in the recipe)"
+    )
     override_option(compare)
 
     promote = commands.add_parser("promote", help="make a registered version the champion")
     promote.set_defaults(function=_promote)
     promote.add_argument("name", help="registered model")
     promote.add_argument("version")
-    promote.add_argument("--why", metavar="TEXT", help="goes into the record")
+    promote.add_argument("--why", metavar="TEXT", help="reason, kept in the record")
 
-    rollback = commands.add_parser("rollback", help="make the champion before this one champion again")
+    rollback = commands.add_parser("rollback", help="make the previous champion the champion again")
     rollback.set_defaults(function=_rollback)
     rollback.add_argument("name", help="registered model")
-    rollback.add_argument("--why", metavar="TEXT", help="goes into the record")
+    rollback.add_argument("--why", metavar="TEXT", help="reason, kept in the record")
 
-    models = commands.add_parser("models", help="list the registered models, their versions and metrics")
+    models = commands.add_parser("models", help="list registered models, their versions and metrics")
     models.set_defaults(function=_models)
-    models.add_argument("name", nargs="?", help="this one alone, with every change of champion")
+    models.add_argument("name", nargs="?", help="show only this model, with every change of champion")
 
-    chat = commands.add_parser("chat", help="ask a model and its reference, in the terminal")
+    chat = commands.add_parser("chat", help="chat with a model and its reference in the terminal")
     chat.set_defaults(function=_chat)
     chat.add_argument("model", help="registered model (its champion), models:/NAME/VERSION, folder or hub id")
-    chat.add_argument("--recipe", help="whose template, generation and reward (the version's own)")
+    chat.add_argument(
+        "--recipe", help="the recipe whose template, generation and reward are used (default: the version's own)"
+    )
     override_option(chat)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 def add_commands(commands: Any) -> None:
     for name, about in (
         ("ui", "start the Prefect server and MLflow's UI on 127.0.0.1"),
-        ("up", "start both, a worker and all of prefect.yaml's deployments, and leave them running"),
-        ("down", "stop what up started"),
+        ("up", "start both servers, a worker and all deployments of prefect.yaml, and leave them running"),
+        ("down", "stop what rlhf up started"),
     ):
         command = commands.add_parser(name, help=about)
         command.set_defaults(function=_serve)

@@ -96,6 +96,10 @@ def check() -> None:
 
     Raises EnvironmentFault naming the folder or the server.
     """
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        raise EnvironmentFault(
+            "nothing is configured: use the rlhf command, or call flows.cli.configure.configure() first"
+        )
     folder = run_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
