@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from rlhf_lib.recipe import leaves
-from rlhf_lib.statistics import paired_bootstrap
+from rlhf_lib.statistics import paired_bootstrap, standard_error
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,17 @@ class RewardDelta:
     reference_std: float
 
 
-def reward_delta(reference_N: Sequence[float], policy_N: Sequence[float], *, seed: int = 0) -> RewardDelta:
+def reward_delta(
+    reference_N: Sequence[float],
+    policy_N: Sequence[float],
+    *,
+    prompts: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> RewardDelta:
     """Mean scores (N,) and (N,), the i-th of both on the i-th prompt, with a paired bootstrap 95% interval of their
-    difference. Raises ValueError on unequal lengths, no scores or non-finite ones."""
-    delta, low, high = paired_bootstrap(reference_N, policy_N, level=0.95, seed=seed)
+    difference. Rows with an equal entry in `prompts` (N,) answer the same prompt and are one cluster of it. Raises
+    ValueError on unequal lengths, no scores or non-finite ones."""
+    delta, low, high = paired_bootstrap(reference_N, policy_N, clusters=prompts, level=0.95, seed=seed)
     return RewardDelta(
         reference=float(np.mean(reference_N)),
         policy=float(np.mean(policy_N)),
@@ -56,8 +63,13 @@ def win_matrix(scores_KN: Sequence[Sequence[float]]) -> list[list[float | None]]
     ]
 
 
-def kl_per_response(policy_logprobs: Sequence[Tensor], reference_logprobs: Sequence[Tensor]) -> tuple[float, float]:
-    """KL(policy || reference) in nats per response and its standard error (nan for one response).
+def kl_per_response(
+    policy_logprobs: Sequence[Tensor],
+    reference_logprobs: Sequence[Tensor],
+    prompts: Sequence[Hashable] | None = None,
+) -> tuple[float, float]:
+    """KL(policy || reference) in nats per response and its standard error (nan for one prompt), responses to the same
+    one of `prompts` (N,) clustered.
 
     Takes both models' log-probs of each response's tokens, N tensors (T_i,), where the responses are the policy's own
     samples: the mean over responses of the summed log-ratio (k1 of Schulman 2020, "Approximating KL divergence"),
@@ -65,8 +77,7 @@ def kl_per_response(policy_logprobs: Sequence[Tensor], reference_logprobs: Seque
     """
     pairs = zip(policy_logprobs, reference_logprobs, strict=True)
     log_ratio_N = np.array([float((p.double() - r.double()).sum()) for p, r in pairs])
-    error = log_ratio_N.std(ddof=1) / math.sqrt(len(log_ratio_N)) if len(log_ratio_N) > 1 else math.nan
-    return float(log_ratio_N.mean()), float(error)
+    return float(log_ratio_N.mean()), standard_error(log_ratio_N.tolist(), prompts)
 
 
 _WORD = re.compile(r"\w+|[^\w\s]")

@@ -234,7 +234,8 @@ def _check_pairs(
         return
     chosen_N, rejected_N, (long_N, short_N) = chosen_N[keep], rejected_N[keep], lengths_N2[keep].T
 
-    accuracy, low, high = bootstrap_mean(pairwise_outcomes(chosen_N, rejected_N).tolist(), seed=seed)
+    prompts = [pair[0] for pair, kept in zip(pairs, keep, strict=True) if kept]
+    accuracy, low, high = bootstrap_mean(pairwise_outcomes(chosen_N, rejected_N).tolist(), clusters=prompts, seed=seed)
     report.metrics |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
     report.add(
         "accuracy", accuracy, checks.min_accuracy, "at least", f"95% {low:.3f} to {high:.3f}, {keep.sum()} pairs"

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from rlhf_lib import statistics
-from rlhf_lib.statistics import bootstrap_mean, paired_bootstrap, rank_correlation
+from rlhf_lib.statistics import bootstrap_mean, paired_bootstrap, rank_correlation, standard_error
 
 
 def test_interval_of_coin_throws_is_the_binomial_one():
@@ -62,3 +62,40 @@ def test_rank_correlation_by_hand():
     # a tie takes the mean rank: 1 2 3 against 1.5 1.5 3 -> Pearson of the ranks 1.5 / sqrt(2 * 1.5)
     assert rank_correlation([1, 2, 3], [5, 5, 7]) == pytest.approx(1.5 / 3**0.5)
     assert rank_correlation([1, 2, 3], [1, 1, 1]) is None
+
+
+def test_clustered_values_are_drawn_together():
+    # Two prompts, one answered three times with 0 and one once with 4: of a resample's two prompts, a quarter of the
+    # time both are the first (mean 0), a quarter both the second (4), and else one of each (4 / 4 answers = 1).
+    values, prompts = [0.0, 0.0, 0.0, 4.0], ["a", "a", "a", "b"]
+    mean, low, high = bootstrap_mean(values, clusters=prompts)
+    assert (mean, low, high) == (1.0, 0.0, 4.0)
+    assert bootstrap_mean(values, clusters=prompts, level=0.4)[1:] == (1.0, 1.0)  # the middle 40% is inside the half
+
+
+def test_repeating_every_row_narrows_no_interval():
+    values = np.random.default_rng(0).normal(size=30).tolist()
+    prompts = list(range(30))
+    once, by_prompt = bootstrap_mean(values), bootstrap_mean(values, clusters=prompts)
+    assert by_prompt == once  # each prompt on its own: nothing changes
+    twice = bootstrap_mean(values * 2, clusters=prompts * 2)
+    assert twice == pytest.approx(once)
+    narrowed = bootstrap_mean(values * 2)  # what taking the copies for new prompts would say
+    assert narrowed[2] - narrowed[1] == pytest.approx((once[2] - once[1]) / 2**0.5, rel=0.05)
+
+    assert standard_error(values * 2, prompts * 2) == pytest.approx(standard_error(values))
+    scores = [0.0] * 60, values * 2
+    assert paired_bootstrap(*scores, clusters=prompts * 2) == pytest.approx(once)
+
+
+def test_standard_error_by_hand():
+    # deviations -1.5 -0.5 0.5 1.5: std sqrt(5 / 3), over sqrt(4)
+    assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx((5 / 3) ** 0.5 / 2)
+    # as two clusters their sums are -2 and 2: sqrt(2 / 1 * 8) / 4
+    assert standard_error([1.0, 2.0, 3.0, 4.0], ["a", "a", "b", "b"]) == pytest.approx(1.0)
+    assert np.isnan(standard_error([1.0, 2.0], ["a", "a"]))
+
+
+def test_a_label_short_is_refused():
+    with pytest.raises(ValueError, match="2 values have 1 cluster labels"):
+        bootstrap_mean([1.0, 2.0], clusters=["a"])

@@ -46,6 +46,16 @@ def test_kl_sums_over_tokens_and_averages_over_responses():
     assert error == pytest.approx(math.sqrt(37 / 12) / math.sqrt(3))
 
 
+def test_answers_to_one_prompt_count_as_one():
+    reference, policy, prompts = [0.0, 1.0, 2.0], [1.0, 1.0, 4.0], ["a", "b", "c"]
+    once, twice = (reward_delta(reference * n, policy * n, prompts=prompts * n) for n in (1, 2))
+    assert twice.ci95 == pytest.approx(once.ci95)
+    ratios = [torch.tensor([-1.0]), torch.tensor([-3.0])], [torch.tensor([-2.0]), torch.tensor([-2.5])]
+    kl, error = kl_per_response(*ratios)
+    again = kl_per_response(ratios[0] * 3, ratios[1] * 3, ["a", "b"] * 3)
+    assert again == pytest.approx((kl, error))
+
+
 def test_kl_of_one_response_has_no_standard_error():
     kl, error = kl_per_response([torch.tensor([-1.0])], [torch.tensor([-1.25])])
     assert kl == 0.25
