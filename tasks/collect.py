@@ -100,6 +100,7 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     import numpy as np
 
     from rlhf_lib.data.prompts import load_prompts, tokenize_splits
+    from rlhf_lib.data.sources import first_seen
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import sample_responses
@@ -109,6 +110,7 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     texts = load_prompts(recipe)
     # the pipeline's own split: the evaluation's prompts are never shown to annotators
     train, _, _ = tokenize_splits(texts.train, texts.test, recipe, tokenizer, positions(load_config(folder, trust)))
+    train = train.select(np.flatnonzero(first_seen(train["query"])))  # weights and openings repeat some
     drawn = np.random.default_rng([seed, 4]).permutation(len(train))[:count]
     rows = train.select(drawn.tolist())
     device = pick_device(recipe.compute)

@@ -122,6 +122,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
         dtype=pick_dtype(recipe.compute, device),
         seed=recipe.seed,
         anchor=plan.anchor,
+        held_out=not recipe.data.prompts.unheld,
         perplexity_of=_perplexity_of(recipe),
         trust_remote_code=recipe.policy.trust_remote_code,
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
@@ -136,6 +137,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     report = build_comparison_report(
         f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed
     )
+    mlflow.set_tag("evaluation.held_out", str(done.held_out).lower())
     mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
     mlflow.log_table(done.table(), "responses.json")
     page = publish(report, drawings, Path(folder), key="compare", description=report.title)
@@ -162,7 +164,7 @@ def _link(plan: Plan) -> None:
 
 
 def _prompts(plan: Plan) -> Dataset:
-    """The recipe's held-out prompts as its pipeline would draw them with the first model's tokenizer, columns query
+    """The recipe's evaluation prompts as its pipeline would draw them with the first model's tokenizer, columns query
     and prompt."""
     from rlhf_lib.data.prompts import draw_prompts, load_prompts, tokenize_splits
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
@@ -226,6 +228,7 @@ def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.name,
         "prompts": len(done.queries),
+        "held_out": done.held_out,
         "models": models,
         "win_rates": done.win_rates,
         "kl_to": done.anchor,

@@ -37,10 +37,11 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     Raises DataError, and ModelError for a missing model or a rewarded label that the labelled texts don't have.
     """
     from rlhf_lib.data.corpus import is_seq2seq, load_corpus
+    from rlhf_lib.data.joined import items
     from rlhf_lib.data.labelled import load_labelled
     from rlhf_lib.data.preferences import load_preferences
     from rlhf_lib.data.prompts import load_prompts, shared_with_pairs
-    from rlhf_lib.data.sources import fingerprint, load_sources
+    from rlhf_lib.data.sources import fingerprint, load_sources, sources
     from rlhf_lib.models.loading import fingerprint as model_fingerprint
 
     loaded = load_sources(recipe)
@@ -53,6 +54,9 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     splits: dict[str, Any] = {kind: {"train": True, "test": True} for kind in ("preferences", "corpus", "labelled")}
     splits["preferences"]["rankings"] = set(FILES)
     settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, **splits})
+    settings["weights"] = {
+        role: [weight for _, weight in items(source, default)] for role, (source, default, _) in sources(recipe).items()
+    }
     policy = (model_fingerprint(model), recipe.generation.response_limit) if model else None
     cut = recipe.data.corpus is not None and is_seq2seq(recipe)
     key = DATA.key(settings, fingerprints, recipe.seed, policy, cut)
@@ -180,6 +184,7 @@ def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str
     """Each set once, whatever number of roles it has, its content's fingerprint as the digest."""
     from mlflow.data.huggingface_dataset import from_huggingface
 
+    from rlhf_lib.data.joined import items
     from rlhf_lib.data.sources import EMBEDDED, sources
 
     roles: dict[int, list[str]] = {}
@@ -188,15 +193,17 @@ def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str
     described = sources(recipe)
     for shared in roles.values():
         source, default, _ = described[shared[0]]
-        place = redact(str(source.dataset or default))
-        name = "/".join(
-            part for part in (place.rstrip("/").split("/")[-1], source.name, source.data_dir, source.split) if part
+        sets = [one for one, _ in items(source, default)]
+        places = [redact(str(one.dataset)) for one in sets]
+        name = " + ".join(
+            "/".join(part for part in (place.rstrip("/").split("/")[-1], one.name, one.data_dir, one.split) if part)
+            for place, one in zip(places, sets, strict=True)
         )
         logged = from_huggingface(
             loaded[shared[0]],
-            path=None if place == EMBEDDED else place,
-            data_dir=source.data_dir,
-            name=name,
+            path=None if len(places) > 1 or places == [EMBEDDED] else places[0],
+            data_dir=source.data_dir if len(places) == 1 else None,
+            name=name[:500],
             digest=fingerprints[shared[0]][:_DIGEST],
         )
         with warnings.catch_warnings():  # MLflow's hint that integer columns can't hold missing values

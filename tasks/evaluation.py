@@ -1,4 +1,4 @@
-"""The evaluation stage: reference against policy on held-out prompts, and a report."""
+"""The evaluation stage: reference against policy on the evaluation prompts, and a report."""
 
 from __future__ import annotations
 
@@ -69,9 +69,12 @@ def evaluate_policy(
             list(prompts["input_ids"]),
             recipe.generation,
             seed=recipe.seed,
+            held_out=not recipe.data.prompts.unheld,
             micro_batch_tokens=recipe.ppo.micro_batch_tokens,
         )
         metrics = comparison.metrics()
+        if comparison.caveat:
+            logger.warning("evaluation: %s", comparison.caveat)
 
         perplexity = counts = None
         notes = [how_sampled(recipe)]
@@ -123,6 +126,7 @@ def evaluate_policy(
             f"Evaluation of {recipe.name}", comparison, perplexity, notes, probes=probes, seed=recipe.seed
         )
         s.log_metrics(metrics)
+        mlflow.set_tag("evaluation.held_out", str(comparison.comparison.held_out).lower())
         mlflow.log_table(comparison.table(), "before_after.json")
         page = publish(report, drawings, s.folder, key="evaluation", description=f"{recipe.name}: before and after")
         s.finish(
@@ -139,6 +143,9 @@ def evaluate_policy(
                 diversity=comparison.diversity,
                 kl=comparison.kl,
                 report=str(page),
+                prompts=len(comparison.queries),
+                distinct_prompts=len(set(comparison.queries)),
+                held_out=not recipe.data.prompts.unheld,
                 metrics={name: value for name, value in metrics.items() if value is not None},
             )
         )

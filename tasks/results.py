@@ -5,7 +5,8 @@ The same JSON is the stage's `record.json`. A metric that doesn't apply is null,
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +30,16 @@ class StageResult(BaseModel):
     stage_key: str = ""
     metrics: dict[str, float] = {}
 
+    @property
+    def made(self) -> str | None:
+        """Where the thing lies that the stage made: a path, hub id or registry URI."""
+        return self.folder or None
+
+    @property
+    def about(self) -> str:
+        """What it made, in a few words."""
+        return ""
+
 
 class PreparedData(StageResult):
     prompts: Folders | None  # tokenized; null while the tokenizer is still to be trained
@@ -42,6 +53,14 @@ class PreparedData(StageResult):
     policy_fingerprint: str | None
     report: dict[str, Any]  # what the filters kept and dropped
 
+    @property
+    def about(self) -> str:
+        counts = {kind: self.report[kind]["train"]["kept"] for kind in ("prompts", *_ROWS) if kind in self.report}
+        return ", ".join(f"{count:,} {_ROWS.get(kind, kind)}" for kind, count in counts.items())
+
+
+_ROWS = {"preferences": "preference pairs", "corpus": "texts", "labelled": "labelled texts"}
+
 
 class StartingPolicy(StageResult):
     """The model that PPO starts from, given or trained here, and the prompts in its tokens."""
@@ -49,6 +68,16 @@ class StartingPolicy(StageResult):
     model: str  # hub id or folder
     fingerprint: str | None
     prompts: Folders
+
+    @property
+    def made(self) -> str:
+        return self.model
+
+    @property
+    def about(self) -> str:
+        if not self.folder:
+            return "not trained: policy.train is null"
+        return f"trained{_figure(self.metrics, 'loss/held_out', 'held-out loss')}"
 
 
 class Normalization(BaseModel):
@@ -65,11 +94,24 @@ class RewardArtifact(StageResult):
     fingerprint: str | None
     normalization: Normalization | None
 
+    @property
+    def made(self) -> str | None:
+        return self.model
+
+    @property
+    def about(self) -> str:
+        trained = self.model is not None and self.model.startswith(self.folder)
+        return f"trained{_figure(self.metrics, 'accuracy/held_out', 'held-out accuracy')}" if trained else "not trained"
+
 
 class RewardChecks(StageResult):
     passed: bool
     accuracy: float | None  # held out; null for a reward with neither pairs nor labels
     checks: list[dict[str, Any]]
+
+    @property
+    def about(self) -> str:
+        return f"{sum(check['passed'] for check in self.checks)} of {len(self.checks)} checks passed"
 
 
 class PPOResult(StageResult):
@@ -79,6 +121,14 @@ class PPOResult(StageResult):
     seconds: float
     kl: float  # nats per response, over the last steps
 
+    @property
+    def made(self) -> str:
+        return self.policy
+
+    @property
+    def about(self) -> str:
+        return f"{self.steps} steps, KL {self.kl:.2f}"
+
 
 class EvaluationResult(StageResult):
     reward: dict[str, Any]
@@ -87,6 +137,17 @@ class EvaluationResult(StageResult):
     diversity: dict[str, float | None]
     kl: float  # nats per response
     report: str  # the page's path
+    prompts: int = 0
+    distinct_prompts: int = 0
+    held_out: bool = True  # false: they are training prompts
+
+    @property
+    def made(self) -> str:
+        return self.report
+
+    @property
+    def about(self) -> str:
+        return f"reward {self.reward['reference']:.3f} -> {self.reward['policy']:.3f}"
 
 
 class RegisteredModel(StageResult):
@@ -97,19 +158,57 @@ class RegisteredModel(StageResult):
     reason: str
     duel: dict[str, Any] | None
 
+    @property
+    def made(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+    @property
+    def about(self) -> str:
+        return "champion" if self.promoted else "challenger"
+
+
+def _figure(metrics: Mapping[str, float], name: str, words: str) -> str:
+    return f", {words} {metrics[name]:.3f}" if name in metrics else ""
+
+
+Result = TypeVar("Result", bound=StageResult)
+
 
 def run_record(
-    recipe: str, run_id: str, checks: RewardChecks, ppo: PPOResult, evaluation: EvaluationResult, model: RegisteredModel
+    recipe: str, run_id: str, done: Mapping[str, StageResult], *, until: str | None = None
 ) -> dict[str, Any]:
-    """The record that every run ends with, in JSON: a metric that doesn't apply is null, never 0."""
-    diversity = evaluation.diversity
+    """The record that every run ends with, in JSON: a metric that doesn't apply is null, never 0. So is what belongs to
+    a stage that isn't among those `done` (by name, in their order), because the run stopped at `until`."""
+
+    def result(kind: type[Result]) -> Result | None:
+        return next((found for found in done.values() if isinstance(found, kind)), None)
+
+    model, checks = result(RegisteredModel), result(RewardChecks)
+    ppo, evaluation = result(PPOResult), result(EvaluationResult)
     return {
         "recipe": recipe,
         "mlflow_run_id": run_id,
-        "model": {"name": model.name, "version": model.version, "promoted": model.promoted},
-        "reward_model": {"accuracy": checks.accuracy, "checks_passed": checks.passed},
-        "ppo": {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl},
-        "reward": evaluation.reward,
-        "perplexity": evaluation.perplexity,
-        "diversity": {key: diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
+        "model": model and {"name": model.name, "version": model.version, "promoted": model.promoted},
+        "reward_model": checks and {"accuracy": checks.accuracy, "checks_passed": checks.passed},
+        "ppo": ppo and {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl if evaluation else ppo.kl},
+        "reward": evaluation and evaluation.reward,
+        "perplexity": evaluation and evaluation.perplexity,
+        "diversity": evaluation
+        and {key: evaluation.diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
+        "evaluation": evaluation
+        and {
+            "prompts": evaluation.prompts,
+            "distinct_prompts": evaluation.distinct_prompts,
+            "held_out": evaluation.held_out,
+        },
+        "until": until,
+        "stages": {
+            name: {
+                "about": stage.about,
+                "made": stage.made,
+                "folder": stage.folder or None,
+                "mlflow_run_id": stage.mlflow_run_id or None,
+            }
+            for name, stage in done.items()
+        },
     }

@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     _override_option(run)
     run.add_argument("--summary", type=Path, metavar="FILE", help="write the run's record as JSON")
     run.add_argument("--fresh", action="store_true", help="redo every stage instead of reusing unchanged ones")
+    run.add_argument("--until", metavar="STAGE", help="stop after a stage: data, base_model, reward_model, ...")
 
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(function=_recipes)
     show = commands.add_parser("show", help="print a recipe, validated, with all its defaults")
@@ -94,8 +95,10 @@ def _use_run_dir(folder: Path | None) -> None:
 def _run(args: argparse.Namespace) -> int:
     from flows.servers import environment, temporary_server
     from rlhf_lib.recipe import load_recipe
+    from tasks.stage.keys import check_stage
 
     load_recipe(args.recipe, args.overrides)
+    until = check_stage(args.until) if args.until is not None else None
     environment.check()
     if args.summary is not None and not args.summary.absolute().parent.is_dir():
         from rlhf_lib.errors import EnvironmentFault
@@ -112,20 +115,21 @@ def _run(args: argparse.Namespace) -> int:
     temporary_server.wait()
     gc.freeze()
     gc.enable()
-    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
+    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh, until=until)
 
-    from flows.cli.tables import report_page, run_table
+    from flows.cli.tables import report_page, run_table, stages_table
     from tasks.tracking.runs import mlflow_link
 
     if args.summary is not None:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    print(f"\n{run_table(record)}\n")
+    print(f"\n{stages_table(record) if until else run_table(record)}\n")
     pages = f"Prefect on {api.removesuffix('/api') if api else 'http://127.0.0.1:4200'}/runs, "
     pages += f"this run in MLflow on {mlflow_link(record['mlflow_run_id'])}"
     opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"
     print(pages if api else f"{opened}       {pages}")
-    print(f"{opener} {report_page(record, environment.run_dir())}")
+    if record["reward"] is not None:
+        print(f"{opener} {report_page(record, environment.run_dir())}")
     return 0
 
 

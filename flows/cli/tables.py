@@ -32,6 +32,8 @@ def run_table(record: Record) -> str:
     reward, perplexity, model = record["reward"], record["perplexity"] or {}, record["model"] or {}
     low, high = reward["ci95"]
     promoted = "champion" if model.get("promoted") else "challenger"
+    evaluated = record["evaluation"]
+    seen = "" if evaluated["held_out"] else "training prompts; none are held out"
     rows = [
         ("", "before", "after", ""),
         (
@@ -55,9 +57,18 @@ def run_table(record: Record) -> str:
             number(record["reward_model"]["accuracy"]),
             "held-out accuracy" if record["reward_model"]["accuracy"] is not None else "no held-out pairs or labels",
         ),
+        *([("evaluated on", "", "", f"{evaluated['prompts']} {seen}")] if seen else []),
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]
     return "\n".join(f"{name:<14}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
+
+
+def stages_table(record: Record) -> str:
+    """What a run that stopped early has made, and where it lies."""
+    rows = [("stage", "", "where"), *((name, s["about"], s["made"] or "-") for name, s in record["stages"].items())]
+    width = max(len(about) for _, about, _ in rows)
+    lines = [f"{name:<15}{about:<{width}}  {made}".rstrip() for name, about, made in rows]
+    return "\n".join([*lines, "", f"Stopped after {record['until']}. Without --until, the same command goes on there."])
 
 
 def comparison_table(record: Record) -> str:

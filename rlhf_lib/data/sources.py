@@ -1,5 +1,5 @@
-"""Data sets as `datasets` opens them (hub ids, local folders, single files) and the embedded corpus; and filters that
-count what they drop."""
+"""Data sets as `datasets` opens them (hub ids, local folders, single files, lists of these) and the embedded corpus;
+and filters that count what they drop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlhf_lib.data.joined import Datasets, Mixture, is_list, items, join, missing
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe, SourceConfig
 
@@ -23,8 +24,9 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def load_split(source: SourceConfig, default: str | None = None, key: str = "data.prompts") -> Dataset:
-    """The rows of one split; `default` stands in for `source.dataset` where that is null.
+def load_split(source: SourceConfig, default: Datasets = None, key: str = "data.prompts") -> Dataset:
+    """The rows of one split, or of those of several sets, joined; `default` stands in for `source.dataset` where that
+    is null.
 
     A single file is the split that is asked for, whatever its name. Folders written by `save_to_disk` open as well.
 
@@ -36,10 +38,15 @@ def load_split(source: SourceConfig, default: str | None = None, key: str = "dat
     """
     from datasets import load_dataset, load_from_disk
 
-    name = source.dataset or default
+    sets = [one for one, _ in items(source, default)]
+    if is_list(source, default):
+        return join([load_split(one, key=f"{key}.dataset[]") for one in sets], [describe_source(one) for one in sets])
+    source = sets[0]
+    name = source.dataset
     if name is None:
         raise DataError(f"{key}.dataset is missing: a hub id, a local folder or file, or {EMBEDDED}")
-    where = describe_source(source, default)
+    assert isinstance(name, str), "one set, not a list"
+    where = describe_source(source)
     base = re.split(r"[\[+]", source.split)[0].strip()
     path = Path(name).expanduser()
     folder = None if source.data_dir == "." else source.data_dir
@@ -76,22 +83,22 @@ def load_sources(recipe: Recipe, section: str = "") -> dict[str, Dataset]:
     """Every split that the recipe's data section names, by role: `prompts/train`, `prompts/test`,
     `preferences/train`, `preferences/test`; roles that the recipe leaves null are absent, and with a `section` those
     of the other one. Raises DataError."""
-    opened: dict[str, Dataset] = {}
+    opened: dict[tuple[str, bool], Dataset] = {}
     found: dict[str, Dataset] = {}
     for role, (source, default, key) in sources(recipe).items():
-        where = describe_source(source, default)
+        place = describe_source(source, default), is_list(source, default)
         if not role.startswith(section):
             continue
-        if where not in opened:
-            opened[where] = load_split(source, default, key)
-        found[role] = opened[where]
+        if place not in opened:
+            opened[place] = load_split(source, default, key)
+        found[role] = opened[place]
     return found
 
 
-def sources(recipe: Recipe) -> dict[str, tuple[SourceConfig, str | None, str]]:
+def sources(recipe: Recipe) -> dict[str, tuple[SourceConfig, Datasets, str]]:
     """(source, default set, section of the recipe) by role, as in `load_sources`."""
     prompts, preferences = recipe.data.prompts, recipe.data.preferences
-    found: dict[str, tuple[SourceConfig, str | None, str]] = {"prompts/train": (prompts, None, "data.prompts")}
+    found: dict[str, tuple[SourceConfig, Datasets, str]] = {"prompts/train": (prompts, None, "data.prompts")}
     if prompts.test is not None:
         found["prompts/test"] = (prompts.test, prompts.dataset, "data.prompts.test")
     if preferences is not None and preferences.rankings is None:
@@ -104,11 +111,20 @@ def sources(recipe: Recipe) -> dict[str, tuple[SourceConfig, str | None, str]]:
     return found
 
 
-def describe_source(source: SourceConfig, default: str | None = None) -> str:
-    """`data set SET (data_dir DIR, split SPLIT)`, as the messages name it."""
-    settings = {"name": source.name, "data_dir": source.data_dir, "split": source.split}
-    details = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
-    return f"data set {source.dataset or default} ({details})"
+def describe_source(source: SourceConfig, default: Datasets = None) -> str:
+    """`data set SET (data_dir DIR, split SPLIT)`, as the messages name it; of several sets all."""
+    described = []
+    for one, _ in items(source, default):
+        settings = {"name": one.name, "data_dir": one.data_dir, "split": one.split}
+        details = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
+        described.append(f"data set {one.dataset} ({details})")
+    return " and ".join(described)
+
+
+def mixture(recipe: Recipe, role: str, dataset: Dataset, keys: Sequence[Any]) -> Mixture:
+    """The sets that the role's rows come from; `keys` as in `Mixture`."""
+    source, default, _ = sources(recipe)[role]
+    return Mixture(dataset, keys, items(source, default))
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -136,10 +152,9 @@ def text_column(dataset: Dataset, column: str, where: str, key: str) -> list[str
 
 def require_columns(dataset: Dataset, columns: Sequence[str], where: str, key: str) -> None:
     """Raise DataError if a column is missing, naming it and the available ones."""
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        present = ", ".join(dataset.column_names)
-        raise DataError(f"column '{missing[0]}' not found in {where} (available: {present}). Set {key}")
+    for column in columns:
+        if reason := missing(dataset, column, where):
+            raise DataError(f"{reason}. Set {key}")
 
 
 def _own_cache(folder: Path) -> str | None:

@@ -25,7 +25,8 @@ def judge(
 ) -> tuple[bool, list[dict[str, Any]], str]:
     """(passed, [{name, value, threshold, passed}], reason) of a candidate.
 
-    `evaluation` holds reward.ci95, perplexity or None, diversity and kl of policy against reference; `duel` is what
+    `evaluation` holds reward.ci95, perplexity or None, diversity and kl of policy against reference, and `held_out`:
+    false where the prompts were training prompts, which `allow_unheld` lets pass. `duel` is what
     `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none.
     Gates that are switched off, or whose value doesn't apply (perplexity without a set), are left out. NaN never
     passes.
@@ -57,6 +58,12 @@ def judge(
         results.append({"name": name, "figure": value, "threshold": threshold, "passed": passed})
         if not passed:
             failures.append(f"{name}: {value:.4g} is not {_WORDS[holds]} {threshold:g}")
+    if not (evaluation.get("held_out", True) or gates.allow_unheld):
+        results.append({"name": "held_out", "figure": 0.0, "threshold": 1.0, "passed": False})
+        failures.append(
+            "held_out: it was evaluated on its training prompts, since data.prompts.held_out is 0; set "
+            "registration.gates.allow_unheld to true to promote it all the same"
+        )
     if duel and "error" in duel:
         results.append({"name": "beats_champion", "figure": None, "threshold": 0.0, "passed": False})
         failures.append(f"beats_champion: no comparison, {duel['error']}")

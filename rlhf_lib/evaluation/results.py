@@ -11,6 +11,11 @@ from typing import Any
 from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
 from rlhf_lib.statistics import bootstrap_mean
 
+UNHELD = (
+    "No prompts are held out (data.prompts.held_out is 0): the figures are of prompts that the policy was trained on, "
+    "and say nothing about others."
+)
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -51,19 +56,21 @@ class ModelResult:
         cls,
         name: str,
         sampled: Sampled,
+        prompts: Sequence[str] | None = None,
         *,
         first: Sequence[float] | None = None,
         kl: tuple[float, float] | None = None,
         measured: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> ModelResult:
-        """`first`: the first model's scores, None for itself. `kl`: with its standard error. `measured`: perplexity."""
+        """`prompts`: what was answered; answers to the same one are a cluster of the intervals. `first`: the first
+        model's scores, None for itself. `kl`: with its standard error. `measured`: perplexity."""
         measured = measured or {}
         return cls(
             name=name,
             sampled=sampled,
-            mean=bootstrap_mean(sampled.scores, seed=seed),
-            gain=None if first is None else reward_delta(first, sampled.scores, seed=seed),
+            mean=bootstrap_mean(sampled.scores, clusters=prompts, seed=seed),
+            gain=None if first is None else reward_delta(first, sampled.scores, prompts=prompts, seed=seed),
             kl=kl[0] if kl else None,
             kl_error=kl[1] if kl and math.isfinite(kl[1]) else None,
             perplexity=measured.get("perplexity"),
@@ -99,6 +106,20 @@ class Comparison:
     anchor: str | None
     win_rates: list[list[float | None]]
     same_tokens: bool  # whether all have one tokenizer, without which perplexities by token don't compare
+    held_out: bool = True  # whether no prompt is a training prompt
+
+    @property
+    def asked(self) -> str:
+        """The prompts in words: `256 held-out prompts`, `72 training prompts (20 different ones)`."""
+        number, different = len(self.queries), len(set(self.queries))
+        kind = "held-out" if self.held_out else "training"
+        repeated = f" ({different} different one{'s' * (different > 1)})" if different < number else ""
+        return f"{number} {kind} prompt{'s' * (number > 1)}{repeated}"
+
+    @property
+    def caveat(self) -> str:
+        """What a reader must know about prompts that aren't held out; empty for those that are."""
+        return "" if self.held_out else UNHELD
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics, `reward/delta/NAME`; what doesn't apply is left out."""
@@ -146,6 +167,14 @@ class BeforeAfter:
     @property
     def queries(self) -> list[str]:
         return self.comparison.queries
+
+    @property
+    def asked(self) -> str:
+        return self.comparison.asked
+
+    @property
+    def caveat(self) -> str:
+        return self.comparison.caveat
 
     @property
     def reference(self) -> Sampled:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -14,11 +15,57 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
 
 
-class SourceConfig(Section):
-    """One split of a data set, in the words of `datasets.load_dataset`."""
+class JoinedSetConfig(Section):
+    """One of several data sets to join. In the list, a name alone stands for an item with that `dataset`."""
 
-    dataset: str | None = Field(
-        None, description="hub id, local folder or file, or embedded/customer-service; null: the one of data.prompts"
+    dataset: str = Field(description="hub id, local folder or file, or embedded/customer-service")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="how often its training rows are used: 2: each of them twice; 0.5: half of them, drawn with the "
+        "recipe's seed. It counts rows that the filters kept, after `limit`; evaluation rows are used once",
+    )
+    name: str | None = Field(None, description="its configuration name; null: as beside the list")
+    data_dir: str | None = Field(None, description="its sub-folder; null: as beside the list")
+    split: str | None = Field(None, description="its split; null: as beside the list")
+
+
+def _joined(given: Any) -> Any:
+    """A list's items as sections. Raises ValueError naming the item, where a union would list every type's errors."""
+    if given is None or isinstance(given, str):
+        return given
+    if not isinstance(given, list) or not given:
+        raise ValueError("must be a data set's name, or a list of data sets to join")
+    found = []
+    for number, item in enumerate(given, start=1):
+        named = f"item {number}" + (f" ({item['dataset']})" if isinstance(item, dict) and item.get("dataset") else "")
+        if not isinstance(item, str | dict | JoinedSetConfig):
+            raise ValueError(f"{named} must be a data set's name, or {{dataset: ..., weight: ...}}")
+        try:
+            found.append(JoinedSetConfig.model_validate({"dataset": item} if isinstance(item, str) else item))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = str(fault["loc"][0])
+            near = difflib.get_close_matches(key, JoinedSetConfig.model_fields, n=1)
+            if fault["type"] == "extra_forbidden":
+                hint = f": did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"{named}: unknown key '{key}'{hint}") from None
+            raise ValueError(f"{named}: {key}: {fault['msg']}") from None
+    return found
+
+
+DatasetNames = Annotated[str | list[JoinedSetConfig] | None, BeforeValidator(_joined)]
+
+
+class SourceConfig(Section):
+    """One split of a data set, in the words of `datasets.load_dataset`, or of several sets joined."""
+
+    weighted: ClassVar[bool] = True
+
+    dataset: DatasetNames = Field(
+        None,
+        description="hub id, local folder or file, or embedded/customer-service; a list joins several; null: the one "
+        "of data.prompts",
     )
     name: str | None = Field(None, description="the data set's configuration name, where it has several")
     data_dir: str | None = Field(
@@ -29,9 +76,17 @@ class SourceConfig(Section):
         description="split, including slices such as train[:1000]; a single file counts as whichever split you name",
     )
 
+    @model_validator(mode="after")
+    def _weights_are_for_training(self) -> SourceConfig:
+        if not self.weighted and isinstance(self.dataset, list) and {item.weight for item in self.dataset} != {1.0}:
+            raise ValueError("weights say how often training rows are used; evaluation rows are used once: drop them")
+        return self
+
 
 class EvaluationSourceConfig(SourceConfig):
-    """One split of a data set; by default the test split."""
+    """One split of a data set, or of several joined; by default the test split."""
+
+    weighted: ClassVar[bool] = False
 
     split: str = Field("test", description="split, including slices such as test[:1000]")
 
@@ -59,19 +114,29 @@ class QueryConfig(Section):
 class PromptsConfig(SourceConfig):
     """The rows that become queries: filtered, deduplicated, shuffled with the seed."""
 
-    dataset: str | None = Field(
-        None, description="hub id, local folder or file, or embedded/customer-service; required"
+    dataset: DatasetNames = Field(
+        None,
+        description="hub id, local folder or file, or embedded/customer-service; a list joins several; required",
     )
     column: str = Field("text", description="column that holds the text or the dialogue")
     min_chars: int | None = Field(None, description="drop rows of at most this many characters")
     max_query_chars: int | None = Field(None, description="drop queries of at least this many characters")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
-    held_out: Fraction = Field(0.1, description="fraction of the prompts kept for evaluation, where `test` is null")
+    held_out: Fraction = Field(
+        0.1,
+        description="fraction of the prompts kept for evaluation, where `test` is null; 0: none, and the training "
+        "prompts are evaluated on, for a task that has only so many prompts",
+    )
     test: EvaluationSourceConfig | None = Field(None, description="evaluation prompts from another split or set")
     template: str | None = Field(
         None, description="text around the query for the policy, with {query}; the reward sees the bare query"
     )
     query: QueryConfig = QueryConfig()
+
+    @property
+    def unheld(self) -> bool:
+        """Whether evaluation uses the training prompts, none being held out."""
+        return self.test is None and self.held_out == 0
 
     @model_validator(mode="after")
     def _template_has_query(self) -> PromptsConfig:
@@ -124,6 +189,11 @@ class PreferencesConfig(Section):
     train: SourceConfig = SourceConfig()
     test: EvaluationSourceConfig = EvaluationSourceConfig()
     limit: Positive | None = Field(None, description="most training pairs to keep, drawn with the recipe's seed")
+    shared_prompts: bool = Field(
+        False,
+        description="false: training pairs are dropped if a test pair has their prompt; true: only if it is the same "
+        "pair, for a task that has only so many prompts (rankings always keep them apart)",
+    )
     chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
     rejected: str = Field("rejected", description="column of the other one")
     margin: str | None = Field(

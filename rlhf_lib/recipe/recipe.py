@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, 
 
 class PerplexitySetConfig(SourceConfig):
     """Texts whose perplexity is measured under the reference and the policy."""
+
+    weighted: ClassVar[bool] = False
 
     split: str = Field("test", description="split, including slices such as test[:1000]")
     column: str = Field("chosen", description="column of the texts")
@@ -36,7 +38,7 @@ class TokenProbeConfig(Section):
 class EvaluationConfig(Section):
     """The policy after PPO against its reference: rewards, perplexity, diversity, samples."""
 
-    prompts: Positive = Field(256, description="held-out prompts, at most")
+    prompts: Positive = Field(256, description="evaluation prompts, at most")
     perplexity: PerplexitySetConfig | None = None
     probes: list[TokenProbeConfig] = Field([], description="next-token logit differences, shown in the report")
 
@@ -49,6 +51,9 @@ class GatesConfig(Section):
     max_kl: float | None = Field(None, gt=0, description="KL to the reference, nats per response")
     min_distinct_2_ratio: float | None = Field(
         0.5, ge=0, description="share of bigrams that differ, policy to reference"
+    )
+    allow_unheld: bool = Field(
+        False, description="true: a version may become champion by its training prompts alone (data.prompts.held_out 0)"
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rlhf_lib.data.joined import items
+from rlhf_lib.evaluation.results import UNHELD
 from rlhf_lib.recipe import Recipe, leaves
 from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
 
@@ -42,7 +44,7 @@ def model_card(
         ("recipe", recipe.name),
         ("base model", recipe.policy.model or "trained from scratch"),
         ("base model's fingerprint", policy.fingerprint),
-        ("prompts", recipe.data.prompts.dataset),
+        ("prompts", ", ".join(str(source.dataset) for source, _ in items(recipe.data.prompts))),
         *((f"fingerprint of {key}", value) for key, value in leaves(fingerprints).items()),
         ("reward", f"{recipe.reward.kind} {recipe.reward.function or recipe.reward.model or ''}".strip()),
         ("reward's fingerprint", reward.fingerprint),
@@ -74,7 +76,7 @@ proof of quality, and nothing here vouches for facts, safety or other domains. R
 
 {table(("", "reference", "policy"), [row for row in before_after if row[1] is not None])}
 
-Reward delta {cell(learned["delta"])}, 95% interval [{cell(low)}, {cell(high)}], win rate \
+{caveat(evaluation)}Reward delta {cell(learned["delta"])}, 95% interval [{cell(low)}, {cell(high)}], win rate \
 {cell(learned["win_rate"])}; KL to the reference {cell(evaluation.kl)} nats per response.
 Samples and report: {samples}
 Every setting, and the other stages: {pipeline}
@@ -87,6 +89,11 @@ Every setting, and the other stages: {pipeline}
 
 {table(("", ""), made_from)}
 """
+
+
+def caveat(evaluation: EvaluationResult) -> str:
+    """A paragraph for prompts that aren't held out; empty for those that are."""
+    return "" if evaluation.held_out else f"**{UNHELD}**\n\n"
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

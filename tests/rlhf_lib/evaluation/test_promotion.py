@@ -56,6 +56,20 @@ def test_each_gate_bites_alone(change, gate, says):
     assert reason == f"{gate}: {says}"
 
 
+def test_training_prompts_promote_only_where_the_recipe_says_so():
+    trained_on = figures(held_out=False)
+    passed, gates, reason = judge(GatesConfig(), trained_on, None)
+    assert not passed
+    assert gates[-1] == {"name": "held_out", "figure": 0.0, "threshold": 1.0, "passed": False}
+    assert reason == (
+        "held_out: it was evaluated on its training prompts, since data.prompts.held_out is 0; set "
+        "registration.gates.allow_unheld to true to promote it all the same"
+    )
+    passed, gates, _ = judge(GatesConfig(allow_unheld=True), trained_on, None)
+    assert passed
+    assert "held_out" not in [gate["name"] for gate in gates]
+
+
 def test_thresholds_themselves_pass_where_they_are_limits():
     at_limit = figures(
         perplexity={"reference": 10.0, "policy": 20.0},
