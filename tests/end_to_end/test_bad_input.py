@@ -89,6 +89,10 @@ def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Pa
         (["embedded", "--set", "generation.temperature=warm"], ["generation.temperature", "'warm'"]),
         (["embedded", "--set", "ppo.steps"], ["'ppo.steps' must have the form section.key=value"]),
         (["embedded", "--set", "seed.x=1"], ["seed: Input should be a valid integer"]),
+        (
+            ["embedded", "--until", "reward-modle"],
+            ["no stage 'reward-modle'", "did you mean reward_model?", "The stages are data, base_model"],
+        ),
         (["embedded", "--run-dir", "{files}/file"], ["run folder {files}/file can't be written", "set --run-dir"]),
         (["embedded", "--summary", "{files}/no/s.json"], ["{files}/no/s.json", "folder doesn't exist"]),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -49,6 +50,9 @@ RECORD = {
     "reward": {"reference", "policy", "delta", "ci95", "win_rate"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
+    "evaluation": {"prompts", "distinct_prompts", "held_out"},
+    "until": None,
+    "stages": set(STAGES),
 }
 
 
@@ -123,6 +127,12 @@ def test_the_record_has_the_documented_keys_and_no_others(first):
         assert keys is None or set(first.record[section]) == keys
     assert first.record["recipe"] == "embedded"
     assert first.record["ppo"]["steps"] == 3
+    assert first.record["evaluation"] == {"prompts": 24, "distinct_prompts": 24, "held_out": True}
+    for stage, told in first.record["stages"].items():
+        assert set(told) == {"about", "made", "folder", "mlflow_run_id"}
+        assert told["mlflow_run_id"] == first.stage[stage].info.run_id
+        assert Path(told["folder"]).name == stage
+    assert Path(first.record["stages"]["reward_model"]["made"]).is_dir()
     low, high = first.record["reward"]["ci95"]
     assert low <= first.record["reward"]["delta"] <= high
     assert first.record["reward"]["delta"] == pytest.approx(
@@ -156,6 +166,7 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     tags = first.parent.data.tags
     assert tags["recipe"] == "embedded"
     assert tags["model.version"] == "1"
+    assert tags["evaluation.held_out"] == "true"
     assert tags["prefect_flow_run_url"].endswith(tags["prefect_flow_run_id"])
     assert {name for name in tags if name.startswith("fingerprint.")} == {
         f"fingerprint.{kind}/{split}" for kind in ("prompts", "preferences") for split in ("train", "test")
@@ -228,13 +239,62 @@ def test_a_model_at_hand_makes_six_stages_and_a_reward_model_of_its_own(first, r
     base = json.loads(next((run_dir / "stages").glob("base_model-*/record.json")).read_text())["model"]
     kept = overrides(evaluation__perplexity=None)
     settings = [s for s in kept if not s.startswith(("policy.", "evaluation.perplexity."))]
-    record = rlhf(recipe="embedded", overrides=[*settings, "policy.train=null", f"policy.model={base}"])
+    given = [*settings, "policy.train=null", f"policy.model={base}"]
+    # a stage that the recipe has no use for can be stopped after all the same
+    stopped = rlhf(recipe="embedded", overrides=given, until="base_model")["stages"]
+    assert list(stopped) == STAGES[:2]
+    assert stopped["base_model"] == {
+        "about": "not trained: policy.train is null", "made": base, "folder": None, "mlflow_run_id": None,
+    }  # fmt: skip
+    record = rlhf(recipe="embedded", overrides=given)
     run = started(record["mlflow_run_id"])
     assert [child.data.tags["stage"] for child in run.children] == [s for s in STAGES if s != "base_model"]
     assert record["perplexity"] is None
     assert not [name for name in run.parent.data.metrics if name.startswith("perplexity")]
     # the same weights, and so the same figures, whether trained here or given
     assert record["reward"] == first.record["reward"]
+
+
+def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_dir, capsys):
+    settings = [s for s in overrides(registration__name="closed") if not s.startswith("data.prompts.test.")]
+    settings += ["data.prompts.test=null", "data.prompts.held_out=0"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    summary = run_dir / "closed.json"
+    assert cli.main(["run", "embedded", "--until", "PPO", "--summary", str(summary), *options]) == 0
+    stopped = json.loads(summary.read_text())
+    assert set(stopped) == set(RECORD)
+    assert stopped["until"] == "ppo"
+    assert list(stopped["stages"]) == STAGES[:5]
+    assert stopped["model"] is stopped["reward"] is stopped["evaluation"] is None
+    assert stopped["ppo"]["steps"] == 3
+    printed = capsys.readouterr().out
+    assert all(f"{told['made'] or '-'}\n" in printed for told in stopped["stages"].values())
+    assert "96 prompts, 256 preference pairs" in printed
+    assert "Stopped after ppo." in printed
+    assert "report.html" not in printed
+    run = started(stopped["mlflow_run_id"])
+    assert run.parent.info.status == "FINISHED"
+    assert run.parent.data.tags["until"] == "ppo"
+
+    assert cli.main(["run", "embedded", "--summary", str(summary), *options]) == 0
+    record, printed = json.loads(summary.read_text()), capsys.readouterr().out
+    again = started(record["mlflow_run_id"])
+    assert {again.stage[stage].data.tags["reused"] for stage in STAGES[:5]} == {"true"}
+    assert record["ppo"]["seconds"] == stopped["ppo"]["seconds"]
+    # evaluated on the prompts that it was trained on: told everywhere, and no champion
+    assert record["evaluation"] == {"prompts": 24, "distinct_prompts": 24, "held_out": False}
+    assert "evaluated on" in printed
+    assert "training prompts" in printed
+    assert again.parent.data.tags["evaluation.held_out"] == "false"
+    assert record["model"] == {"name": "closed", "version": "1", "promoted": False}
+    version = mlflow.MlflowClient().get_model_version("closed", "1")
+    assert version.tags["evaluation.held_out"] == "false"
+    assert version.tags["reason"].startswith("held_out: it was evaluated on its training prompts")
+    page = Path(record["stages"]["evaluation"]["made"]).read_text()
+    card = Path(record["stages"]["registration"]["folder"], "model_card.md").read_text()
+    assert "No prompts are held out (data.prompts.held_out is 0)" in page
+    assert "No prompts are held out (data.prompts.held_out is 0)" in card
+    assert "on 24 training prompts" in page
 
 
 def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(first, capsys):
