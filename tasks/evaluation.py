@@ -34,6 +34,7 @@ def evaluate_policy(
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.statistics import SMALL_SAMPLE, counted
 
     logger = get_run_logger()
     wanted = recipe.evaluation.perplexity
@@ -75,6 +76,8 @@ def evaluate_policy(
 
         perplexity = counts = None
         notes = [how_sampled(recipe)]
+        if len(prompts) < SMALL_SAMPLE:
+            notes.append(f"Small: {counted(len(prompts), 'prompt')}; other prompts could give quite other figures.")
         if wanted:
             measured = {
                 name: Perplexity(keep_in_memory=True).compute(
@@ -131,8 +134,9 @@ def evaluate_policy(
                     "reference": comparison.reward.reference,
                     "policy": comparison.reward.policy,
                     "delta": comparison.reward.delta,
-                    "ci95": list(comparison.reward.ci95),
+                    "ci95": list(comparison.reward.ci95) if comparison.reward.ci95 else None,
                     "win_rate": comparison.reward.win_rate,
+                    "prompts": comparison.reward.prompts,
                 },
                 perplexity=perplexity,
                 perplexity_counts=counts,

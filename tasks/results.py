@@ -69,6 +69,8 @@ class RewardArtifact(StageResult):
 class RewardChecks(StageResult):
     passed: bool
     accuracy: float | None  # held out; null for a reward with neither pairs nor labels
+    ci95: tuple[float, float] | None = None  # of the accuracy; null for a handful of examples
+    held_out: int | None = None  # pairs, or labelled texts, that the accuracy is taken over
     checks: list[dict[str, Any]]
 
 
@@ -107,7 +109,12 @@ def run_record(
         "recipe": recipe,
         "mlflow_run_id": run_id,
         "model": {"name": model.name, "version": model.version, "promoted": model.promoted},
-        "reward_model": {"accuracy": checks.accuracy, "checks_passed": checks.passed},
+        "reward_model": {
+            "accuracy": checks.accuracy,
+            "ci95": checks.ci95 and list(checks.ci95),
+            "held_out": checks.held_out,
+            "checks_passed": checks.passed,
+        },
         "ppo": {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl},
         "reward": evaluation.reward,
         "perplexity": evaluation.perplexity,

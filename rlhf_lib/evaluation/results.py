@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
-from rlhf_lib.statistics import bootstrap_mean
+from rlhf_lib.statistics import Interval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class ModelResult:
 
     name: str
     sampled: Sampled
-    mean: tuple[float, float, float]  # of the scores, with its bootstrap 95% interval
+    mean: float  # of the scores
+    ci95: Interval | None  # of their mean; None for a handful of prompts
     gain: RewardDelta | None  # over the first model's, paired; None for the first
     kl: float | None  # to the anchor, nats per response; None for itself, or where the tokenizers differ
     kl_error: float | None
@@ -62,7 +63,8 @@ class ModelResult:
         return cls(
             name=name,
             sampled=sampled,
-            mean=bootstrap_mean(sampled.scores, seed=seed),
+            mean=fmean(sampled.scores),
+            ci95=mean_interval(sampled.scores, seed=seed),
             gain=None if first is None else reward_delta(first, sampled.scores, seed=seed),
             kl=kl[0] if kl else None,
             kl_error=kl[1] if kl and math.isfinite(kl[1]) else None,
@@ -77,7 +79,7 @@ class ModelResult:
     def rows(self) -> dict[str, float | None]:
         """The metrics that a table shows, by their names there."""
         return {
-            "mean score": self.mean[0],
+            "mean score": self.mean,
             "perplexity, token-weighted": self.perplexity,
             "perplexity, mean per text": self.mean_perplexity,
             "KL": self.kl,
@@ -104,8 +106,9 @@ class Comparison:
         """Flat metrics, `reward/delta/NAME`; what doesn't apply is left out."""
         metrics: dict[str, float] = {}
         for result, row in zip(self.results, self.win_rates, strict=True):
-            _, low, high = result.mean
-            reward: dict[str, Any] = {"mean": result.mean[0], "mean_low": low, "mean_high": high}
+            reward: dict[str, Any] = {"mean": result.mean}
+            if result.ci95:
+                reward |= dict(zip(("mean_low", "mean_high"), result.ci95, strict=True))
             if result.gain:
                 gained = asdict(result.gain)
                 reward |= {key: gained[key] for key in ("delta", "ci95", "win_rate")}
