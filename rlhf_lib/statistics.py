@@ -1,5 +1,5 @@
-"""Statistics shared by the reward model's checks and the evaluation: means whose values may come in clusters, with
-bootstrap intervals and standard errors; rank correlation."""
+"""Statistics shared by the reward model's checks and the evaluation: intervals and standard errors of means whose
+values may come in clusters, and rank correlation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import numpy as np
 from scipy import stats
 
 DRAWS_AT_ONCE = 4_000_000  # indices held in memory while resampling: 32 MB
+# With fewer values a percentile bootstrap's 95% interval is too narrow: of 5 normal ones it covers the mean 85% of the
+# time, of 10 90%, of 30 94%; of skewed ones less (Hesterberg 2015, "What teachers should know about the bootstrap").
+LEAST_FOR_INTERVAL = 30
+SMALL_SAMPLE = 100  # up to here a share, such as a win rate, is only known to 10 points or worse either way
+
+Interval = tuple[float, float]
 
 
 def bootstrap_mean(
@@ -84,6 +90,39 @@ def paired_bootstrap(
         raise ValueError(f"a paired difference needs equal lengths, not {len(before)} and {len(after)}")
     differences_N = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return bootstrap_mean(differences_N.tolist(), clusters=clusters, level=level, resamples=resamples, seed=seed)
+
+
+def mean_interval(
+    values: Sequence[float], *, clusters: Sequence[Hashable] | None = None, seed: int = 0
+) -> Interval | None:
+    """The bootstrap's 95% interval of the values' mean; None for fewer than `LEAST_FOR_INTERVAL` of them, or of their
+    clusters."""
+    few = len(values if clusters is None else set(clusters)) < LEAST_FOR_INTERVAL
+    return None if few else bootstrap_mean(values, clusters=clusters, seed=seed)[1:]
+
+
+def share_interval(share: float, count: int) -> Interval | None:
+    """95% interval of a share of `count` things (Wilson 1927), which has a width even where the share is 0 or 1; None
+    for fewer than `LEAST_FOR_INTERVAL` of them."""
+    return wilson(share, count) if count >= LEAST_FOR_INTERVAL else None
+
+
+def wilson(share: float, count: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a share of `count` things, one or more."""
+    z = float(stats.norm.ppf((1 + level) / 2))
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def counted(count: int, what: str) -> str:
+    """`1 prompt`, `1,000 prompts`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def no_interval(count: int, what: str = "prompt") -> str:
+    """Why there is no interval."""
+    return f"no 95% interval: {counted(count, what)} {'is' if count == 1 else 'are'} too few"
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

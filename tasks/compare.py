@@ -63,8 +63,16 @@ def plan_comparison(
     made = {name: versions.version_of(name) for name in names if name.startswith("models:/")}
     first = next(iter(made.values()), None)
     if first is None and (recipe is None or REFERENCE in names):
-        wanted = "a reference to compare to" if recipe else "a recipe with it, or name one with --recipe"
-        raise ModelError(f"none of {', '.join(names)} is a registered version that would give {wanted}")
+        listed = ", ".join(names)
+        if recipe is None:
+            raise ModelError(
+                f"none of {listed} is a registered version (models:/NAME/VERSION), whose recipe would say which prompts"
+                " and which reward to compare on: name a recipe with --recipe"
+            )
+        raise ModelError(
+            f"'{REFERENCE}' is what the first registered version was trained from, and none of {listed} is one "
+            "(models:/NAME/VERSION): name the reference's folder or hub id instead"
+        )
     settings = overrides or []
     if prompts is not None:
         settings = [*settings, f"evaluation.prompts={prompts}"]
@@ -216,9 +224,9 @@ def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
             {
                 "name": model.name,
                 "uri": model.uri,
-                "reward": result.mean[0],
+                "reward": result.mean,
                 "delta": gain.delta if gain else None,
-                "ci95": list(gain.ci95) if gain else None,
+                "ci95": list(gain.ci95) if gain and gain.ci95 else None,
                 "win_rate": gain.win_rate if gain else None,
                 "perplexity": result.perplexity,
                 "kl": result.kl,
@@ -228,6 +236,7 @@ def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.name,
         "prompts": len(done.queries),
+        "distinct_prompts": done.distinct,
         "held_out": done.held_out,
         "models": models,
         "win_rates": done.win_rates,

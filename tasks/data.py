@@ -17,6 +17,7 @@ from tasks.results import Folders, PreparedData
 from tasks.stage.keys import DATA
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
+from tasks.tracking import run_logger
 from tasks.tracking.reports import FILES, ranking_fingerprints, show_feedback
 from tasks.tracking.runs import PipelineRun
 
@@ -66,6 +67,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     with run_stage(DATA, run, key=key) as current:
         if current.reused:
             _check_label(recipe, current.result.label_names)
+            _check_sizes(recipe, current.result.report)
             return current.result
         prompts = load_prompts(recipe, loaded)
         texts = {"train": prompts.train, "test": prompts.test}
@@ -88,6 +90,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
         labelled = load_labelled(recipe, loaded) if recipe.data.labelled is not None else None
         names = labelled.names if labelled else None
         _check_label(recipe, names)
+        _check_sizes(recipe, report)
         report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
 
         metrics = {name.replace(" ", "_"): float(value) for name, value in leaves(report, "/").items()}
@@ -142,6 +145,16 @@ def _check_label(recipe: Recipe, names: list[str] | None) -> None:
 
     if names is not None:
         label_column(PreTrainedConfig(id2label=dict(enumerate(names))), recipe.reward.label)
+
+
+def _check_sizes(recipe: Recipe, report: dict[str, Any]) -> None:
+    """Warn of a small evaluation. Raises GateFailed for too few held-out pairs."""
+    from rlhf_lib.evaluation.sample_size import check_sample_sizes
+
+    prompts = report.get("tokenized", report["prompts"])["test"]["kept"]
+    pairs = report["preferences"]["test"]["kept"] if "preferences" in report else None
+    for warning in check_sample_sizes(recipe, prompts, pairs):
+        run_logger().warning("data: %s", warning)
 
 
 def _show_labels(labelled: LabelledTexts) -> None:

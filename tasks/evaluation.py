@@ -34,6 +34,7 @@ def evaluate_policy(
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.statistics import SMALL_SAMPLE, counted
 
     logger = get_run_logger()
     wanted = recipe.evaluation.perplexity
@@ -78,6 +79,8 @@ def evaluate_policy(
 
         perplexity = counts = None
         notes = [how_sampled(recipe)]
+        if len(prompts) < SMALL_SAMPLE:
+            notes.append(f"Small: {counted(len(prompts), 'prompt')}; other prompts could give quite other figures.")
         if wanted:
             measured = {
                 name: Perplexity(keep_in_memory=True).compute(
@@ -93,8 +96,8 @@ def evaluate_policy(
             perplexity = {name: result["perplexity"] for name, result in measured.items()} | {
                 f"mean_per_text_{name}": result["mean_perplexity"] for name, result in measured.items()
             }
-            counted = measured["policy"]  # the same for both: one tokenizer, one architecture
-            counts = {"texts": len(texts)} | {key: counted[key] for key in ("tokens", "truncated", "skipped", "rule")}
+            found = measured["policy"]  # the same for both: one tokenizer, one architecture
+            counts = {"texts": len(texts)} | {key: found[key] for key in ("tokens", "truncated", "skipped", "rule")}
             metrics |= {f"perplexity/{name}": value for name, value in perplexity.items()}
             metrics |= {f"perplexity/{name}": counts[name] for name in ("texts", "tokens", "truncated", "skipped")}
             start = f"{'with' if wanted.add_start_token else 'without'} a start token"
@@ -116,7 +119,7 @@ def evaluate_policy(
         before, after = comparison.reference, comparison.policy
         drawings = {
             "scores": plots.score_histogram(before.scores, after.scores),
-            "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95),
+            "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95, comparison.reward.prompts),
             "lengths": plots.length_histogram(before.lengths, after.lengths),
         }
         if probes:
@@ -135,8 +138,9 @@ def evaluate_policy(
                     "reference": comparison.reward.reference,
                     "policy": comparison.reward.policy,
                     "delta": comparison.reward.delta,
-                    "ci95": list(comparison.reward.ci95),
+                    "ci95": list(comparison.reward.ci95) if comparison.reward.ci95 else None,
                     "win_rate": comparison.reward.win_rate,
+                    "prompts": comparison.reward.prompts,
                 },
                 perplexity=perplexity,
                 perplexity_counts=counts,
@@ -144,7 +148,7 @@ def evaluate_policy(
                 kl=comparison.kl,
                 report=str(page),
                 prompts=len(comparison.queries),
-                distinct_prompts=len(set(comparison.queries)),
+                distinct_prompts=comparison.comparison.distinct,
                 held_out=not recipe.data.prompts.unheld,
                 metrics={name: value for name, value in metrics.items() if value is not None},
             )

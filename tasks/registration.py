@@ -81,7 +81,6 @@ def register_policy(
             reason += ", but the recipe's registration.promote is false"
         verdict = f"{'Promoted to champion' if promoted else 'Not promoted'}: {reason}."
 
-        accuracy = checks.accuracy if checks else None
         card = model_card(
             recipe,
             name=name,
@@ -93,7 +92,7 @@ def register_policy(
             verdict=verdict,
             duel=duel,
             fingerprints=data.fingerprints if data else {},
-            accuracy=accuracy,
+            checks=checks,
             samples=mlflow_link(evaluation.mlflow_run_id or run.parent_run_id),
             pipeline=mlflow_link(run.parent_run_id),
         )
@@ -102,7 +101,7 @@ def register_policy(
         mlflow.log_artifact(str(written))
         mlflow.MlflowClient().log_model_artifact(logged.model_id, str(written))
 
-        metrics = _metrics(evaluation, duel, accuracy)
+        metrics = _metrics(evaluation, duel, checks)
         tags = {key: f"{value:.6g}" for key, value in metrics.items()} | {
             "recipe": recipe.name,
             "parent_run_id": run.parent_run_id,
@@ -241,14 +240,16 @@ def _duel(
     return outcome | {"version": version}
 
 
-def _metrics(evaluation: EvaluationResult, duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
+def _metrics(
+    evaluation: EvaluationResult, duel: Mapping[str, Any] | None, checks: RewardChecks | None
+) -> dict[str, float]:
     """The headline metrics of a version, flat; those that don't apply are left out."""
     tree: dict[str, Any] = {
         "reward": evaluation.reward,
         "diversity": evaluation.diversity,
         "kl": evaluation.kl,
         "perplexity": evaluation.perplexity or {},
-        "reward_model": {"accuracy": accuracy},
+        "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
     }
     if duel and "error" not in duel:
         tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}

@@ -107,6 +107,8 @@ class RewardArtifact(StageResult):
 class RewardChecks(StageResult):
     passed: bool
     accuracy: float | None  # held out; null for a reward with neither pairs nor labels
+    ci95: tuple[float, float] | None = None  # of the accuracy; null for a handful of examples
+    held_out: int | None = None  # pairs, or labelled texts, that the accuracy is taken over
     checks: list[dict[str, Any]]
 
     @property
@@ -189,7 +191,13 @@ def run_record(
         "recipe": recipe,
         "mlflow_run_id": run_id,
         "model": model and {"name": model.name, "version": model.version, "promoted": model.promoted},
-        "reward_model": checks and {"accuracy": checks.accuracy, "checks_passed": checks.passed},
+        "reward_model": checks
+        and {
+            "accuracy": checks.accuracy,
+            "ci95": checks.ci95 and list(checks.ci95),
+            "held_out": checks.held_out,
+            "checks_passed": checks.passed,
+        },
         "ppo": ppo and {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl if evaluation else ppo.kl},
         "reward": evaluation and evaluation.reward,
         "perplexity": evaluation and evaluation.perplexity,

@@ -34,6 +34,7 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         from rlhf_lib.rewards.check_report import figures, markdown
         from rlhf_lib.rewards.check_texts import real_texts
         from rlhf_lib.rewards.checks import run_checks
+        from rlhf_lib.statistics import share_interval
 
         checks, pairs, texts = recipe.reward.checks, None, None
         if data.preferences:
@@ -66,11 +67,16 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
             get_run_logger().log(20 if check.passed else 40, "reward check %s", check)
 
         report.raise_if_failed()
+        accuracy, count = report.accuracy, report.pairs
+        if accuracy is None and data.labelled is not None:  # a classifier trained here: on its held-out texts
+            accuracy = reward.metrics.get("accuracy/held_out")
+            count = len(load_from_disk(data.labelled.test))
         s.finish(
             RewardChecks(
                 passed=report.passed,
-                # of a classifier trained here: on its held-out texts
-                accuracy=reward.metrics.get("accuracy/held_out") if report.accuracy is None else report.accuracy,
+                accuracy=accuracy,
+                ci95=None if accuracy is None else share_interval(accuracy, count),
+                held_out=None if accuracy is None else count,
                 checks=report.as_dicts(),
                 metrics=report.metrics,
             )

@@ -8,6 +8,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from rlhf_lib.statistics import counted, no_interval
+
 Record = dict[str, Any]
 
 
@@ -30,18 +32,21 @@ def run_table(record: Record) -> str:
         return "-" if value is None else format(value, form)
 
     reward, perplexity, model = record["reward"], record["perplexity"] or {}, record["model"] or {}
-    low, high = reward["ci95"]
+    learned = record["reward_model"]
+    accuracy = "no held-out pairs or labels"
+    if learned["accuracy"] is not None:
+        accuracy = f"held-out accuracy, {_interval(learned['ci95'], learned['held_out'], '.3f', 'example')}"
     promoted = "champion" if model.get("promoted") else "challenger"
     evaluated = record["evaluation"]
-    seen = "" if evaluated["held_out"] else "training prompts; none are held out"
+    seen = 0 if evaluated["held_out"] else 1
     rows = [
         ("", "before", "after", ""),
         (
             "reward",
             number(reward["reference"]),
             number(reward["policy"]),
-            f"delta {number(reward['delta'], '+.3f')}, 95% [{number(low, '+.3f')}, {number(high, '+.3f')}], "
-            f"wins {number(reward['win_rate'], '.0%')}",
+            f"delta {number(reward['delta'], '+.3f')}, wins {number(reward['win_rate'], '.0%')}, "
+            f"{_interval(reward['ci95'], reward['prompts'], '+.3f', 'prompt')}",
         ),
         ("perplexity", number(perplexity.get("reference"), ".2f"), number(perplexity.get("policy"), ".2f"), ""),
         (
@@ -51,13 +56,8 @@ def run_table(record: Record) -> str:
             "",
         ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
-        (
-            "reward model",
-            "",
-            number(record["reward_model"]["accuracy"]),
-            "held-out accuracy" if record["reward_model"]["accuracy"] is not None else "no held-out pairs or labels",
-        ),
-        *([("evaluated on", "", "", f"{evaluated['prompts']} {seen}")] if seen else []),
+        ("reward model", "", number(learned["accuracy"]), accuracy),
+        *([("evaluated on", "", "", f"{counted(evaluated['prompts'], 'training prompt')}: none are held out")] * seen),
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]
     return "\n".join(f"{name:<14}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
@@ -71,6 +71,13 @@ def stages_table(record: Record) -> str:
     return "\n".join([*lines, "", f"Stopped after {record['until']}. Without --until, the same command goes on there."])
 
 
+def _interval(ci95: Sequence[float] | None, count: int, form: str, what: str) -> str:
+    """`95% [+0.1, +0.2], 256 prompts`, or why there is no interval."""
+    if ci95 is None:
+        return no_interval(count, what)
+    return f"95% [{ci95[0]:{form}}, {ci95[1]:{form}}], {counted(count, what)}"
+
+
 def comparison_table(record: Record) -> str:
     """The record of `compare` as aligned lines of text, with the matrix of win rates."""
 
@@ -82,17 +89,20 @@ def comparison_table(record: Record) -> str:
     head = f"{'reward':>9}  {'gain, 95% interval':<28}{'wins':>5}{'perplexity':>12}{'KL':>8}{'distinct-2':>12}"
     lines = [" " * width + head]
     for model in models:
-        gain = "-"
+        gain = "-" if model["delta"] is None else f"{model['delta']:+.3f}"
         if model["ci95"]:
             low, high = model["ci95"]
-            gain = f"{model['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            gain += f" [{low:+.3f}, {high:+.3f}]"
         lines.append(
             f"{model['name']:<{width}}{model['reward']:>9.3f}  {gain:<28}{number(model['win_rate'], '.0%'):>5}"
             f"{number(model['perplexity'], '.2f'):>12}{number(model['kl'], '.2f'):>8}{model['distinct_2']:>12.3f}"
         )
+    on = counted(record["prompts"], "prompt" if record["held_out"] else "training prompt")
+    if not any(model["ci95"] for model in models):
+        on += f" ({no_interval(record['distinct_prompts'])})"
     lines += [
-        f"Gains and wins against {models[0]['name']}, on {record['prompts']} prompts of {record['recipe']}; KL to "
-        f"{record['kl_to']}, nats per response.",
+        f"Gains and wins against {models[0]['name']}, on {on} of {record['recipe']}; KL to {record['kl_to']}, nats per "
+        "response.",
         "",
         "row beats column".ljust(width) + "".join(f"  {model['name']}" for model in models),
     ]

@@ -13,19 +13,21 @@ import numpy as np
 from torch import Tensor
 
 from rlhf_lib.recipe import leaves
-from rlhf_lib.statistics import paired_bootstrap, standard_error
+from rlhf_lib.statistics import Interval, mean_interval, standard_error
 
 
 @dataclass(frozen=True)
 class RewardDelta:
-    """Raw scores of reference and policy on the same prompts, in the reward's own units."""
+    """Raw scores of reference and policy on the same prompts, in the reward's own units; no `ci95` for a handful of
+    prompts."""
 
     reference: float
     policy: float
     delta: float
-    ci95: tuple[float, float]
+    ci95: Interval | None
     win_rate: float
     reference_std: float
+    prompts: int
 
 
 def reward_delta(
@@ -36,16 +38,22 @@ def reward_delta(
     seed: int = 0,
 ) -> RewardDelta:
     """Mean scores (N,) and (N,), the i-th of both on the i-th prompt, with a paired bootstrap 95% interval of their
-    difference. Rows with an equal entry in `prompts` (N,) answer the same prompt and are one cluster of it. Raises
-    ValueError on unequal lengths, no scores or non-finite ones."""
-    delta, low, high = paired_bootstrap(reference_N, policy_N, clusters=prompts, level=0.95, seed=seed)
+    difference where there are enough prompts. Rows with an equal entry in `prompts` (N,) answer the same prompt: they
+    count as one, and are a cluster of the interval. Raises ValueError on unequal lengths, no scores or non-finite ones.
+    """
+    if len(reference_N) != len(policy_N):
+        raise ValueError(f"a paired difference needs equal lengths, not {len(reference_N)} and {len(policy_N)}")
+    deltas_N = np.asarray(policy_N, dtype=np.float64) - np.asarray(reference_N, dtype=np.float64)
+    if not deltas_N.size or not np.isfinite(deltas_N).all():
+        raise ValueError("a paired difference needs scores, and finite ones")
     return RewardDelta(
         reference=float(np.mean(reference_N)),
         policy=float(np.mean(policy_N)),
-        delta=delta,
-        ci95=(low, high),
+        delta=float(deltas_N.mean()),
+        ci95=mean_interval(deltas_N.tolist(), clusters=prompts, seed=seed),
         win_rate=win_rate(reference_N, policy_N),
         reference_std=float(np.std(reference_N)),
+        prompts=len(policy_N if prompts is None else set(prompts)),
     )
 
 
@@ -161,8 +169,10 @@ def flat_metrics(tree: Mapping[str, Any]) -> dict[str, float]:
     don't apply (None) are left out, never 0."""
     flat: dict[str, float] = {}
     for name, value in leaves(tree, "/").items():
+        if value is None:
+            continue
         if name.rpartition("/")[2] == "ci95":
             flat |= {f"{name}_low": float(value[0]), f"{name}_high": float(value[1])}
-        elif value is not None:
+        else:
             flat[name] = float(value)
     return flat

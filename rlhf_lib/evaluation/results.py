@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
-from rlhf_lib.statistics import bootstrap_mean
+from rlhf_lib.statistics import Interval, counted, mean_interval
 
 UNHELD = (
     "No prompts are held out (data.prompts.held_out is 0): the figures are of prompts that the policy was trained on, "
@@ -41,7 +41,8 @@ class ModelResult:
 
     name: str
     sampled: Sampled
-    mean: tuple[float, float, float]  # of the scores, with its bootstrap 95% interval
+    mean: float  # of the scores
+    ci95: Interval | None  # of their mean; None for a handful of prompts
     gain: RewardDelta | None  # over the first model's, paired; None for the first
     kl: float | None  # to the anchor, nats per response; None for itself, or where the tokenizers differ
     kl_error: float | None
@@ -69,7 +70,8 @@ class ModelResult:
         return cls(
             name=name,
             sampled=sampled,
-            mean=bootstrap_mean(sampled.scores, clusters=prompts, seed=seed),
+            mean=fmean(sampled.scores),
+            ci95=mean_interval(sampled.scores, clusters=prompts, seed=seed),
             gain=None if first is None else reward_delta(first, sampled.scores, prompts=prompts, seed=seed),
             kl=kl[0] if kl else None,
             kl_error=kl[1] if kl and math.isfinite(kl[1]) else None,
@@ -84,7 +86,7 @@ class ModelResult:
     def rows(self) -> dict[str, float | None]:
         """The metrics that a table shows, by their names there."""
         return {
-            "mean score": self.mean[0],
+            "mean score": self.mean,
             "perplexity, token-weighted": self.perplexity,
             "perplexity, mean per text": self.mean_perplexity,
             "KL": self.kl,
@@ -109,12 +111,15 @@ class Comparison:
     held_out: bool = True  # whether no prompt is a training prompt
 
     @property
+    def distinct(self) -> int:
+        """How many different prompts there are."""
+        return len(set(self.queries))
+
+    @property
     def asked(self) -> str:
         """The prompts in words: `256 held-out prompts`, `72 training prompts (20 different ones)`."""
-        number, different = len(self.queries), len(set(self.queries))
-        kind = "held-out" if self.held_out else "training"
-        repeated = f" ({different} different one{'s' * (different > 1)})" if different < number else ""
-        return f"{number} {kind} prompt{'s' * (number > 1)}{repeated}"
+        repeated = f" ({counted(self.distinct, 'different one')})" if self.distinct < len(self.queries) else ""
+        return counted(len(self.queries), f"{'held-out' if self.held_out else 'training'} prompt") + repeated
 
     @property
     def caveat(self) -> str:
@@ -125,8 +130,9 @@ class Comparison:
         """Flat metrics, `reward/delta/NAME`; what doesn't apply is left out."""
         metrics: dict[str, float] = {}
         for result, row in zip(self.results, self.win_rates, strict=True):
-            _, low, high = result.mean
-            reward: dict[str, Any] = {"mean": result.mean[0], "mean_low": low, "mean_high": high}
+            reward: dict[str, Any] = {"mean": result.mean}
+            if result.ci95:
+                reward |= dict(zip(("mean_low", "mean_high"), result.ci95, strict=True))
             if result.gain:
                 gained = asdict(result.gain)
                 reward |= {key: gained[key] for key in ("delta", "ci95", "win_rate")}

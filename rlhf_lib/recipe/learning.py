@@ -134,11 +134,16 @@ class ChecksConfig(Section):
     """Thresholds of the reward model's sanity checks; null switches a gate off, and its value is still reported."""
 
     pairs: Positive = Field(1000, description="held-out pairs used, at most")
+    min_pairs: Positive | None = Field(
+        50, description="held-out pairs needed, where there are preferences: on fewer an accuracy says little"
+    )
     min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
     probes: list[ProbeConfig] = Field([], description="sentence pairs whose order is known")
     min_probe_accuracy: Fraction | None = Field(1.0, description="share of the probes in their order")
     max_calibration_error: Fraction | None = Field(
-        0.15, description="expected calibration error of sigmoid(score difference); trained preference models only"
+        0.15,
+        description="by how much the share of pairs in order may fall short of what sigmoid(score difference) claims, "
+        "beyond what chance explains; trained preference models only",
     )
     min_score_std: float | None = Field(1e-4, description="scores must differ between texts")
     max_length_correlation: Fraction | None = Field(0.6, description="absolute rank correlation of score and length")
@@ -147,6 +152,15 @@ class ChecksConfig(Section):
         description="how often empty, repeated-word or word-shuffled responses may beat a real one",
     )
     max_batch_difference: float | None = Field(1e-3, description="batched against single scoring, in score units")
+
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> ChecksConfig:
+        if self.min_pairs is not None and self.pairs < self.min_pairs:
+            raise ValueError(
+                f"pairs ({self.pairs}) is below min_pairs ({self.min_pairs}), so every reward would be refused: raise "
+                "pairs, or lower min_pairs"
+            )
+        return self
 
 
 class RewardConfig(Section):

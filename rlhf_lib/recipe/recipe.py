@@ -46,7 +46,14 @@ class EvaluationConfig(Section):
 class GatesConfig(Section):
     """What a version needs to become champion; null switches a gate off."""
 
-    min_reward_delta: float | None = Field(0.0, description="the 95% interval of the reward's gain must lie above this")
+    min_prompts: Positive | None = Field(
+        50, description="different prompts that it was evaluated on, and compared with the champion on"
+    )
+    min_reward_delta: float | None = Field(
+        0.0,
+        description="the 95% interval of the reward's gain must lie above this (below 30 prompts, which have no "
+        "interval, the gain itself)",
+    )
     max_perplexity_ratio: float | None = Field(2.0, gt=0, description="perplexity, policy to reference")
     max_kl: float | None = Field(None, gt=0, description="KL to the reference, nats per response")
     min_distinct_2_ratio: float | None = Field(

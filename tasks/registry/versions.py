@@ -3,6 +3,7 @@ listing."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import Recipe, load_recipe
+from rlhf_lib.statistics import counted
 from tasks.registry.policies import champion, resolve_model
 
 REFERENCE, REWARD_MODEL = "reference", "reward_model"  # tags of a version, and artifact folders of the run that kept it
@@ -128,13 +130,19 @@ HEADER = ("VERSION", "ALIASES", "DATE (UTC)", "REWARD GAINED", "PERPLEXITY", "KL
 
 def registered(name: str | None = None) -> list[str]:
     """Names of the registered models, or the one asked for. Raises ModelError for an unknown one."""
-    names = [model.name for model in mlflow.MlflowClient().search_registered_models()]
+    names: list[str] = []
+    token: str | None = ""
+    while token is not None:
+        page = mlflow.MlflowClient().search_registered_models(page_token=token or None)
+        names += [model.name for model in page]
+        token = page.token or None
     if name is None:
         return names
     if name not in names:
-        raise ModelError(
-            f"no registered model is named {name} (registered: {', '.join(names) or 'none yet; run a recipe first'})"
-        )
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near and len(names) > 1 else ""
+        listed = f"the registry has {', '.join(names)}" if names else "the registry is empty: run a recipe first"
+        raise ModelError(f"there is no registered model named {name}: {hint}{listed}")
     return [name]
 
 
@@ -161,11 +169,15 @@ def version_rows(name: str) -> list[tuple[str, ...]]:
 
 
 def _gain(tags: Mapping[str, str]) -> str:
-    metrics = [tags.get(f"reward/{key}") for key in ("delta", "ci95_low", "ci95_high")]
-    if None in metrics:
+    """What the mean score gained, with its interval where there is one, and the number of prompts."""
+    delta, low, high, prompts = (
+        None if (value := tags.get(f"reward/{key}")) is None else float(value)
+        for key in ("delta", "ci95_low", "ci95_high", "prompts")
+    )
+    if delta is None:
         return "-"
-    delta, low, high = (float(value) for value in metrics if value is not None)
-    return f"{delta:+.3g} [{low:+.3g}, {high:+.3g}]"
+    shown = f"{delta:+.3g}" + (f" [{low:+.3g}, {high:+.3g}]" if low is not None and high is not None else "")
+    return shown if prompts is None else f"{shown}, {counted(int(prompts), 'prompt')}"
 
 
 def _change(tags: Mapping[str, str], name: str) -> str:

@@ -21,6 +21,7 @@ def preflight(recipe: Recipe) -> Recipe:
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_config, load_tokenizer
+    from rlhf_lib.models.trunk import check_unfrozen, count_top
     from rlhf_lib.ppo.optimizer import check_optimizer
     from rlhf_lib.rewards.build import check_reward
 
@@ -38,6 +39,11 @@ def preflight(recipe: Recipe) -> Recipe:
         seq2seq = bool(load_config(recipe.policy.model, recipe.policy.trust_remote_code).is_encoder_decoder)
         tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
         probe_tokens(recipe.evaluation.probes, tokenizer)
+    if (unfrozen := recipe.policy.unfrozen_layers) is not None:
+        if scratch is not None:
+            count_top(unfrozen, scratch.layers, "the model from scratch")
+        elif not recipe.policy.trust_remote_code:  # whose code may want its weights
+            check_unfrozen(load_config(recipe.policy.model or "", False), unfrozen)
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
     if recipe.evaluation.perplexity is not None:
         load_texts(

@@ -87,7 +87,11 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
                 link = mlflow_link(source)
                 mlflow.set_tags({"reused": "true", "reused_from": source, "reused_from_url": link})
                 mlflow.log_metrics(result.metrics)
-                before = "an interrupted run had done it" if stage.every_run else "nothing changed since"
+                before = "nothing changed since"
+                if stage.every_run:
+                    doer = known.resolve().parent.name
+                    going = run_folder.is_running(root, doer)
+                    before = f"{'another run, still at work,' if going else 'a run that did not end'} had done it"
                 run_logger().info("%s: reused, %s: run %s (%s)", name, before, source, link)
                 run_folder.link(own, known)
                 yield StageRun(stage, child, own, key, None, result)

@@ -3,7 +3,17 @@ import pytest
 from scipy import stats
 
 from rlhf_lib import statistics
-from rlhf_lib.statistics import bootstrap_mean, paired_bootstrap, rank_correlation, standard_error
+from rlhf_lib.statistics import (
+    LEAST_FOR_INTERVAL,
+    bootstrap_mean,
+    mean_interval,
+    no_interval,
+    paired_bootstrap,
+    rank_correlation,
+    share_interval,
+    standard_error,
+    wilson,
+)
 
 
 def test_interval_of_coin_throws_is_the_binomial_one():
@@ -27,6 +37,25 @@ def test_interval_covers_the_true_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     intervals = [bootstrap_mean(rng.normal(size=50).tolist(), resamples=500, seed=i)[1:] for i in range(300)]
     assert 0.90 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.98
+
+
+def test_a_handful_has_no_interval():
+    values = np.random.default_rng(1).normal(size=LEAST_FOR_INTERVAL).tolist()
+    assert mean_interval(values) == bootstrap_mean(values)[1:]
+    assert mean_interval(values[1:]) is None
+    assert mean_interval([0.003]) is None
+    assert share_interval(1.0, LEAST_FOR_INTERVAL - 1) is None
+    assert no_interval(1) == "no 95% interval: 1 prompt is too few"
+    assert no_interval(29, "pair") == "no 95% interval: 29 pairs are too few"
+
+
+def test_a_share_of_all_is_not_certain():
+    # scipy's own Wilson interval; the bootstrap of ones would be 1 to 1
+    for right, count in ((40, 40), (0, 40), (57, 100)):
+        expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+        assert share_interval(right / count, count) == pytest.approx((expected.low, expected.high))
+    assert share_interval(1.0, 40)[0] == pytest.approx(0.912, abs=0.001)
+    assert wilson(1.0, 1)[0] == pytest.approx(0.207, abs=0.001)
 
 
 def test_equal_values_have_no_spread():

@@ -211,7 +211,9 @@ def test_top_layers_of_a_seq2seq_policy():
 
 
 def test_no_more_layers_can_learn_than_there_are():
-    with pytest.raises(ModelError, match="unfrozen_layers is 2, but GPT2LMHeadModel has 2 blocks: set it to at most 1"):
+    with pytest.raises(
+        ModelError, match="unfrozen_layers is 2, but GPT2LMHeadModel has 2 blocks: set it to 1 .or the same negative."
+    ):
         Policy(tiny_gpt2(), unfrozen_layers=2)
 
 
