@@ -93,6 +93,7 @@ class RewardArtifact(StageResult):
     model: str | None  # hub id or folder; null for a function
     fingerprint: str | None
     normalization: Normalization | None
+    samples: str | None = None  # the reference policy's responses, where the data has none to check the reward on
 
     @property
     def made(self) -> str | None:

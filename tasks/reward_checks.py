@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
@@ -16,7 +19,8 @@ from tasks.tracking.runs import PipelineRun
 
 @task(name="reward_checks", **OPTIONS)
 def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, reward: RewardArtifact) -> RewardChecks:
-    """Check the reward on held-out pairs, or without pairs on real texts, as `rlhf_lib.rewards.checks` says.
+    """Check the reward on held-out pairs, or without pairs on real texts, or where the data has no answers at all on
+    the starting policy's, as `rlhf_lib.rewards.checks` says.
 
     Raises GateFailed after the report is in MLflow and Prefect; no record is kept then, so that a failed gate fails
     again.
@@ -40,6 +44,8 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         if data.preferences:
             rows = load_from_disk(data.preferences.test)
             pairs = list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
+        elif reward.samples is not None:
+            texts = [(query, response) for query, response in json.loads(Path(reward.samples).read_text())]
         else:
             texts = real_texts(recipe, checks.pairs)
         report = run_checks(
@@ -48,6 +54,7 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
             pairs,
             texts,
             calibrated=recipe.reward.kind == "preference",
+            sampled=reward.samples is not None,
             seed=recipe.seed,
         )
 
@@ -87,4 +94,5 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
 def _key(recipe: Recipe, data: PreparedData, reward: RewardArtifact) -> str:
     texts = None if data.preferences else [recipe.data.prompts.model_dump(), recipe.generation.model_dump()]
     settings = recipe.reward.model_dump(mode="json")
-    return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, recipe.seed)
+    samples = reward.stage_key if reward.samples is not None else None
+    return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, samples, recipe.seed)

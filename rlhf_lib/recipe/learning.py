@@ -145,7 +145,10 @@ class ChecksConfig(Section):
         description="by how much the share of pairs in order may fall short of what sigmoid(score difference) claims, "
         "beyond what chance explains; trained preference models only",
     )
-    min_score_std: float | None = Field(1e-4, description="scores must differ between texts")
+    min_score_std: float | None = Field(
+        1e-4,
+        description="scores must differ between texts; where the data has no answers, between the starting policy's",
+    )
     max_length_correlation: Fraction | None = Field(0.6, description="absolute rank correlation of score and length")
     max_degenerate_win_rate: Fraction | None = Field(
         0.65,  # a model that reads words but not their order is at 0.5 on shuffled text, give or take 0.035

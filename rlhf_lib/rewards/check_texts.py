@@ -75,3 +75,13 @@ def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str
     words = text.split()
     at, length = query.max - 1, int(rng.integers(min(4, longest), longest + 1))
     return " ".join(words[:at]), " " + " ".join(words[at : at + length])
+
+
+def has_answers(recipe: Recipe) -> bool:
+    """Whether the prompts' rows go on after their query, so that there are real responses to check a reward on."""
+    if recipe.data.prompts.query.kind == "text":  # the whole row is the query
+        return False
+    try:
+        return bool(real_texts(recipe, 1))
+    except DataError:
+        return False

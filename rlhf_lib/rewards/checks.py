@@ -172,16 +172,21 @@ def run_checks(
     texts: Sequence[Text] | None,
     *,
     calibrated: bool,
+    sampled: bool = False,
     seed: int = 0,
 ) -> CheckReport:
     """Check a reward on held-out `pairs` (prompt, chosen, rejected), or without pairs on `texts` (query, response).
 
     `calibrated`: score differences are meant as log-odds (a trained preference model), so calibration is gated too.
+    `sampled`: the texts are the starting policy's responses, good or bad. Then nothing says that they should beat
+    degenerate ones or that length should not pay, and these two checks are not gated.
     Raises ModelError where the reward doesn't return one score a text; a failed check is in the report, see
     `CheckReport.raise_if_failed`.
     """
     rng = np.random.default_rng(seed)
     report, scorer = CheckReport(), _Scorer(reward)
+    if sampled:
+        checks = checks.model_copy(update={"max_length_correlation": None, "max_degenerate_win_rate": None})
     if pairs:
         at_hand = len(pairs)
         pairs = [pairs[i] for i in rng.permutation(at_hand)[: checks.pairs]]
@@ -192,7 +197,7 @@ def run_checks(
         texts = [texts[i] for i in rng.permutation(len(texts))[: checks.pairs]]
         _check_texts(report, scorer, checks, texts)
     _check_probes(report, scorer, checks)
-    _check_spread(report, checks)
+    _check_spread(report, checks, f", on {counted(len(texts or []), 'response')} of the starting policy" * sampled)
     if texts:
         real_N = report.scores["chosen" if pairs else "response"]
         _check_degenerate(report, scorer, checks, texts, real_N, bool(pairs), rng)
@@ -286,7 +291,7 @@ def _check_probes(report: CheckReport, scorer: _Scorer, checks: ChecksConfig) ->
     report.add("probes", right_N.mean(), checks.min_probe_accuracy, "at least", detail)
 
 
-def _check_spread(report: CheckReport, checks: ChecksConfig) -> None:
+def _check_spread(report: CheckReport, checks: ChecksConfig, of: str) -> None:
     scores_N = np.concatenate([*report.scores.values(), []])
     scores_N = scores_N[np.isfinite(scores_N)]
     if scores_N.size:
@@ -294,7 +299,7 @@ def _check_spread(report: CheckReport, checks: ChecksConfig) -> None:
         report.metrics["score_std"] = float(scores_N.std())
         low, high = scores_N.min(), scores_N.max()
         report.add(
-            "score_spread", scores_N.std(), checks.min_score_std, "at least", f"scores from {low:.3g} to {high:.3g}"
+            "score_spread", scores_N.std(), checks.min_score_std, "at least", f"scores from {low:.3g} to {high:.3g}{of}"
         )
 
 
