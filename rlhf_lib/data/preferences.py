@@ -159,7 +159,7 @@ def _read(dataset: Dataset, preferences: PreferencesConfig, where: str) -> list[
         for name, column in (("chosen", preferences.chosen), ("rejected", preferences.rejected))
     }
     if "prompt" in dataset.column_names:
-        prompts = text_column(dataset, "prompt", where, "data.preferences")
+        prompts = text_column(dataset, "prompt", where, None)
         sides = {
             name: [(p, _join(p, text.removeprefix(p).rstrip())) for p, text in zip(prompts, texts, strict=True)]
             for name, texts in columns.items()

@@ -2,17 +2,21 @@
 
 import json
 import math
+from contextlib import redirect_stdout
+from io import StringIO
 from types import SimpleNamespace
 
 import mlflow
 import pytest
 
 from flows import cli
+from flows.cli.tables import run_table
 from rlhf_lib.recipe import flatten, load_recipe
 
 # Everything small, and no gate in the way: nothing is learnt in ten steps, what counts is how it is passed on.
 UNGATED = dict.fromkeys(
     (
+        "min_pairs",
         "min_accuracy",
         "min_probe_accuracy",
         "max_calibration_error",
@@ -35,18 +39,20 @@ SETTINGS = {
     "ppo.batch_size": 16,
     "ppo.mini_batch_size": 8,
     "ppo.checkpoint_every": 2,
-    "evaluation.prompts": 24,
+    "evaluation.prompts": 32,
     "evaluation.perplexity.limit": 20,
-    "registration.gates": {"min_reward_delta": None, "max_perplexity_ratio": None, "min_distinct_2_ratio": None},
+    "registration.gates": dict.fromkeys(
+        ("min_prompts", "min_reward_delta", "max_perplexity_ratio", "min_distinct_2_ratio")
+    ),
 }
 STAGES = ["data", "base_model", "reward_model", "reward_checks", "ppo", "evaluation", "registration"]
 RECORD = {
     "recipe": None,
     "mlflow_run_id": None,
     "model": {"name", "version", "promoted"},
-    "reward_model": {"accuracy", "checks_passed"},
+    "reward_model": {"accuracy", "ci95", "held_out", "checks_passed"},
     "ppo": {"steps", "seconds", "kl"},
-    "reward": {"reference", "policy", "delta", "ci95", "win_rate"},
+    "reward": {"reference", "policy", "delta", "ci95", "win_rate", "prompts"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
 }
@@ -100,10 +106,12 @@ def run_dir(prefect_server, mlflow_store, tmp_path_factory):
 def first(run_dir):
     """The whole pipeline by its command, with what it printed and wrote."""
     options = [word for setting in overrides() for word in ("--set", setting)]
-    assert cli.main(["run", "embedded", "--summary", str(run_dir / "summary.json"), *options]) == 0
+    with redirect_stdout(StringIO()) as out:
+        assert cli.main(["run", "embedded", "--summary", str(run_dir / "summary.json"), *options]) == 0
+    printed = out.getvalue()
     record = json.loads((run_dir / "summary.json").read_text())
     run = started(record["mlflow_run_id"])
-    run.record = record
+    run.record, run.printed = record, printed
     return run
 
 
@@ -123,12 +131,27 @@ def test_the_record_has_the_documented_keys_and_no_others(first):
         assert keys is None or set(first.record[section]) == keys
     assert first.record["recipe"] == "embedded"
     assert first.record["ppo"]["steps"] == 3
+    learned = first.record["reward_model"]
+    assert learned["held_out"] == 60
+    assert learned["ci95"][0] < learned["accuracy"] < learned["ci95"][1]
+    assert first.record["reward"]["prompts"] == 32
     low, high = first.record["reward"]["ci95"]
     assert low <= first.record["reward"]["delta"] <= high
     assert first.record["reward"]["delta"] == pytest.approx(
         first.record["reward"]["policy"] - first.record["reward"]["reference"], abs=1e-6
     )
     assert mlflow.artifacts.load_dict(f"{first.parent.info.artifact_uri}/summary.json") == first.record
+
+
+def test_the_table_says_how_many_prompts_and_pairs_its_figures_are_of(first):
+    table = first.printed
+    low, high = first.record["reward"]["ci95"]
+    assert f"95% [{low:+.3f}, {high:+.3f}], 32 prompts" in table
+    low, high = first.record["reward_model"]["ci95"]
+    assert f"held-out accuracy, 95% [{low:.3f}, {high:.3f}], 60 examples" in table
+    few = first.record | {"reward": first.record["reward"] | {"ci95": None, "prompts": 1}}
+    assert "wins" in run_table(few)
+    assert "no 95% interval: 1 prompt is too few" in run_table(few)
 
 
 def test_one_parent_with_a_child_per_stage(first):
@@ -144,9 +167,11 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     assert first.parent.data.params["ppo.batch_size"] == "16"
     record, metrics = first.record, first.parent.data.metrics
     assert set(metrics) == {
-        "reward_model/accuracy", "reward_model/checks_passed",
+        "reward_model/accuracy", "reward_model/ci95_low", "reward_model/ci95_high", "reward_model/held_out",
+        "reward_model/checks_passed",
         "ppo/steps", "ppo/seconds", "ppo/kl",
         "reward/reference", "reward/policy", "reward/delta", "reward/ci95_low", "reward/ci95_high", "reward/win_rate",
+        "reward/prompts",
         "perplexity/reference", "perplexity/policy",
         "perplexity/mean_per_text_reference", "perplexity/mean_per_text_policy",
         "diversity/distinct_2_reference", "diversity/distinct_2_policy",
@@ -243,7 +268,7 @@ def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(fi
     assert cli.main(["run", "embedded", "--fresh", *options]) == 1
     printed = capsys.readouterr()
     error = next(line for line in printed.err.splitlines() if line.startswith("rlhf: error: "))
-    assert "accuracy is 0." in error
+    assert "accuracy: the share of held-out pairs with chosen above rejected is 0." in error
     assert "must be at least 1" in error
     assert "Traceback" not in printed.out + printed.err
 
