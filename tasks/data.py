@@ -148,7 +148,7 @@ def _check_label(recipe: Recipe, names: list[str] | None) -> None:
 
 
 def _check_sizes(recipe: Recipe, report: dict[str, Any]) -> None:
-    """Warn of a small evaluation. Raises GateFailed for too few held-out pairs."""
+    """Warn of a small evaluation. Raises DataError for too few held-out pairs."""
     from rlhf_lib.evaluation.sample_size import check_sample_sizes
 
     prompts = report.get("tokenized", report["prompts"])["test"]["kept"]

@@ -34,7 +34,7 @@ def evaluate_policy(
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.rewards.build import build_reward
-    from rlhf_lib.statistics import SMALL_SAMPLE, counted
+    from rlhf_lib.statistics import SMALL_SAMPLE
 
     logger = get_run_logger()
     wanted = recipe.evaluation.perplexity
@@ -80,7 +80,7 @@ def evaluate_policy(
         perplexity = counts = None
         notes = [how_sampled(recipe)]
         if len(prompts) < SMALL_SAMPLE:
-            notes.append(f"Small: {counted(len(prompts), 'prompt')}; other prompts could give quite other figures.")
+            notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
             measured = {
                 name: Perplexity(keep_in_memory=True).compute(

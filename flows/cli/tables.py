@@ -37,7 +37,7 @@ def run_table(record: Record) -> str:
     if learned["accuracy"] is not None:
         accuracy = f"held-out accuracy, {_interval(learned['ci95'], learned['held_out'], '.3f', 'example')}"
     promoted = "champion" if model.get("promoted") else "challenger"
-    evaluated = record["evaluation"]
+    evaluated = record.get("evaluation") or {"held_out": True}
     seen = 0 if evaluated["held_out"] else 1
     rows = [
         ("", "before", "after", ""),

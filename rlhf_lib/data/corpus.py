@@ -18,7 +18,6 @@ from rlhf_lib.data.sources import (
     load_sources,
     load_split,
     mixture,
-    require_columns,
     sources,
     text_column,
 )
@@ -133,20 +132,16 @@ def load_texts(
 
     `default` is the data set where the source names none. Raises DataError for a missing set or column, or no text.
     """
-    # where the set is the prompts' own, theirs is the key to fix
-    key = "evaluation.perplexity" if source.dataset is not None else "data.prompts"
-    dataset, where = load_split(source, default=default, key=key), describe_source(source, default)
-    for name, column in (("column", source.column), ("prompt", source.prompt)):
-        if column is not None:
-            require_columns(dataset, [column], where, f"evaluation.perplexity.{name}")
+    dataset, where = load_split(source, default, "evaluation.perplexity"), describe_source(source, default)
     if source.limit and source.limit < len(dataset):
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: source.limit]
         dataset = dataset.select(sorted(drawn.tolist()))
     if not len(dataset):
-        raise DataError(f"evaluation.perplexity: {where} has no rows")
-    texts = list(dataset[source.column])
+        raise DataError(f"{where} has no rows: set evaluation.perplexity.split")
+    texts = text_column(dataset, source.column, where, "evaluation.perplexity.column")
     if source.prompt is not None:
-        pairs = list(zip(dataset[source.prompt], texts, strict=True))
+        given = text_column(dataset, source.prompt, where, "evaluation.perplexity.prompt")
+        pairs = list(zip(given, texts, strict=True))
     elif prompts is None:
         return texts, None
     else:
@@ -154,5 +149,6 @@ def load_texts(
     template = (prompts.template if prompts else None) or "{query}"
     pairs = [(template.replace("{query}", prompt), text) for prompt, text in pairs if prompt and text]
     if not pairs:
-        raise DataError(f"evaluation.perplexity: {where} has no text with something after its prompt")
+        fix = "evaluation.perplexity.column" if source.prompt else "data.prompts.query, min and max"
+        raise DataError(f"{where}: no text has something after its prompt to score. Change {fix}")
     return [text for _, text in pairs], [prompt for prompt, _ in pairs]

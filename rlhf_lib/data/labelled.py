@@ -22,6 +22,7 @@ from rlhf_lib.data.sources import (
 )
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.statistics import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,9 +73,13 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
         [value for _, labels in columns.values() for values in labels for value in values],
     )
     if len(names) < 2:
+        if settings.names is not None:
+            raise DataError(
+                f"{KEY}.names has {len(names)} name, and a classifier needs two: complete it, or set it to null"
+            )
         raise DataError(
-            f"{described['labelled/train']}: column '{settings.label}' has {len(names)} different labels, and a "
-            f"classifier needs two. Set {KEY}.label"
+            f"{described['labelled/train']}: column '{settings.label}' has {counted(len(names), 'different label')}, "
+            f"and a classifier needs two. Set {KEY}.label"
         )
 
     # without names of anybody's, the labels that occur are their own names, numbers too

@@ -201,7 +201,7 @@ def _prompts(dataset: Dataset, where: str) -> list[str | None]:
         return [None] * len(dataset)
     joined = parts(dataset)
     if all("prompt" in part.columns for part in joined):
-        return list(text_column(dataset, "prompt", where, "data.preferences"))
+        return list(text_column(dataset, "prompt", where, None))
     read = dataset.with_format(None)["prompt"]
     return [
         (read[row] or "") if "prompt" in part.columns else None

@@ -38,13 +38,15 @@ def load_split(source: SourceConfig, default: Datasets = None, key: str = "data.
     """
     from datasets import load_dataset, load_from_disk
 
+    owner = key if source.dataset is not None or default is None else "data.prompts"  # where the set is named
     sets = [one for one, _ in items(source, default)]
     if is_list(source, default):
-        return join([load_split(one, key=f"{key}.dataset[]") for one in sets], [describe_source(one) for one in sets])
-    source = sets[0]
+        own = f"{owner}.dataset[]"
+        return join([load_split(one, key=own) for one in sets], [describe_source(one) for one in sets])
+    place_key, source = f"{owner}.dataset", sets[0]
     name = source.dataset
     if name is None:
-        raise DataError(f"{key}.dataset is missing: a hub id, a local folder or file, or {EMBEDDED}")
+        raise DataError(f"{place_key} is missing: a hub id, a local folder or file, or {EMBEDDED}")
     assert isinstance(name, str), "one set, not a list"
     where = describe_source(source)
     base = re.split(r"[\[+]", source.split)[0].strip()
@@ -53,13 +55,13 @@ def load_split(source: SourceConfig, default: Datasets = None, key: str = "data.
     try:
         if name.startswith("embedded/"):
             if name != EMBEDDED:
-                raise DataError(f"{key}.dataset: unknown set '{name}': the embedded one is {EMBEDDED}")
+                raise DataError(f"{place_key}: unknown set '{name}': the embedded one is {EMBEDDED}")
             from rlhf_lib.data import embedded
 
             named = [part for part in ("train", "test") if part in source.split] or ["train", "test"]
             return _slice({part: embedded.load(part) for part in named}, source.split)
         if path.is_file():
-            return load_dataset(_builder(path, key), data_files={base: str(path)}, split=source.split)
+            return load_dataset(_builder(path, place_key), data_files={base: str(path)}, split=source.split)
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = load_from_disk(str(path))
             return _slice(saved if isinstance(saved, Mapping) else {base: saved}, source.split)
@@ -68,15 +70,13 @@ def load_split(source: SourceConfig, default: Datasets = None, key: str = "data.
                 folders = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir())) or "none"
                 raise DataError(f"{where}: no such folder in {path}, which has: {folders}. Set {key}.data_dir")
         elif _looks_local(name):
-            raise DataError(
-                f"{where}: {path} doesn't exist. Set {key}.dataset to a hub id or an existing folder or file"
-            )
+            raise DataError(f"{where}: {path} doesn't exist. Set {place_key} to a hub id or an existing folder or file")
         place = str(path) if path.is_dir() else name
         return load_dataset(place, source.name, data_dir=folder, split=source.split, cache_dir=_own_cache(path))
     except DataError:
         raise
     except Exception as error:  # the readers of the formats raise whatever they like
-        raise DataError(_explain(error, where, key)) from error
+        raise DataError(_explain(error, where, key, place_key)) from error
 
 
 def load_sources(recipe: Recipe, section: str = "") -> dict[str, Dataset]:
@@ -136,25 +136,43 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def text_column(dataset: Dataset, column: str, where: str, key: str) -> list[str]:
+def text_column(dataset: Dataset, column: str, where: str, key: str | None) -> list[str]:
     """The column's texts, null as empty. Raises DataError where it is missing or holds no text.
 
     Args:
-        where: the data set in words; `key`: the recipe's key that names the column, both for the messages.
+        where: the data set in words; `key`: the recipe's key that names the column, None where the name is fixed; both
+            for the messages.
     """
     require_columns(dataset, [column], where, key)
-    if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
-        raise DataError(
-            f"{where}: column '{column}' holds {dataset.features[column]}, not text. Set {key} to a text column"
-        )
+    if not _is_text(dataset.features[column]):
+        held, fix = _held(dataset.features[column])
+        texts = [name for name, feature in dataset.features.items() if _is_text(feature)]
+        if key is not None and texts:
+            fix += f", or set {key} to a column of texts ({', '.join(texts)})"
+        raise DataError(f"{where}: column '{column}' holds {held}, not text. {fix}")
     return [text or "" for text in dataset.with_format(None)[column]]
 
 
-def require_columns(dataset: Dataset, columns: Sequence[str], where: str, key: str) -> None:
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _held(feature: Any) -> tuple[str, str]:
+    """(what a column that isn't text holds, what to do about it), in words."""
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
+    if isinstance(inner, dict) and {"role", "content"} <= set(inner):
+        dialogue = "'\\n\\nHuman: ...\\n\\nAssistant: ...'"
+        return "chat messages", f"Join each list of messages into one text, {dialogue}"
+    if inner is not None:
+        return "lists", "Join each list into one text"
+    return str(getattr(feature, "dtype", "records")), "Make its values texts"
+
+
+def require_columns(dataset: Dataset, columns: Sequence[str], where: str, key: str | None) -> None:
     """Raise DataError if a column is missing, naming it and the available ones."""
     for column in columns:
         if reason := missing(dataset, column, where):
-            raise DataError(f"{reason}. Set {key}")
+            raise DataError(f"{reason}. {f'Set {key}' if key else f'Add a column {column!r}'}")
 
 
 def _own_cache(folder: Path) -> str | None:
@@ -176,12 +194,12 @@ def _slice(splits: Mapping[str, Dataset], spec: str) -> Dataset:
     return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
-def _builder(path: Path, key: str) -> str:
+def _builder(path: Path, place_key: str) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
     builder = _BUILDERS.get(suffixes[-1]) if suffixes else None
     if builder is None:
         raise DataError(
-            f"{key}.dataset: {path} has an unknown format (known: {', '.join(_BUILDERS)}, each also with .gz)"
+            f"{place_key}: {path} has an unknown format (known: {', '.join(_BUILDERS)}, each also with .gz)"
         )
     return builder
 
@@ -190,7 +208,7 @@ def _looks_local(name: str) -> bool:
     return name[0] in "/.~" or name.count("/") > 1 or Path(name).suffix in (*_BUILDERS, *_COMPRESSIONS)
 
 
-def _explain(error: Exception, where: str, key: str) -> str:
+def _explain(error: Exception, where: str, key: str, place_key: str) -> str:
     """One line that says what is wrong and how to fix it."""
     from datasets import config
     from datasets.exceptions import DatasetBuildError
@@ -208,9 +226,9 @@ def _explain(error: Exception, where: str, key: str) -> str:
         reason = "HF_HUB_OFFLINE is set" if config.HF_HUB_OFFLINE else "is there a network?"
         return (
             f"{where}: the hub is out of reach ({reason}) and the set isn't in the cache. Get it where there is a "
-            f"network and set {key}.dataset to the local folder"
+            f"network and set {place_key} to the local folder"
         )
-    return f"{where} can't be read: {message}. Check {key}.dataset (a hub id, or a local folder or file)"
+    return f"{where} can't be read: {message}. Check {place_key} (a hub id, or a local folder or file)"
 
 
 T = TypeVar("T")

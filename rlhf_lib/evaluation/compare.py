@@ -167,7 +167,10 @@ def encode_for_all(
         if all(0 < len(ids[row]) <= room for ids, room in zip(encoded, rooms, strict=True))
     ]
     if not rows:
-        raise ModelError(f"no evaluation prompt leaves {' and '.join(folders)} room for a response of {longest} tokens")
+        raise ModelError(
+            f"no evaluation prompt leaves {' and '.join(folders)} room for a response of {longest} tokens: lower "
+            "generation.max_new_tokens (or generation.length_sampler.max)"
+        )
     return tokenizers, [[ids[row] for row in rows] for ids in encoded], rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_lib.errors import GateFailed
+from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
 from rlhf_lib.statistics import SMALL_SAMPLE, counted
 
@@ -10,14 +10,14 @@ from rlhf_lib.statistics import SMALL_SAMPLE, counted
 def check_sample_sizes(recipe: Recipe, prompts: int, pairs: int | None) -> list[str]:
     """What to warn of, where the recipe has `prompts` evaluation prompts and `pairs` held-out pairs (None: no pairs).
 
-    Raises GateFailed for fewer pairs than reward.checks.min_pairs, which the reward's checks would refuse later.
+    Raises DataError for fewer pairs than reward.checks.min_pairs, which the reward's checks would refuse later.
     """
     checks, gates = recipe.reward.checks, recipe.registration.gates
     if pairs is not None and checks.min_pairs is not None and pairs < checks.min_pairs:
         more = "data.preferences.test"
         if recipe.data.preferences is not None and recipe.data.preferences.rankings is not None:
             more = "data.preferences.rankings.held_out"
-        raise GateFailed(
+        raise DataError(
             f"the reward can't be checked on {counted(pairs, 'held-out pair')}: reward.checks.min_pairs is "
             f"{checks.min_pairs}. Hold out more pairs ({more}), or lower min_pairs (null switches it off)"
         )

@@ -33,7 +33,7 @@ def build_reward(
         return weighted_sum([(term.weight, build_reward(term.reward, device=device)) for term in reward.terms or []])
     name = model or reward.model
     if name is None:
-        raise ModelError("the reward model isn't trained yet, and reward.model names none to load")
+        raise ModelError("the reward model isn't trained yet: run its recipe, or set reward.model to a trained one")
     if reward.kind == "likelihood":
         return LikelihoodReward(
             load_causal_lm(name, trust_remote_code=reward.trust_remote_code).to(device or "cpu"),  # type: ignore

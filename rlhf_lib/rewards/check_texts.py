@@ -56,8 +56,17 @@ def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
         if len(texts) == limit:
             break
     if not texts:
-        raise DataError(f"{where}: no row has text after its query, so there is nothing to check the reward model on")
+        cut = query_cut(recipe)
+        raise DataError(f"{where}: no row has text after its query, so there is nothing to check the reward on. {cut}")
     return texts
+
+
+def query_cut(recipe: Recipe) -> str:
+    """What would leave text after the queries."""
+    kind = recipe.data.prompts.query.kind
+    if kind in ("first_tokens", "first_words"):
+        return "Lower data.prompts.query.min and .max, or give data.preferences"
+    return f"Set data.prompts.column to one whose texts go on after the query ({kind}), or give data.preferences"
 
 
 def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str, str]:

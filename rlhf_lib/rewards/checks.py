@@ -53,7 +53,10 @@ FIGURES = {
     "finite_scores": ("the number of NaN or infinite scores", None),
     "pairs": ("the number of held-out pairs", "min_pairs"),
     "accuracy": ("the share of held-out pairs with chosen above rejected", "min_accuracy"),
-    "calibration": ("what the share of pairs in order lacks of what the scores claim", "max_calibration_error"),
+    "calibration": (
+        "how far the share of pairs in order falls short of what the scores claim",
+        "max_calibration_error",
+    ),
     "length_bias": ("the absolute rank correlation of score and length", "max_length_correlation"),
     "probes": ("the share of probes in their order", "min_probe_accuracy"),
     "score_spread": ("the standard deviation of the scores", "min_score_std"),
@@ -342,7 +345,9 @@ def _check_degenerate(
     gated = {kind: rate for kind, rate in rates.items() if kind in GATED_KINDS}
     if gated:
         real = "the chosen response" if known_good else "a response of the better-scored half"
-        detail = f"share that beats {real}: " + ", ".join(f"{kind} {rate:.2f}" for kind, rate in rates.items())
+        detail = f"of those that should lose to {real}: " + ", ".join(
+            f"{kind} {rate:.2f}" for kind, rate in rates.items()
+        )
         detail += f"; of {counted(len(good), 'response')}"
         report.add("degenerate", max(gated.values()), checks.max_degenerate_win_rate, "at most", detail)
 

@@ -142,7 +142,7 @@ def encode(
     """
     eos = tokenizer.eos_token_id
     if append_eos and eos is None:
-        raise ModelError("the reward model's tokenizer has no EOS token to end texts with: set tokenizer.eos_token")
+        raise ModelError("the reward model's tokenizer has no EOS token: set one and save_pretrained() it again")
     append_eos = append_eos and tokenizer("a").input_ids[-1:] != [eos]
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
     try:

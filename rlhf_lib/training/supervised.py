@@ -117,7 +117,9 @@ class _Log(TrainerCallback):
         if "loss" not in metrics:
             return
         if not torch.tensor(metrics["loss"]).isfinite():
-            raise ModelError(f"Loss is NaN or infinite at step {state.global_step}: lower the learning_rate")
+            stage = Path(args.output_dir).name
+            key = f"{'policy' if stage == 'base model' else 'reward'}.train.learning_rate"
+            raise ModelError(f"{stage}: the loss is NaN or infinite at step {state.global_step}: lower {key}")
         self.rows.append({"step": state.global_step, **metrics})
         if self.on_log_figures:
             self.on_log_figures(state.global_step, metrics)

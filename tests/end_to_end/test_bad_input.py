@@ -21,11 +21,14 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 def files(tmp_path_factory) -> Path:
     """Data sets, models and recipes with something wrong, each in a place named after it."""
     root = tmp_path_factory.mktemp("bad")
-    good = [{"chosen": DIALOGUE.format(i, "yes"), "rejected": DIALOGUE.format(i, "no")} for i in range(40)]
+    good = [{"chosen": DIALOGUE.format(i, "yes"), "rejected": DIALOGUE.format(i, "no")} for i in range(120)]
+    turns = [{"role": "user", "content": "Is 1 odd?"}, {"role": "assistant", "content": "yes"}]
     sets = {
         "good": good,
         "plain": [*good[:3], {"chosen": "No dialogue at all", "rejected": good[3]["rejected"]}],
         "headless": [{"chosen": row["chosen"]} for row in good],
+        "messages": [{"chosen": turns, "rejected": "no"}] * 3,
+        "listed": [{"prompt": ["Is 1 odd?"], "chosen": "yes", "rejected": "no"}] * 3,
     }
     for name, rows in sets.items():
         (root / name).mkdir()
@@ -93,6 +96,10 @@ def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Pa
             ["embedded", "--until", "reward-modle"],
             ["no stage 'reward-modle'", "did you mean reward_model?", "The stages are data, base_model"],
         ),
+        (
+            ["embedded", "--set", "reward.checks.pairs=20"],
+            ["reward.checks: pairs (20) is below min_pairs (50), so every reward would be refused: raise pairs, or"],
+        ),
         (["embedded", "--run-dir", "{files}/file"], ["run folder {files}/file can't be written", "set --run-dir"]),
         (["embedded", "--summary", "{files}/no/s.json"], ["{files}/no/s.json", "folder doesn't exist"]),
     ],
@@ -155,6 +162,47 @@ FOUND = {
         [f"{SET}={LOCAL}", "evaluation.perplexity.column=txt"],
         ["column 'txt' not found", "evaluation.perplexity.column"],
     ),
+    "missing perplexity split": (
+        [f"{SET}={LOCAL}", "evaluation.perplexity.split=tset"],
+        ["{files}/good", "Unknown split", "Set evaluation.perplexity.split"],
+    ),
+    "pairs of chat messages": (
+        [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/messages"],
+        [
+            "error: data set {files}/messages (split train): column 'chosen' holds chat messages, not text. Join each "
+            "list of messages into one text, '\\n\\nHuman: ...\\n\\nAssistant: ...', or set "
+            "data.preferences.chosen to a column of texts (rejected)"
+        ],
+    ),
+    "prompts of pairs that are lists": (
+        [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/listed"],
+        ["(split train): column 'prompt' holds lists, not text. Join each list into one text"],
+    ),
+    "a perplexity column that isn't text": (
+        [f"{SET}={LOCAL}", "evaluation.perplexity.dataset={files}/messages", "evaluation.perplexity.split=train"],
+        ["column 'chosen' holds chat messages, not text", "or set evaluation.perplexity.column to a column of texts"],
+    ),
+    "three held-out pairs": (
+        [f"{SET}={LOCAL}", "data.preferences.test.split=test[:3]"],
+        [
+            "error: the reward can't be checked on 3 held-out pairs: reward.checks.min_pairs is 50. Hold out more "
+            "pairs (data.preferences.test), or lower min_pairs (null switches it off)"
+        ],
+    ),
+    "as many unfrozen layers as there are": (
+        [f"{SET}={LOCAL}", "policy.unfrozen_layers=2"],
+        [
+            "error: policy.unfrozen_layers is 2, but the model from scratch has 2 blocks: set it to 1 (or the same "
+            "negative); null trains all"
+        ],
+    ),
+    "unfrozen layers of a model of one block": (
+        [f"{SET}={LOCAL}", "policy.unfrozen_layers=1", "policy.train.from_scratch.layers=1"],
+        [
+            "error: policy.unfrozen_layers is 1, but the model from scratch has 1 block, which can't be frozen in "
+            "part: leave it null, which trains all of it"
+        ],
+    ),
     "a row that is not a dialogue": (
         [f"{SET}={{files}}/plain"],
         ["{files}/plain", "row 3, column 'chosen' is not a dialogue", "'No dialogue at all'"],
@@ -165,7 +213,7 @@ FOUND = {
     ),
     "prompts longer than the positions": (
         [f"{SET}={LOCAL}", "policy.train.from_scratch.positions=50", "policy.train.from_scratch.vocab_size=258"],
-        ["none of the 20 prompts leaves room", "50 positions", "Shorten the prompts"],
+        ["none of the 60 prompts leaves room", "50 positions", "Shorten the prompts"],
     ),
     "a tokenizer without EOS": ([f"{SET}={LOCAL}", *GIVEN], ["{files}/endless", "no EOS token", "save_pretrained"]),
     "a label that the classifier doesn't have": (

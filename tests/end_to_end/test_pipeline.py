@@ -2,6 +2,8 @@
 
 import json
 import math
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +11,13 @@ import mlflow
 import pytest
 
 from flows import cli
+from flows.cli.tables import run_table
 from rlhf_lib.recipe import flatten, load_recipe
 
 # Everything small, and no gate in the way: nothing is learnt in ten steps, what counts is how it is passed on.
 UNGATED = dict.fromkeys(
     (
+        "min_pairs",
         "min_accuracy",
         "min_probe_accuracy",
         "max_calibration_error",
@@ -36,18 +40,20 @@ SETTINGS = {
     "ppo.batch_size": 16,
     "ppo.mini_batch_size": 8,
     "ppo.checkpoint_every": 2,
-    "evaluation.prompts": 24,
+    "evaluation.prompts": 32,
     "evaluation.perplexity.limit": 20,
-    "registration.gates": {"min_reward_delta": None, "max_perplexity_ratio": None, "min_distinct_2_ratio": None},
+    "registration.gates": dict.fromkeys(
+        ("min_prompts", "min_reward_delta", "max_perplexity_ratio", "min_distinct_2_ratio")
+    ),
 }
 STAGES = ["data", "base_model", "reward_model", "reward_checks", "ppo", "evaluation", "registration"]
 RECORD = {
     "recipe": None,
     "mlflow_run_id": None,
     "model": {"name", "version", "promoted"},
-    "reward_model": {"accuracy", "checks_passed"},
+    "reward_model": {"accuracy", "ci95", "held_out", "checks_passed"},
     "ppo": {"steps", "seconds", "kl"},
-    "reward": {"reference", "policy", "delta", "ci95", "win_rate"},
+    "reward": {"reference", "policy", "delta", "ci95", "win_rate", "prompts"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
     "evaluation": {"prompts", "distinct_prompts", "held_out"},
@@ -104,10 +110,12 @@ def run_dir(prefect_server, mlflow_store, tmp_path_factory):
 def first(run_dir):
     """The whole pipeline by its command, with what it printed and wrote."""
     options = [word for setting in overrides() for word in ("--set", setting)]
-    assert cli.main(["run", "embedded", "--summary", str(run_dir / "summary.json"), *options]) == 0
+    with redirect_stdout(StringIO()) as out:
+        assert cli.main(["run", "embedded", "--summary", str(run_dir / "summary.json"), *options]) == 0
+    printed = out.getvalue()
     record = json.loads((run_dir / "summary.json").read_text())
     run = started(record["mlflow_run_id"])
-    run.record = record
+    run.record, run.printed = record, printed
     return run
 
 
@@ -127,7 +135,11 @@ def test_the_record_has_the_documented_keys_and_no_others(first):
         assert keys is None or set(first.record[section]) == keys
     assert first.record["recipe"] == "embedded"
     assert first.record["ppo"]["steps"] == 3
-    assert first.record["evaluation"] == {"prompts": 24, "distinct_prompts": 24, "held_out": True}
+    learned = first.record["reward_model"]
+    assert learned["held_out"] == 60
+    assert learned["ci95"][0] < learned["accuracy"] < learned["ci95"][1]
+    assert first.record["reward"]["prompts"] == 32
+    assert first.record["evaluation"] == {"prompts": 32, "distinct_prompts": 32, "held_out": True}
     for stage, told in first.record["stages"].items():
         assert set(told) == {"about", "made", "folder", "mlflow_run_id"}
         assert told["mlflow_run_id"] == first.stage[stage].info.run_id
@@ -139,6 +151,17 @@ def test_the_record_has_the_documented_keys_and_no_others(first):
         first.record["reward"]["policy"] - first.record["reward"]["reference"], abs=1e-6
     )
     assert mlflow.artifacts.load_dict(f"{first.parent.info.artifact_uri}/summary.json") == first.record
+
+
+def test_the_table_says_how_many_prompts_and_pairs_its_figures_are_of(first):
+    table = first.printed
+    low, high = first.record["reward"]["ci95"]
+    assert f"95% [{low:+.3f}, {high:+.3f}], 32 prompts" in table
+    low, high = first.record["reward_model"]["ci95"]
+    assert f"held-out accuracy, 95% [{low:.3f}, {high:.3f}], 60 examples" in table
+    few = first.record | {"reward": first.record["reward"] | {"ci95": None, "prompts": 1}}
+    assert "wins" in run_table(few)
+    assert "no 95% interval: 1 prompt is too few" in run_table(few)
 
 
 def test_one_parent_with_a_child_per_stage(first):
@@ -154,9 +177,11 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     assert first.parent.data.params["ppo.batch_size"] == "16"
     record, metrics = first.record, first.parent.data.metrics
     assert set(metrics) == {
-        "reward_model/accuracy", "reward_model/checks_passed",
+        "reward_model/accuracy", "reward_model/ci95_low", "reward_model/ci95_high", "reward_model/held_out",
+        "reward_model/checks_passed",
         "ppo/steps", "ppo/seconds", "ppo/kl",
         "reward/reference", "reward/policy", "reward/delta", "reward/ci95_low", "reward/ci95_high", "reward/win_rate",
+        "reward/prompts",
         "perplexity/reference", "perplexity/policy",
         "perplexity/mean_per_text_reference", "perplexity/mean_per_text_policy",
         "diversity/distinct_2_reference", "diversity/distinct_2_policy",
@@ -282,7 +307,7 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     assert {again.stage[stage].data.tags["reused"] for stage in STAGES[:5]} == {"true"}
     assert record["ppo"]["seconds"] == stopped["ppo"]["seconds"]
     # evaluated on the prompts that it was trained on: told everywhere, and no champion
-    assert record["evaluation"] == {"prompts": 24, "distinct_prompts": 24, "held_out": False}
+    assert record["evaluation"] == {"prompts": 32, "distinct_prompts": 24, "held_out": False}
     assert "evaluated on" in printed
     assert "training prompts" in printed
     assert again.parent.data.tags["evaluation.held_out"] == "false"
@@ -294,7 +319,7 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     card = Path(record["stages"]["registration"]["folder"], "model_card.md").read_text()
     assert "No prompts are held out (data.prompts.held_out is 0)" in page
     assert "No prompts are held out (data.prompts.held_out is 0)" in card
-    assert "on 24 training prompts" in page
+    assert "on 32 training prompts" in page
 
 
 def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(first, capsys):
@@ -303,7 +328,7 @@ def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(fi
     assert cli.main(["run", "embedded", "--fresh", *options]) == 1
     printed = capsys.readouterr()
     error = next(line for line in printed.err.splitlines() if line.startswith("rlhf: error: "))
-    assert "accuracy is 0." in error
+    assert "accuracy: the share of held-out pairs with chosen above rejected is 0." in error
     assert "must be at least 1" in error
     assert "Traceback" not in printed.out + printed.err
 

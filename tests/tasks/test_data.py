@@ -64,6 +64,7 @@ def make(pairs, policy: dict, **changes) -> Recipe:
             "preferences": {},
         },
         "policy": policy,
+        "reward": {"checks": {"min_pairs": 10}},
     }
     return Recipe.model_validate(recipe | changes)
 

@@ -89,7 +89,7 @@ def evaluated(folders, prefect_server, mlflow_store):
 
 def test_record_is_the_contract(evaluated):
     record = evaluated[0][True]
-    assert set(record.reward) == {"reference", "policy", "delta", "ci95", "win_rate"}
+    assert set(record.reward) == {"reference", "policy", "delta", "ci95", "win_rate", "prompts"}
     assert set(record.perplexity) == {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"}
     assert {"distinct_1_reference", "distinct_2_policy"} < set(record.diversity)
     assert record.reward["ci95"][0] > 0

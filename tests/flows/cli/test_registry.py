@@ -11,6 +11,7 @@ from tiny_models import one_thread  # noqa: F401
 from flows import cli
 from rlhf_lib.ppo.rollout import sample_responses
 from tasks.registry import champions
+from tasks.registry.versions import registered
 
 
 @pytest.fixture
@@ -82,9 +83,9 @@ def test_an_alias_moved_elsewhere_and_a_version_that_is_gone(versions):
     [
         (["promote", "letters", "9"], "letters has no version 9: it has 1, 2, 3"),
         (["promote", "letters", "2"], "version 2 of letters is already the champion"),
-        (["promote", "nobody", "1"], "no registered model is named nobody"),
-        (["rollback", "nobody"], "nobody has no champion"),
-        (["models", "nobody"], "no registered model is named nobody (registered: letters)"),
+        (["promote", "nobody", "1"], "there is no registered model named nobody: the registry has letters"),
+        (["rollback", "nobody"], "there is no registered model named nobody: the registry has letters"),
+        (["models", "nobody"], "there is no registered model named nobody: the registry has letters"),
         (["chat", "nobody"], "nobody is not a registered model"),
     ],
 )
@@ -102,7 +103,7 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
     assert header.split()[:2] == ["VERSION", "ALIASES"]
     rows = {line.split()[0]: line for line in lines if line[:1].isdigit() and line.split()[0] in "123"}
     assert "challenger" in rows["3"]
-    assert "+0.5 [+0.3, +0.7]" in rows["3"]
+    assert "+0.5 [+0.3, +0.7], 256 prompts" in rows["3"]
     assert "20 -> 30" in rows["3"]
     assert "0.8 -> 0.6" in rows["3"]
     assert "champion" in rows["1"]
@@ -118,6 +119,17 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
 def test_models_of_an_empty_registry(store, capsys):
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out.startswith("nothing is registered yet")
+    assert cli.main(["models", "embedded"]) == 2
+    assert "no registered model named embedded: the registry is empty: run a recipe first" in capsys.readouterr().err
+
+
+def test_a_slip_of_the_pen_is_told_and_long_registries_are_read_to_their_end(store, capsys):
+    client = mlflow.MlflowClient()
+    for number in range(101):  # more than a page of MLflow's
+        client.create_registered_model(f"model-{number:03}")
+    assert len(registered()) == 101
+    assert cli.main(["models", "modle-007"]) == 2
+    assert "no registered model named modle-007: did you mean model-007? the registry has" in capsys.readouterr().err
 
 
 def test_chat_answers_as_the_two_models_sample(versions, folders, capsys, monkeypatch):

@@ -53,20 +53,20 @@ REWARD = figures()["reward"]
         (
             {"reward": REWARD | {"prompts": 49}},
             "min_prompts",
-            "the number of evaluation prompts (evaluation.prompts, data.prompts.held_out or .test) is 49 and must be at "
-            "least 50",
+            "the number of evaluation prompts (evaluation.prompts, data.prompts.held_out or .test) is 49 and must be "
+            "at least 50",
         ),
         (
             {"reward": REWARD | {"ci95": [0.0, 0.4], "delta": 0.2}},
             "min_reward_delta",
-            "the mean score gained over the reference is +0.2 (95% interval 0 to 0.4, 256 prompts); the interval's lower "
-            "end must be above 0",
+            "the mean score gained over the reference is +0.2 (95% interval 0 to 0.4, 256 prompts); the interval's "
+            "lower end must be above 0",
         ),
         (
             {"reward": REWARD | {"ci95": [math.nan, 1.0]}},
             "min_reward_delta",
-            "the mean score gained over the reference is +0.5 (95% interval nan to 1, 256 prompts); the interval's lower "
-            "end must be above 0",
+            "the mean score gained over the reference is +0.5 (95% interval nan to 1, 256 prompts); the interval's "
+            "lower end must be above 0",
         ),
         (
             {"perplexity": {"reference": 10.0, "policy": 21.0}},
@@ -151,8 +151,8 @@ def test_the_champion_must_be_beaten_beyond_doubt():
         ),
         (
             {"prompts": 40},
-            "40 of the evaluation prompts are short enough for both this policy and the champion (version 1), but there "
-            "must be at least 50 (min_prompts)",
+            "40 of the evaluation prompts are short enough for both this policy and the champion (version 1), but "
+            "there must be at least 50 (min_prompts)",
         ),
         ({"error": "it is gone"}, "no comparison with the champion (version 1): it is gone"),
     ],

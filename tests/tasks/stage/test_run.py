@@ -89,6 +89,34 @@ def test_a_run_goes_on_from_what_an_unfinished_one_left_and_a_finished_one_is_re
     assert not list((tmp_path / "runs" / "unfinished").iterdir())
 
 
+def test_what_was_reused_is_said_of_the_run_that_did_it(tmp_path, caplog):
+    """A run that did not end, or one that is still going."""
+    caplog.set_level("INFO")
+    with pytest.raises(RuntimeError):
+        pipeline(tmp_path, fault=RuntimeError("the disk"))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def going() -> None:
+        with pipeline_run(load_recipe("embedded"), str(tmp_path / "runs"), fresh=True) as run:
+            work(run)
+            inside.set()
+            assert go_on.wait(60)
+
+    pipeline(tmp_path)
+    assert "ppo: reused, a run that did not end had done it: run" in caplog.text
+    caplog.clear()
+    other = threading.Thread(target=going)
+    other.start()
+    assert inside.wait(60)
+    try:
+        pipeline(tmp_path)
+    finally:
+        go_on.set()
+        other.join(60)
+    assert "ppo: reused, another run, still at work, had done it: run" in caplog.text
+    assert "did not end" not in caplog.text
+
+
 def test_a_flow_run_that_is_tried_again_keeps_its_parent_and_all_that_it_had_done(tmp_path):
     with pytest.raises(RuntimeError):
         pipeline(tmp_path, "a", RuntimeError("the disk"), fresh=True)
