@@ -307,7 +307,7 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     assert {again.stage[stage].data.tags["reused"] for stage in STAGES[:5]} == {"true"}
     assert record["ppo"]["seconds"] == stopped["ppo"]["seconds"]
     # evaluated on the prompts that it was trained on: told everywhere, and no champion
-    assert record["evaluation"] == {"prompts": 32, "distinct_prompts": 24, "held_out": False}
+    assert record["evaluation"] == {"prompts": 32, "distinct_prompts": 32, "held_out": False}
     assert "evaluated on" in printed
     assert "training prompts" in printed
     assert again.parent.data.tags["evaluation.held_out"] == "false"
