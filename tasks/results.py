@@ -55,8 +55,14 @@ class PreparedData(StageResult):
 
     @property
     def about(self) -> str:
-        counts = {kind: self.report[kind]["train"]["kept"] for kind in ("prompts", *_ROWS) if kind in self.report}
+        counts = {kind: _used(self.report[kind]["train"]) for kind in ("prompts", *_ROWS) if kind in self.report}
         return ", ".join(f"{count:,} {_ROWS.get(kind, kind)}" for kind, count in counts.items())
+
+
+def _used(funnel: Mapping[str, Any]) -> int:
+    """Rows that are trained on: those that the filters kept, as often as their set's weight says."""
+    sets = funnel.get("sets", {}).values()
+    return sum(found["taken"] for found in sets) if sets else int(funnel["kept"])
 
 
 _ROWS = {"preferences": "preference pairs", "corpus": "texts", "labelled": "labelled texts"}
@@ -102,7 +108,9 @@ class RewardArtifact(StageResult):
     @property
     def about(self) -> str:
         trained = self.model is not None and self.model.startswith(self.folder)
-        return f"trained{_figure(self.metrics, 'accuracy/held_out', 'held-out accuracy')}" if trained else "not trained"
+        if not trained:
+            return "nothing to train here"
+        return f"trained{_figure(self.metrics, 'accuracy/held_out', 'held-out accuracy')}"
 
 
 class RewardChecks(StageResult):

@@ -68,7 +68,8 @@ def stages_table(record: Record) -> str:
     rows = [("stage", "", "where"), *((name, s["about"], s["made"] or "-") for name, s in record["stages"].items())]
     width = max(len(about) for _, about, _ in rows)
     lines = [f"{name:<15}{about:<{width}}  {made}".rstrip() for name, about, made in rows]
-    return "\n".join([*lines, "", f"Stopped after {record['until']}. Without --until, the same command goes on there."])
+    told = f"Stopped after {record['until']}, as asked. Run the same command without --until to go on from here."
+    return "\n".join([*lines, "", told])
 
 
 def _interval(ci95: Sequence[float] | None, count: int, form: str, what: str) -> str:

@@ -198,7 +198,8 @@ def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: Quer
 
 def held_out_prompts(folder: str, recipe: Recipe) -> Dataset:
     """The evaluation's prompts: all in the folder, or `evaluation.prompts` of them drawn with the seed, since sets may
-    be sorted."""
+    be sorted. Where none are held out, a small set is asked as often as it fits into that number: each answer is drawn
+    anew, and no other prompts would tell more."""
     return draw_prompts(load_from_disk(folder), recipe)
 
 
@@ -206,7 +207,8 @@ def draw_prompts(prompts: Dataset, recipe: Recipe) -> Dataset:
     """The same, from a data set in memory."""
     limit = recipe.evaluation.prompts
     if len(prompts) <= limit:
-        return prompts
+        times = limit // len(prompts) if recipe.data.prompts.unheld else 1
+        return prompts.select(list(range(len(prompts))) * times) if times > 1 else prompts
     return prompts.shuffle(seed=recipe.seed, keep_in_memory=True).select(range(limit))
 
 

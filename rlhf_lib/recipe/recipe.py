@@ -38,7 +38,11 @@ class TokenProbeConfig(Section):
 class EvaluationConfig(Section):
     """The policy after PPO against its reference: rewards, perplexity, diversity, samples."""
 
-    prompts: Positive = Field(256, description="evaluation prompts, at most")
+    prompts: Positive = Field(
+        256,
+        description="evaluation prompts, at most, each answered once; with data.prompts.held_out 0 each is answered as "
+        "often as it fits in",
+    )
     perplexity: PerplexitySetConfig | None = None
     probes: list[TokenProbeConfig] = Field([], description="next-token logit differences, shown in the report")
 

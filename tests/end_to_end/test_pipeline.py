@@ -295,7 +295,7 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     printed = capsys.readouterr().out
     assert all(f"{told['made'] or '-'}\n" in printed for told in stopped["stages"].values())
     assert "96 prompts, 256 preference pairs" in printed
-    assert "Stopped after ppo." in printed
+    assert "Stopped after ppo, as asked." in printed
     assert "report.html" not in printed
     run = started(stopped["mlflow_run_id"])
     assert run.parent.info.status == "FINISHED"

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_lib.data.prompts import (
     Prompts,
+    draw_prompts,
     load_prompts,
     shared_with_pairs,
     tokenize_prompts,
@@ -86,6 +87,11 @@ def test_a_closed_set_of_prompts_is_evaluated_on_itself(tmp_path) -> None:
     assert recipe.data.prompts.unheld
     assert sorted(prompts.train["query"]) == sorted(prompts.test["query"]) == ["east", "north", "south", "west"]
     assert prompts.report["train"] == {"rows": 5, "dropped": {"empty": 0, "duplicate": 1}, "kept": 4}
+    # each of the four is asked as often as it fits into evaluation.prompts
+    recipe.evaluation.prompts = 11
+    assert draw_prompts(prompts.test, recipe)["query"][:] == prompts.test["query"][:] * 2
+    recipe.evaluation.prompts = 3
+    assert len(set(draw_prompts(prompts.test, recipe)["query"])) == 3
     assert not make(tmp_path, ["a"], ["b"], held_out=0).data.prompts.unheld  # a test set of its own is held out
 
 
