@@ -248,6 +248,7 @@ def _metrics(evaluation: EvaluationResult, duel: Mapping[str, Any] | None, accur
         "kl": evaluation.kl,
         "perplexity": evaluation.perplexity or {},
         "reward_model": {"accuracy": accuracy},
+        "evaluation": evaluation.measured,
     }
     if duel and "error" not in duel:
         tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}

@@ -85,6 +85,7 @@ class EvaluationResult(StageResult):
     perplexity: dict[str, float | None] | None  # null without a set
     perplexity_counts: dict[str, Any] | None
     diversity: dict[str, float | None]
+    measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
     kl: float  # nats per response
     report: str  # the page's path
 
@@ -112,4 +113,5 @@ def run_record(
         "reward": evaluation.reward,
         "perplexity": evaluation.perplexity,
         "diversity": {key: diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
+        "metrics": evaluation.measured or None,
     }

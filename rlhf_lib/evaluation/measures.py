@@ -150,8 +150,10 @@ def flat_metrics(tree: Mapping[str, Any]) -> dict[str, float]:
     don't apply (None) are left out, never 0."""
     flat: dict[str, float] = {}
     for name, value in leaves(tree, "/").items():
+        if value is None:
+            continue
         if name.rpartition("/")[2] == "ci95":
             flat |= {f"{name}_low": float(value[0]), f"{name}_high": float(value[1])}
-        elif value is not None:
+        else:
             flat[name] = float(value)
     return flat

@@ -85,6 +85,11 @@ class Policy(nn.Module):
         elif self.unfrozen_layers is not None:
             freeze_below(base, self.unfrozen_layers)
         self.model = base
+        if base.get_output_embeddings() is None:
+            raise ModelError(
+                f"{type(base).__name__} has no language-model head: load it with AutoModelForCausalLM or "
+                "AutoModelForSeq2SeqLM"
+            )
         self.v_head = ValueHead(base.get_output_embeddings().in_features)
         self._reference: PreTrainedModel | None = None
         self._reference_adapter = False
