@@ -308,7 +308,7 @@ def test_a_score_that_is_no_number_is_named_and_nothing_learnt(bad):
         (None, "gave None: it must give a list of numbers, one for each response"),
         ("12345678", "gave '12345678': it must give a list of numbers"),
         (1.0, "gave 1.0: it must give a list"),
-        ({"scores": [0.0] * 8}, "it must give a list"),
+        ({"scores": [0.0] * 8}, "gave .*it must give a list"),
         ([0.0] * 7 + [None], "gave None for the query 'w.*with the response"),
         ([0.0] * 7 + ["1.0"], "gave '1.0' for the query"),
     ],
