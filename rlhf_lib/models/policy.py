@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.loading import quiet
 from rlhf_lib.models.logprobs import Packed, Padded, token_logprobs
 from rlhf_lib.models.trunk import blocks, freeze_below, top_blocks, trunk_and_head
 from rlhf_lib.recipe import LoraConfig
@@ -164,7 +165,8 @@ class Policy(nn.Module):
         merged = self.model
         if self.adapted is not None:
             merged = copy.deepcopy(self.adapted).merge_and_unload()
-        merged.save_pretrained(folder)
+        with quiet():
+            merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     @contextmanager
