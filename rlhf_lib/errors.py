@@ -16,6 +16,10 @@ class RecipeError(RLHFError):
     """A recipe or an override of it that doesn't validate."""
 
 
+class SettingsError(RecipeError, ValueError):
+    """A section of a recipe that was made in Python and doesn't validate."""
+
+
 class DataError(RLHFError):
     """A data set that is missing, malformed, or empty after its filters."""
 

@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
 from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
-from tasks.stage.keys import EVALUATION
+from tasks.stage.keys import EVALUATION, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.reports import publish
@@ -28,11 +28,14 @@ def evaluate_policy(
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_policy
+    from rlhf_lib.evaluation.measures import flat_metrics
+    from rlhf_lib.evaluation.metrics import measure_both, metric_changes
     from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
+    from rlhf_lib.ppo.evaluation import import_metrics, metric_columns
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.statistics import SMALL_SAMPLE
 
@@ -48,7 +51,8 @@ def evaluate_policy(
             wanted, default=prompt_settings.dataset, seed=recipe.seed, prompts=prompt_settings if seq2seq else None
         )
     settings = recipe.model_dump(mode="json", exclude={"registration", "about", "description"})
-    key = EVALUATION.key(settings, ppo.model_dump(mode="json"), reward.fingerprint, texts, given)
+    measured = [function_source(path, "evaluation.metrics") for path in recipe.evaluation.metrics]
+    key = EVALUATION.key(settings, ppo.model_dump(mode="json"), reward.fingerprint, texts, given, measured)
     with run_stage(EVALUATION, run, key=key) as s:
         if s.reused:
             return s.result
@@ -76,13 +80,16 @@ def evaluate_policy(
         metrics = comparison.metrics()
         if comparison.caveat:
             logger.warning("evaluation: %s", comparison.caveat)
+        own = measure_both(import_metrics(recipe.evaluation.metrics), comparison, tokenizer)
+        changes = metric_changes(*own, seed=recipe.seed)
+        metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
 
         perplexity = counts = None
         notes = [how_sampled(recipe)]
         if len(prompts) < SMALL_SAMPLE:
             notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
-            measured = {
+            perplexities = {
                 name: Perplexity(keep_in_memory=True).compute(
                     predictions=texts,
                     prompts=given,
@@ -93,10 +100,10 @@ def evaluate_policy(
                 )
                 for name, model in models.items()
             }
-            perplexity = {name: result["perplexity"] for name, result in measured.items()} | {
-                f"mean_per_text_{name}": result["mean_perplexity"] for name, result in measured.items()
+            perplexity = {name: result["perplexity"] for name, result in perplexities.items()} | {
+                f"mean_per_text_{name}": result["mean_perplexity"] for name, result in perplexities.items()
             }
-            found = measured["policy"]  # the same for both: one tokenizer, one architecture
+            found = perplexities["policy"]  # the same for both: one tokenizer, one architecture
             counts = {"texts": len(texts)} | {key: found[key] for key in ("tokens", "truncated", "skipped", "rule")}
             metrics |= {f"perplexity/{name}": value for name, value in perplexity.items()}
             metrics |= {f"perplexity/{name}": counts[name] for name in ("texts", "tokens", "truncated", "skipped")}
@@ -126,11 +133,20 @@ def evaluate_policy(
             drawings["probes"] = plots.probe_chart(probes)
             mlflow.log_dict({"probes": [asdict(probe) for probe in probes]}, "probes.json")
         report = build_report(
-            f"Evaluation of {recipe.name}", comparison, perplexity, notes, probes=probes, seed=recipe.seed
+            f"Evaluation of {recipe.name}",
+            comparison,
+            perplexity,
+            notes,
+            probes=probes,
+            metrics=changes,
+            seed=recipe.seed,
         )
         s.log_metrics(metrics)
         mlflow.set_tag("evaluation.held_out", str(comparison.comparison.held_out).lower())
-        mlflow.log_table(comparison.table(), "before_after.json")
+        table = comparison.table()
+        for when, values in zip(("before", "after"), own, strict=True):
+            table |= {f"{name}_{when}": column for name, column in metric_columns(values).items()}
+        mlflow.log_table(table, "before_after.json")
         page = publish(report, drawings, s.folder, key="evaluation", description=f"{recipe.name}: before and after")
         s.finish(
             EvaluationResult(
@@ -145,6 +161,7 @@ def evaluate_policy(
                 perplexity=perplexity,
                 perplexity_counts=counts,
                 diversity=comparison.diversity,
+                measured={change.key: change.record for change in changes},
                 kl=comparison.kl,
                 report=str(page),
                 prompts=len(comparison.queries),

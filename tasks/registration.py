@@ -250,6 +250,7 @@ def _metrics(
         "kl": evaluation.kl,
         "perplexity": evaluation.perplexity or {},
         "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
+        "evaluation": evaluation.measured,
     }
     if duel and "error" not in duel:
         tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}

@@ -146,6 +146,7 @@ class EvaluationResult(StageResult):
     perplexity: dict[str, float | None] | None  # null without a set
     perplexity_counts: dict[str, Any] | None
     diversity: dict[str, float | None]
+    measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
     kl: float  # nats per response
     report: str  # the page's path
     prompts: int = 0
@@ -212,6 +213,7 @@ def run_record(
         "perplexity": evaluation and evaluation.perplexity,
         "diversity": evaluation
         and {key: evaluation.diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
+        "metrics": evaluation and (evaluation.measured or None),
         "evaluation": evaluation
         and {
             "prompts": evaluation.prompts,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from prefect import task
 
 from rlhf_lib.recipe import Recipe, RewardConfig
 from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, StartingPolicy
-from tasks.stage.keys import REWARD_MODEL, content_key
+from tasks.stage.keys import REWARD_MODEL, content_key, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
 from tasks.tracking.runs import PipelineRun
@@ -172,16 +170,13 @@ def _normalize(
 def _fingerprint(reward: RewardConfig, model: str | None = None) -> str | None:
     """What identifies this reward: its files' content, its function's source file, or those of all its terms."""
     from rlhf_lib.models.loading import fingerprint
-    from rlhf_lib.rewards.build import import_function
 
     if reward.kind == "sum":
         return content_key([(term.model_dump(mode="json"), _fingerprint(term.reward)) for term in reward.terms or []])
     name = model or reward.model
     if reward.kind != "function":
         return fingerprint(name) if name else None
-    function = import_function(reward.function or "")
-    file = inspect.getsourcefile(inspect.unwrap(function) if inspect.isfunction(function) else type(function))
-    return content_key(reward.function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None)
+    return function_source(reward.function or "", "reward.function")
 
 
 def _rows(folders: Folders) -> list[str]:

@@ -80,15 +80,9 @@ def _rankings(args: argparse.Namespace) -> int:
     from rlhf_lib.errors import DataError
     from rlhf_lib.recipe import RankingsConfig
 
+    given = {"tasks": args.tasks, "rankings": args.files, "feedback": args.feedback, "criterion": args.criterion}
     try:
-        settings = RankingsConfig(
-            tasks=args.tasks,
-            rankings=args.files,
-            feedback=args.feedback,
-            consensus=args.consensus,
-            criterion=args.criterion,
-            flag_below=args.flag_below,
-        )
+        settings = RankingsConfig.model_validate(given | {"consensus": args.consensus, "flag_below": args.flag_below})
     except ValidationError as error:
         raise DataError("; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())) from None
     print(markdown(gather(settings)), end="")

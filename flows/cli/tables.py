@@ -55,6 +55,10 @@ def run_table(record: Record) -> str:
             number(record["diversity"]["distinct_2_policy"]),
             "",
         ),
+        *(
+            (name, number(own["reference"]), number(own["policy"]), f"delta {number(own['delta'], '+.3f')}")
+            for name, own in (record.get("metrics") or {}).items()
+        ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
         ("reward model", "", number(learned["accuracy"]), accuracy),
         *([("evaluated on", "", "", f"{counted(evaluated['prompts'], 'training prompt')}: none are held out")] * seen),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lib.evaluation.measures import Shift, shifts
+from rlhf_lib.evaluation.metrics import MetricChange
 from rlhf_lib.evaluation.page import markdown, page, shortened
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult
@@ -54,6 +55,7 @@ class BeforeAfterReport:
     perplexity: Mapping[str, float] | None
     probes: Sequence[ProbeResult]
     shifts: Sequence[Shift]
+    metrics: Sequence[MetricChange]
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -71,6 +73,7 @@ def build_report(
     notes: Sequence[str] = (),
     *,
     probes: Sequence[ProbeResult] = (),
+    metrics: Sequence[MetricChange] = (),
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -78,6 +81,7 @@ def build_report(
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
+    `metrics`: what changed in those of `evaluation.metrics`.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -106,8 +110,10 @@ def build_report(
         "Largest losses": [_sample(c, i) for i in reversed(order[-most:])],
     }
     moved = shifts(c.reference.texts, c.policy.texts)
-    definitions = [*_DEFINITIONS, *([_PROBES] if probes else []), *([_SHIFTS] if moved else [])]
-    return BeforeAfterReport(title, comparison, rows, groups, [*notes, *definitions], perplexity, probes, moved)
+    definitions = [*_DEFINITIONS, *([_METRICS] if metrics else []), *([_PROBES] if probes else [])]
+    definitions += [_SHIFTS] if moved else []
+    told = [*notes, *definitions]
+    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics)
 
 
 def _sample(c: BeforeAfter, i: int) -> Sample:
@@ -132,6 +138,10 @@ _DEFINITIONS = [
     "the share inside one response that occurred in it before.",
 ]
 
+_METRICS = (
+    "Your metrics: means over the responses to which each applies; change and interval, a paired bootstrap's, over the "
+    "prompts where it applies both before and after. A metric with one value for all responses has no interval."
+)
 _PROBES = (
     "Next token: the logit of the first word less that of the second, as the token after the prompt; of a word that "
     "the tokenizer splits, its first token's."

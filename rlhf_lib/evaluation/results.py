@@ -148,11 +148,11 @@ class Comparison:
                 "length": fmean(result.sampled.lengths),
                 "eos_rate": fmean(result.sampled.ended),
             }
-            own = _slug(result.name)
+            own = slug(result.name)
             metrics |= {f"{name}/{own}": value for name, value in flat_metrics(tree).items()}
             for other, share in zip(self.results, row, strict=True):
                 if share is not None:
-                    metrics[f"wins/{own}/{_slug(other.name)}"] = share
+                    metrics[f"wins/{own}/{slug(other.name)}"] = share
         return metrics
 
     def table(self) -> dict[str, list[Any]]:
@@ -243,6 +243,6 @@ class BeforeAfter:
         }
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     """A name as part of a metric's."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

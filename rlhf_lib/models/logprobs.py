@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.loading import positions
 from rlhf_lib.models.trunk import given_bottom, run_bottom, trunk_and_head
 
 ROW_TOKENS = 64  # rows shorter than this waste matrix-multiply width; longer ones waste attention
@@ -197,7 +198,7 @@ def check_head(model: PreTrainedModel, ids: Sequence[int]) -> Packed | Padded:
 
     Tried on the first of the token ids given, as query and response, which come back arranged. Raises ModelError.
     """
-    ids = ids[:8]  # twice a long prompt may be more than the model has positions for
+    ids = ids[: max(1, min(8, positions(model.config) // 2))]  # twice a long prompt may be more than it takes
     batch = arrange(model, [ids], [ids])
     _, head = trunk_and_head(model)
     if isinstance(batch, Padded):

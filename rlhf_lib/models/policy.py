@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.loading import quiet
 from rlhf_lib.models.logprobs import Packed, Padded, token_logprobs
 from rlhf_lib.models.trunk import blocks, freeze_below, top_blocks, trunk_and_head
 from rlhf_lib.recipe import LoraConfig
@@ -85,6 +86,11 @@ class Policy(nn.Module):
         elif self.unfrozen_layers is not None:
             freeze_below(base, self.unfrozen_layers)
         self.model = base
+        if base.get_output_embeddings() is None:
+            raise ModelError(
+                f"{type(base).__name__} has no language-model head: load it with AutoModelForCausalLM or "
+                "AutoModelForSeq2SeqLM"
+            )
         self.v_head = ValueHead(base.get_output_embeddings().in_features)
         self._reference: PreTrainedModel | None = None
         self._reference_adapter = False
@@ -162,7 +168,8 @@ class Policy(nn.Module):
         merged = self.model
         if self.adapted is not None:
             merged = copy.deepcopy(self.adapted).merge_and_unload()
-        merged.save_pretrained(folder)
+        with quiet():
+            merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     @contextmanager

@@ -39,6 +39,15 @@ class Batch:
         """Tokens of query and response together, of each of the rows."""
         return [len(self.queries[i]) + len(self.responses[i]) for i in rows]
 
+    def weight(self, rows: np.ndarray, full: int) -> float:
+        """What the loss of a mini-batch of these rows counts for beside that of one of `full` rows: 1, or for a smaller
+        one its share of the batch's tokens over the share that a full one has on average."""
+        full = min(full, len(self.responses))
+        if len(rows) >= full:
+            return 1.0
+        tokens = sum(len(self.responses[i]) for i in rows) / sum(map(len, self.responses))
+        return tokens * len(self.responses) / full
+
     def arrange(self, model: PreTrainedModel, rows: np.ndarray) -> Packed | Padded:
         """These rows, as the model reads them."""
         return arrange(model, [self.queries[i] for i in rows], [self.responses[i] for i in rows])

@@ -107,6 +107,13 @@ class AdaptiveKL:
         self.value *= 1.0 + error * responses / self.horizon
 
 
+def kl_controller(config: PPOConfig) -> AdaptiveKL | FixedKL:
+    """The one that the configuration asks for, at its start."""
+    if config.kl_controller == "fixed":
+        return FixedKL(config.kl_coef)
+    return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the true entries of the mask."""
     return (x * mask).sum() / mask.sum()

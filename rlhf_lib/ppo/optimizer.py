@@ -1,4 +1,4 @@
-"""The optimizers that PPO learns with."""
+"""The optimizers that PPO learns with, and their learning rate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from rlhf_lib.errors import RecipeError
 
@@ -32,6 +33,16 @@ def build_optimizer(parameters: list[nn.Parameter], config: PPOConfig) -> torch.
 
     kind = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[config.optimizer]
     return getattr(bitsandbytes.optim, kind)(parameters, **settings)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, config: PPOConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over `config.steps` steps."""
+    return get_scheduler(
+        "constant_with_warmup" if config.schedule == "constant" else config.schedule,
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.steps,
+    )
 
 
 def check_optimizer(config: PPOConfig) -> None:

@@ -7,7 +7,7 @@ further ado, and the number of processes changes rounding alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from rlhf_lib.errors import RecipeError
+from rlhf_lib.errors import RecipeError, RLHFError
 from rlhf_lib.models.logprobs import Packed, Padded, micro_batches
 
 if TYPE_CHECKING:
@@ -71,6 +71,21 @@ class Processes:
         from accelerate.utils import gather_object
 
         return gather_object([item.cpu() if isinstance(item, Tensor) else item for item in items])
+
+    def gather_from(self, work: Callable[[], list[Any]]) -> list[Any]:
+        """What `work` gives in every process. An RLHFError that it raises in one is raised in all, so that none waits
+        for another."""
+        if self.count == 1:
+            return work()
+        items: list[Any] = []
+        error: list[RLHFError] = []
+        try:
+            items = work()
+        except RLHFError as raised:
+            error = [raised]
+        if errors := self.gather(error):
+            raise errors[0]
+        return self.gather(items)
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise, over all processes."""

@@ -115,6 +115,7 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
 
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_tokenizer
+    from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.trainer import PPOTrainer
     from rlhf_lib.rewards.build import build_reward
 
@@ -137,6 +138,7 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
         dtype=pick_dtype(recipe.compute, device),
         score_constants=job.score_constants or (0.0, 1.0),
         eval_prompts=_eval_prompts(job, tokenizer) if recipe.ppo.eval_every else None,
+        metrics=import_metrics(recipe.evaluation.metrics),
         accelerator=accelerator,
     )
     if trainer.processes.rank:

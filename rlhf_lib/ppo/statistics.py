@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,34 @@ def rollout_statistics(
         "tokens/responses_len_std": std(lengths_B),
         "tokens/eos_rate": sum(ended) / len(ended),
     }
+
+
+class UpdateStatistics:
+    """What the updates of a batch told, one mini-batch after the other."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, list[tuple[Tensor, float]]] = defaultdict(list)
+
+    def add(self, stats: Mapping[str, Tensor], weight: float) -> None:
+        """A mini-batch's means over its tokens; `weight` is `Batch.weight`: 1 unless it is a smaller last one."""
+        for name, value in stats.items():
+            self.told[name].append((value, weight))
+
+    def means(self) -> Stats:
+        """Over the mini-batches, by weight."""
+        means = {}
+        for name, told in self.told.items():
+            values = torch.stack([value for value, _ in told])
+            weights = values.new_tensor([weight for _, weight in told])
+            means[name] = float((values * weights).sum() / weights.sum())
+        return means
+
+    def last(self, name: str) -> float:
+        """The last mini-batch's; a smaller one is filled up with the one before it."""
+        value, weight = self.told[name][-1]
+        if weight < 1 and len(self.told[name]) > 1:
+            value = weight * value + (1 - weight) * self.told[name][-2][0]
+        return float(value)
 
 
 def std(x: Tensor) -> float:

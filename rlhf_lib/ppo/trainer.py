@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.models.device import keep_freed_memory
@@ -29,12 +29,13 @@ from rlhf_lib.models.logprobs import Packed, check_head, micro_batches, token_lo
 from rlhf_lib.models.policy import Policy, autocast
 from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.batch import Batch, unflatten
+from rlhf_lib.ppo.evaluation import Evaluation, Metric, evaluation
 from rlhf_lib.ppo.faults import diverged, memory_advice
+from rlhf_lib.ppo.inputs import Prompts, Row, check_given, check_rows, checked_policy, prompt_rows
 from rlhf_lib.ppo.objectives import (
-    AdaptiveKL,
-    FixedKL,
     RunningMoments,
     gae,
+    kl_controller,
     kl_estimate,
     masked_mean,
     masked_var,
@@ -44,58 +45,71 @@ from rlhf_lib.ppo.objectives import (
     value_loss,
     whiten,
 )
-from rlhf_lib.ppo.optimizer import build_optimizer
+from rlhf_lib.ppo.optimizer import build_optimizer, build_scheduler
 from rlhf_lib.ppo.parallel import Processes, split_micro_batches
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
-from rlhf_lib.ppo.statistics import Stats, Timer, rollout_statistics, std
+from rlhf_lib.ppo.statistics import Stats, Timer, UpdateStatistics, rollout_statistics
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
 from rlhf_lib.rewards import Reward, checked_scores
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from accelerate import Accelerator
+    from peft import PeftModel
 
 EVAL_STREAM = 2**31 - 1  # the step whose random numbers evaluations draw: no training step's
 
 
 class PPOTrainer:
-    """Trains `policy` in place against `reward`, a plain callable over (queries, responses) as text.
+    """Trains `policy` in place against `reward`, a function of (queries, responses), two lists of texts, that returns
+    one number for each response.
 
-    `prompts` are rows with `query` (the text that the reward sees) and `input_ids` (what the policy continues). Batches
+    `policy` is a causal or seq2seq model of Transformers or PEFT, which trains whole (PEFT: its adapter), or a `Policy`
+    made of one, with LoRA, frozen layers or a critic. `prompts` are texts; or lists of token ids; or a datasets.Dataset
+    with the texts in `prompt_column` (by default `query`, `prompt` or `text`); or rows with `query`, the text that the
+    reward sees, and `input_ids`, what the policy continues: see `prompt_rows`, which makes rows of them all. Batches
     run through a fresh permutation of them an epoch. After each step, `samples` holds that batch's texts and scores.
-    `score_constants` (mean, std) normalise the scores for PPO; statistics of scores stay in raw units. `eval_prompts`,
-    rows like the others, are answered and scored every `config.eval_every` steps, always with the same random numbers.
-    With an `accelerator` all its processes, each with the same arguments, share the work of one run (ppo/parallel.py).
+
+    `eval_prompts`, in any of these forms, are answered and scored every `config.eval_every` steps, always with the same
+    random numbers, and measured by `metrics`, functions such as trlX's `metric_fn` (see `metric_values`).
+    `score_constants` (mean, std) normalise the scores for PPO; statistics of scores stay in raw units. With an
+    `accelerator` all its processes, each with the same arguments, share the work of one run (ppo/parallel.py).
 
     A subclass may override `minibatch_order`, `compute_rollout_logprobs` and `update`: the points at which another
     order, other old log-probs or another update rule comes in. `batch` is the last step's, for them to read.
 
-    Raises RLHFError where the policy's architecture, a query or a score can't be worked with.
+    Raises RLHFError where the policy, a prompt or a score can't be worked with.
     """
 
     batch: Batch
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy | PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         reward: Reward,
-        prompts: list[dict],
+        prompts: Prompts,
         config: PPOConfig,
         generation: GenerationConfig,
         *,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         score_constants: tuple[float, float] = (0.0, 1.0),
-        eval_prompts: list[dict] | None = None,
+        prompt_column: str | None = None,
+        eval_prompts: Prompts | None = None,
+        metrics: Metric | Sequence[Metric] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
-        if not prompts:
-            raise RLHFError("PPO has no prompts: the data set is empty after filtering")
-        if any(len(p["input_ids"]) == 0 for p in prompts):
-            raise RLHFError("a prompt has no tokens: drop empty prompts, or put a template around them")
-        self.policy, self.tokenizer, self.reward, self.prompts = policy, tokenizer, reward, prompts
+        self.policy = checked_policy(policy, tokenizer, reward, config, generation)
+        self.tokenizer, self.reward = tokenizer, reward
         self.config, self.generation, self.seed, self.dtype = config, generation, seed, dtype
-        self.score_constants, self.eval_prompts = score_constants, eval_prompts or []
+        self.score_constants, self.prompt_column = score_constants, prompt_column
+        self.metrics = [metrics] if callable(metrics) else list(metrics)
+        self.prompts = self._rows(prompts, "prompts")
+        self.eval_prompts = self._rows(eval_prompts, "eval_prompts") if eval_prompts else []
+        if config.eval_every and not self.eval_prompts:
+            raise RLHFError(f"config.eval_every is {config.eval_every}, and there are no eval_prompts to evaluate on")
         self.processes = Processes(accelerator)
         self.processes.check(batch_size=config.batch_size, mini_batch_size=config.mini_batch_size)
         self.step = 0
@@ -104,21 +118,12 @@ class PPOTrainer:
         self.reuse_sampled: bool | None = {"recompute": False, "sampling": True}.get(config.old_logprobs)
         self.samples: list[dict] = []
         self.moments = RunningMoments()
-        self.kl_controller = (
-            AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-            if config.kl_controller == "adaptive"
-            else FixedKL(config.kl_coef)
-        )
-        tried = check_head(policy.model, prompts[0]["input_ids"])
-        optimizer = build_optimizer(policy.trainable(), config)
-        self.learner, self.optimizer = self.processes.prepare(policy, optimizer, tried)
-        self.scheduler = get_scheduler(
-            "constant_with_warmup" if config.schedule == "constant" else config.schedule,
-            self.optimizer,
-            num_warmup_steps=config.warmup_steps,
-            num_training_steps=config.steps,
-        )
-        if policy.device.type == "cpu":
+        self.kl_controller = kl_controller(config)
+        tried = check_head(self.policy.model, self.prompts[0]["input_ids"])
+        optimizer = build_optimizer(self.policy.trainable(), config)
+        self.learner, self.optimizer = self.processes.prepare(self.policy, optimizer, tried)
+        self.scheduler = build_scheduler(self.optimizer, config)
+        if self.policy.device.type == "cpu":
             keep_freed_memory()
 
     # ------------------------------------------------------------ the algorithm
@@ -128,7 +133,7 @@ class PPOTrainer:
         while self.step < self.config.steps and not self.stopped:
             stats = self.train_step()
             if self.config.eval_every and self.eval_prompts and self.step % self.config.eval_every == 0:
-                stats |= self.evaluate()
+                stats |= self.evaluate().stats
             threshold = self.config.stop_at_reward
             self.stopped = threshold is not None and stats["ppo/mean_scores"] >= threshold
             yield stats
@@ -150,20 +155,22 @@ class PPOTrainer:
         ]
         return stats | timer.seconds
 
-    def evaluate(self) -> Stats:
-        """The policy's raw scores on the evaluation prompts."""
-        sampled = self._sample(self.eval_prompts, EVAL_STREAM)
-        scores = self._score(self.eval_prompts, sampled)
-        return {
-            "eval/mean_scores": float(scores.mean()),
-            "eval/std_scores": std(scores),
-            "eval/responses_len_mean": sum(map(len, sampled.response_ids)) / len(scores),
-        }
+    def evaluate(self, prompts: Prompts | None = None) -> Evaluation:
+        """The policy's answers to the evaluation prompts, or to others, with their raw scores and metrics.
+
+        Raises RLHFError where there are no prompts, or a score or a metric can't be worked with."""
+        rows = self.eval_prompts if prompts is None else self._rows(prompts, "prompts")
+        if not rows:
+            raise RLHFError("there are no evaluation prompts: give eval_prompts to PPOTrainer, or prompts to evaluate")
+        sampled = self._sample(rows, EVAL_STREAM)
+        scores = self._score(rows, sampled)
+        return evaluation(rows, sampled, scores, self.metrics, self.tokenizer)
 
     def learn(self, sampled: Responses, raw_scores_B: Tensor) -> Stats:
         """Learn from responses and their raw scores: all of a step but sampling and scoring. Responses that come
         without log-probs and values (empty lists) get them from a scoring pass."""
         timer = Timer()
+        check_given(self.policy, sampled.prompt_ids, sampled.response_ids)
         tokens = sum(map(len, sampled.prompt_ids)) + sum(map(len, sampled.response_ids))
         advice = partial(memory_advice, min(tokens, self.config.micro_batch_tokens))
         with timer("time/ppo/forward_pass"), advice():
@@ -187,17 +194,14 @@ class PPOTrainer:
             )
             batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
         with timer("time/ppo/optimize_step"), advice():
-            collected: dict[str, list[Tensor]] = defaultdict(list)
+            updates, target = UpdateStatistics(), self.config.target_kl
             for epoch in range(self.config.ppo_epochs):
                 for rows in self._minibatches(epoch, len(scores_B)):
-                    for name, value in self.update(batch, rows).items():
-                        collected[name].append(value)
-                approxkl, target = collected["ppo/policy/approxkl"][-1], self.config.target_kl
-                if target is not None and float(approxkl) > 1.5 * target:
+                    updates.add(self.update(batch, rows), self._weight(batch, rows))
+                if target is not None and updates.last("ppo/policy/approxkl") > 1.5 * target:
                     break
-            update_stats = {name: float(torch.stack(values).mean()) for name, values in collected.items()}
         batch.bottom = None  # no longer needed, and large
-        stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled.ended, update_stats)
+        stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled.ended, updates.means())
         self.kl_controller.update(stats["objective/kl"], len(scores_B))
         self.scheduler.step()
         self.step += 1
@@ -212,9 +216,13 @@ class PPOTrainer:
         order = self.minibatch_order(epoch, rows) if size < rows else np.arange(rows)
         return [order[start : start + size] for start in range(0, rows, size)]
 
+    def _weight(self, batch: Batch, rows: np.ndarray) -> float:
+        return batch.weight(rows, self.config.mini_batch_size or len(batch.responses))
+
     def update(self, batch: Batch, rows: np.ndarray) -> dict[str, Tensor]:
-        """One optimizer step: accumulate the gradient of these rows' mean loss per real token, then step."""
-        config = self.config
+        """One optimizer step: accumulate the gradient of these rows' mean loss per real token, then step. The loss of
+        a smaller last mini-batch is scaled down (`Batch.weight`). Statistics are means over the rows' tokens."""
+        config, weight = self.config, self._weight(batch, rows)
         mask_BT = batch.mask_BT[rows]
         tokens = mask_BT.sum()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=mask_BT.device))
@@ -237,7 +245,7 @@ class PPOTrainer:
                     kl = kl_estimate(logprobs, flat["ref_logprobs"], config.kl_estimator).sum()
                     loss = loss + self.kl_controller.value * kl
                     sums["ppo/loss/kl"] += kl.detach()
-                self.processes.backward(loss / tokens)
+                self.processes.backward(weight * loss / tokens)
             sums["ppo/loss/policy"] += policy.detach()
             sums["ppo/loss/value"] += value.detach()
             sums["ppo/loss/total"] += loss.detach()
@@ -265,14 +273,23 @@ class PPOTrainer:
         stats["ppo/val/var"] = masked_var(batch.values_BT[rows], mask_BT)
         return stats
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """The policy as it is now, adapters merged, and the tokenizer: a folder for `from_pretrained`."""
+        self.policy.save_pretrained(folder, self.tokenizer)
+
     # ------------------------------------------------------------ its parts
 
-    def _next_rows(self) -> list[dict]:
+    def _rows(self, prompts: Prompts, what: str) -> list[Row]:
+        rows = prompt_rows(prompts, self.tokenizer, self.prompt_column, what=what)
+        check_rows(rows, self.policy, self.generation, what)
+        return rows
+
+    def _next_rows(self) -> list[Row]:
         """The step's prompts; the step alone is the cursor."""
         size = self.config.batch_size
         return [self.prompts[i] for i in prompt_order(len(self.prompts), self.step * size, size, seed=self.seed)]
 
-    def _sample(self, rows: list[dict], step: int) -> Responses:
+    def _sample(self, rows: list[Row], step: int) -> Responses:
         """A response to each of the rows, with the random numbers of that step."""
         share = self.processes.share(len(rows))
         with self.processes.whole(self.policy), autocast(self.policy.device, self.dtype):
@@ -289,12 +306,15 @@ class PPOTrainer:
             )
         return Responses(*(self.processes.gather(column) for column in vars(sampled).values()))
 
-    def _score(self, rows: list[dict], sampled: Responses) -> Tensor:
+    def _score(self, rows: list[Row], sampled: Responses) -> Tensor:
         """Raw scores (B,), fp32 on the policy's device."""
         share = self.processes.share(len(rows))
-        queries, texts = [row["query"] for row in rows], sampled.texts
-        scores = self.processes.gather([float(s) for s in self.reward(queries[share], texts[share])])
-        return checked_scores(scores, queries, texts, f"at step {self.step}").float().to(self.policy.device)
+        queries, texts = [row["query"] for row in rows][share], sampled.texts[share]
+
+        def scored() -> list[float]:
+            return checked_scores(self.reward(queries, texts), queries, texts, f"at step {self.step}").tolist()
+
+        return torch.tensor(self.processes.gather_from(scored), device=self.policy.device)
 
     @torch.no_grad()
     def compute_rollout_logprobs(self, sampled: Responses) -> Batch:

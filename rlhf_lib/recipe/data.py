@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rlhf_lib.errors import SettingsError
+from rlhf_lib.recipe.explain import explain
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
+    """Raises SettingsError where it is made by hand of what doesn't validate; pydantic's ValidationError in a tree."""
+
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+    if not TYPE_CHECKING:  # which knows the fields' names and types from pydantic
+
+        def __init__(self, **settings: Any) -> None:
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise SettingsError(f"{type(self).__name__}: {explain(error, type(self))}") from None
+
+        __init__.__pydantic_base_init__ = True  # a section in another is validated as part of it
 
 
 class JoinedSetConfig(Section):

@@ -267,7 +267,9 @@ class PPOConfig(Section):
 
     steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
     batch_size: Positive = Field(128, description="prompts answered a step")
-    mini_batch_size: Positive | None = Field(None, description="rows per optimizer step; null: the batch")
+    mini_batch_size: Positive | None = Field(
+        None, description="rows per optimizer step; null: the batch. The last may be smaller"
+    )
     micro_batch_tokens: Positive = Field(
         4096, description="tokens per forward pass; bounds memory; doesn't change results"
     )
@@ -333,6 +335,6 @@ class PPOConfig(Section):
             raise ValueError("kl_estimator k1 has almost no gradient in the loss: set k2, or kl_in: reward")
         if self.keep_best is not None and self.keep_best.startswith("eval/") and self.eval_every is None:
             raise ValueError(f"keep_best {self.keep_best} needs eval_every")
-        if self.mini_batch_size and self.batch_size % self.mini_batch_size:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of mini_batch_size")
+        if self.mini_batch_size and self.mini_batch_size > self.batch_size:
+            raise ValueError(f"mini_batch_size ({self.mini_batch_size}) is more than batch_size ({self.batch_size})")
         return self

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf_lib.credentials import refusal
 from rlhf_lib.errors import RecipeError
+from rlhf_lib.recipe.explain import explain, is_section
 from rlhf_lib.recipe.recipe import Recipe
 
 
@@ -36,7 +37,7 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_explain(error, name_or_path)) from None
+        raise RecipeError(f"recipe {name_or_path}: {explain(error, Recipe)}") from None
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def _settings(tree: Mapping[str, Any] | None, section: type[BaseModel]) -> dict[
     flat: dict[str, Any] = {}
     for key, field in section.model_fields.items():
         value = tree[key] if tree is not None else None
-        inner = next((o for o in (field.annotation, *_options(field.annotation)) if _is_section(o)), None)
+        inner = next((o for o in (field.annotation, *_options(field.annotation)) if is_section(o)), None)
         if inner is None:
             flat[key] = value
         else:
@@ -60,10 +61,6 @@ def _settings(tree: Mapping[str, Any] | None, section: type[BaseModel]) -> dict[
 def _options(annotation: Any) -> tuple[Any, ...]:
     """What a union may hold; a list is not a union."""
     return () if get_origin(annotation) is list else get_args(annotation)
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def leaves(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
@@ -119,30 +116,3 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"override '{override}': the value is not valid YAML: {error}") from None
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    lines = []
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(fault["loc"][-1]), _keys_beside(fault["loc"]), n=1)
-            lines.append(f"unknown key '{where}'" + (f": did you mean '{near[0]}'?" if near else ""))
-        else:
-            given = fault.get("input")
-            shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
-            lines.append(f"{where or 'recipe'}: {fault['msg'].removeprefix('Value error, ')}{shown}")
-    return f"recipe {origin}: " + "; ".join(lines)
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """The keys known to the section that holds `location`."""
-    section: Any = Recipe
-    for key in location[:-1]:
-        field = section.model_fields.get(str(key)) if hasattr(section, "model_fields") else None
-        if field is None:
-            return []
-        section = next((o for o in (field.annotation, *get_args(field.annotation)) if _is_section(o)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)

@@ -44,6 +44,11 @@ class EvaluationConfig(Section):
         "often as it fits in",
     )
     perplexity: PerplexitySetConfig | None = None
+    metrics: list[str] = Field(
+        [],
+        description="functions of your own, package.module:name, called as trlX's metric_fn(samples, prompts, outputs, "
+        "**kwargs) -> name -> values: in the report before and after PPO, and while it learns with ppo.eval_every",
+    )
     probes: list[TokenProbeConfig] = Field([], description="next-token logit differences, shown in the report")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError
@@ -21,17 +22,24 @@ def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Se
     """
     import torch
 
-    try:
-        scores = [float(score) for score in given]
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"the reward {where} must give a list of numbers, not {given!r:.80}") from error
-    if len(scores) != len(responses):
-        raise ModelError(f"the reward {where} gave {len(scores)} scores for {len(responses)} responses")
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ModelError(
+            f"the reward {where} gave {given!r:.80}: it must give a list of numbers, one for each response"
+        )
+    listed = list(given)
+    if len(listed) != len(responses):
+        raise ModelError(f"the reward {where} gave {len(listed)} scores for {len(responses)} responses")
+    scores = []
+    for score in listed:
+        try:
+            scores.append(math.nan if isinstance(score, str) else float(score))
+        except (TypeError, ValueError):
+            scores.append(math.nan)
     scores_B = torch.tensor(scores, dtype=torch.float64)
     if not scores_B.isfinite().all():
         bad = int((~scores_B.isfinite()).nonzero()[0])
         raise ModelError(
-            f"the reward {where} gave {scores[bad]} for the query {queries[bad]!r:.200} with the response "
+            f"the reward {where} gave {listed[bad]!r:.80} for the query {queries[bad]!r:.200} with the response "
             f"{responses[bad]!r:.200}: fix the reward: PPO can't learn from it"
         )
     return scores_B

@@ -79,23 +79,24 @@ def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> 
             label_column(config, reward.label)
 
 
-def import_function(path: str) -> Callable[..., Any]:
-    """Import `package.module:name`, from Python's path or the working directory. Raises RecipeError."""
+def import_function(path: str, key: str = "reward.function") -> Callable[..., Any]:
+    """Import `package.module:name`, from Python's path or the working directory. Raises RecipeError, which names the
+    recipe's `key`."""
     module_name, separator, name = path.partition(":")
     if not (separator and module_name and name):
-        raise RecipeError(f"reward.function {path!r} must have the form package.module:name")
+        raise RecipeError(f"{key} {path!r} must have the form package.module:name")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise RecipeError(
-            f"reward.function {path}: module {module_name} can't be imported ({error}): install it, or run where it is"
+            f"{key} {path}: module {module_name} can't be imported ({error}): install it, or run where it is"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         present = ", ".join(n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
-        raise RecipeError(f"reward.function {path}: {module_name} has no function {name}; it has {present or 'none'}")
+        raise RecipeError(f"{key} {path}: {module_name} has no function {name}; it has {present or 'none'}")
     return function
 
 

@@ -29,13 +29,14 @@ from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.models.device import pick_device
 from rlhf_lib.models.loading import load_policy, load_tokenizer, positions, quiet
 from rlhf_lib.models.logprobs import response_logprobs
+from rlhf_lib.recipe import ComputeConfig
 from rlhf_lib.training.scratch import scratch_model, scratch_t5
 from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-    from rlhf_lib.recipe import ComputeConfig, LoraConfig, TrainConfig
+    from rlhf_lib.recipe import LoraConfig, TrainConfig
 
 
 SMALL_LOGITS = 1 << 25  # of a batch: 128 MB in fp32
@@ -44,11 +45,11 @@ HELD_OUT = 512  # answers that the held-out loss is taken over, at most
 
 def train_base_model(
     pairs: Dataset,
-    output: Path,
+    output: str | Path,
     *,
     train: TrainConfig,
-    compute: ComputeConfig,
-    seed: int,
+    compute: ComputeConfig | None = None,
+    seed: int = 0,
     model: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     lora: LoraConfig | None = None,
@@ -62,20 +63,30 @@ def train_base_model(
 
     From scratch (`train.from_scratch`) with the given `tokenizer`, or from `model`, whose tokenizer is used where none
     is given. With `lora` an adapter is trained and merged before saving. Texts longer than `train.max_length` lose
-    tokens on the left, so that answers stay whole. `on_log(step, metrics)` is called as training goes on.
+    tokens on the left, so that answers stay whole. `compute`: on which device and in which precision; by default a GPU if
+    there is one. `on_log(step, metrics)` is called as training goes on.
 
     Returns the metrics (`loss/held_out` in nats per token of the chosen answers given their prompts, EOS included, and
     its exponential `perplexity/held_out`) and the logged metrics per step.
     Raises ModelError for an absent model or a loss that diverges, DataError without a single answer to train on.
     """
+    if absent := {"prompt", "chosen"} - set(pairs.column_names):
+        raise DataError(
+            f"the answers to train on have no column {' and no column '.join(sorted(absent))}, but "
+            f"{', '.join(pairs.column_names)}: name the columns prompt and chosen (the answer), with "
+            "dataset.rename_columns({...})"
+        )
+    compute = compute or ComputeConfig()
     if train.from_scratch is not None:
         if tokenizer is None:
-            raise ValueError("a model from scratch needs the tokenizer made for it")
+            raise ModelError(
+                "a model from scratch needs a tokenizer: give one, rlhf_lib.training.scratch.train_tokenizer"
+            )
         build = scratch_t5 if train.from_scratch.architecture == "t5" else scratch_model
         network: PreTrainedModel = build(train.from_scratch, tokenizer, seed)
     else:
         if model is None:
-            raise ValueError("needs a model, or train.from_scratch")
+            raise ModelError("there is no model to train: give model, a hub id or folder, or set train.from_scratch")
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code)
         network = load_policy(model, trust_remote_code=trust_remote_code)
     longest = train.from_scratch.positions if train.from_scratch else positions(network.config)
@@ -107,7 +118,7 @@ def train_base_model(
     if held_out is not None and len(held_out):
         loss = answer_loss(trained.to(pick_device(compute)), tokenizer, held_out, limit)
         metrics |= {"loss/held_out": loss, "perplexity/held_out": math.exp(min(loss, 50.0))}
-    save(trained, tokenizer, output)
+    save(trained, tokenizer, Path(output))
     return metrics, log
 
 

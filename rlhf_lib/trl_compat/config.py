@@ -129,16 +129,18 @@ class PPOConfig:
     def to_recipe(self) -> recipe.PPOConfig:
         """The engine's settings (see `recipe.PPOConfig`). Raises RecipeError with TRL's name of the field."""
         try:
-            return recipe.PPOConfig(
-                steps=max(self.total_ppo_epochs, 1),
-                betas=(0.9, 0.999),
-                eps=1e-8,
-                weight_decay=0.0,
-                kl_controller="adaptive" if self.adap_kl_ctrl else "fixed",
-                kl_estimator=ESTIMATORS[self.kl_penalty],
-                target_kl=self.target_kl if self.early_stopping else None,
-                old_logprobs="recompute",
-                **{ours: getattr(self, theirs) for ours, theirs in SETTINGS.items()},
+            return recipe.PPOConfig.model_validate(
+                {
+                    "steps": max(self.total_ppo_epochs, 1),
+                    "betas": (0.9, 0.999),
+                    "eps": 1e-8,
+                    "weight_decay": 0.0,
+                    "kl_controller": "adaptive" if self.adap_kl_ctrl else "fixed",
+                    "kl_estimator": ESTIMATORS[self.kl_penalty],
+                    "target_kl": self.target_kl if self.early_stopping else None,
+                    "old_logprobs": "recompute",
+                }
+                | {ours: getattr(self, theirs) for ours, theirs in SETTINGS.items()}
             )
         except ValidationError as error:
             faults = ((str(fault["loc"][0]) if fault["loc"] else "", fault) for fault in error.errors())

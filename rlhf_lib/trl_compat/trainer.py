@@ -97,12 +97,6 @@ class PPOTrainer:
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.policy.v_head = model.v_head.to(self.policy.model.device)
-        learning = [p for p in self.policy.model.parameters() if p.requires_grad]
-        if not learning:
-            raise ModelError("no weight of the model learns: load its adapter with is_trainable=True")
-        if any(p.dtype == torch.float16 for p in learning):
-            raise ModelError("Adam makes NaN of fp16 weights: load them with torch_dtype=torch.bfloat16 or float32")
-
         bf16 = self.accelerator.mixed_precision == "bf16"
         self.engine = GivenResponses(
             self.policy,
@@ -110,7 +104,7 @@ class PPOTrainer:
             lambda queries, responses: [],
             [{"query": "", "input_ids": [tokenizer.eos_token_id or 0]}],
             config.to_recipe(),
-            GenerationConfig(),
+            GenerationConfig(max_new_tokens=1, ignore_eos=True),  # responses come from the caller
             seed=config.seed,
             dtype=torch.bfloat16 if bf16 else torch.float32,
         )

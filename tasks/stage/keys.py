@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -73,6 +74,16 @@ def check_stage(name: str) -> str:
 def content_key(*parts: Any) -> str:
     """16 hex digits that change with any of the parts (JSON values)."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def function_source(path: str, setting: str) -> str:
+    """16 hex digits of the function `package.module:name` that the recipe's setting names, and of the file that it is
+    written in. Raises RecipeError where it can't be imported."""
+    from rlhf_lib.rewards.build import import_function
+
+    function = import_function(path, setting)
+    file = inspect.getsourcefile(inspect.unwrap(function) if inspect.isfunction(function) else type(function))
+    return content_key(path, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None)
 
 
 def sources(stage: Stage[Any]) -> list[Path]:

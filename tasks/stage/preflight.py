@@ -22,11 +22,13 @@ def preflight(recipe: Recipe) -> Recipe:
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_config, load_tokenizer
     from rlhf_lib.models.trunk import check_unfrozen, count_top
+    from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.optimizer import check_optimizer
     from rlhf_lib.rewards.build import check_reward
 
     pick_device(recipe.compute)
     check_optimizer(recipe.ppo)
+    import_metrics(recipe.evaluation.metrics)
     if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
         raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file")
     recipe = recipe.model_copy(deep=True)

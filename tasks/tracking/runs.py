@@ -96,7 +96,8 @@ def use_experiment(run_dir: str) -> None:
 
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
     """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
-    return flat_metrics({section: record[section] or {} for section in HEADLINES})
+    sections = {section: record[section] or {} for section in HEADLINES}
+    return flat_metrics(sections | {"evaluation": record.get("metrics") or {}})
 
 
 def git_commit() -> str | None:

@@ -33,7 +33,8 @@ from rlhf_lib.recipe import Recipe
 from rlhf_lib.training.scratch import train_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {"production.md"}  # tests/operations/test_postgres.py starts its servers
+# tests/operations/test_postgres.py starts the servers of the one, test_library_docs.py runs the other
+ELSEWHERE = {"production.md", "library.md"}
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 

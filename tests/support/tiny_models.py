@@ -6,6 +6,7 @@ Weights are drawn wide (std 0.2), since at the usual 0.02 the logits are nearly 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from rlhf_lib.models.policy import Policy
+from rlhf_lib.ppo.evaluation import Metric
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import GenerationConfig, LoraConfig, PPOConfig
@@ -121,6 +123,7 @@ def tiny_trainer(
     seed: int = 0,
     score_constants: tuple[float, float] = (0.0, 1.0),
     eval_prompts: list[dict] | None = None,
+    metrics: Metric | Sequence[Metric] = (),
     **ppo,
 ) -> PPOTrainer:
     """3 steps of 8 responses of up to 7 tokens, 2 PPO epochs, unless `ppo` and `generation` say otherwise; `policy`
@@ -136,6 +139,7 @@ def tiny_trainer(
         seed=seed,
         score_constants=score_constants,
         eval_prompts=eval_prompts,
+        metrics=metrics,
     )
 
 

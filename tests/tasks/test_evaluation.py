@@ -48,6 +48,10 @@ def count_a(queries, responses):
     return [float(response.split().count("a")) for response in responses]
 
 
+def metric_fn(samples, prompts, outputs, **kwargs):
+    return {"letters/a": [output.count("a") for output in outputs], "responses": len(samples)}
+
+
 @pytest.fixture(scope="module")
 def evaluated(folders, prefect_server, mlflow_store):
     """Record and MLflow run of the task with, and without, a perplexity set."""
@@ -57,7 +61,7 @@ def evaluated(folders, prefect_server, mlflow_store):
         "policy": {"model": str(folders / "reference")},
         "reward": {"kind": "function", "function": f"{__name__}:count_a"},
         "generation": {"max_new_tokens": 6},
-        "evaluation": {"prompts": 32, "perplexity": {}},
+        "evaluation": {"prompts": 32, "perplexity": {}, "metrics": [f"{__name__}:metric_fn"]},
         "compute": {"device": "cpu", "precision": "fp32"},
     }
 
@@ -66,6 +70,7 @@ def evaluated(folders, prefect_server, mlflow_store):
         recipe = Recipe.model_validate(settings)
         if not with_perplexity:
             recipe.evaluation.perplexity = None
+            recipe.evaluation.metrics = []
         with mlflow.start_run() as parent:
             run = PipelineRun(run_dir=str(folders / "runs"), parent_run_id=parent.info.run_id)
             return evaluate_policy(
@@ -97,6 +102,20 @@ def test_record_is_the_contract(evaluated):
     counts = record.perplexity_counts
     assert (counts["texts"], counts["tokens"], counts["truncated"], counts["skipped"]) == (3, 3 + 15, 1, 1)
     assert EvaluationResult.model_validate_json(record.model_dump_json()) == record
+
+
+def test_metrics_of_one_s_own_are_before_and_after(evaluated):
+    record, without = evaluated[0][True], evaluated[0][False]
+    assert record.measured["letters-a"] == {key: record.reward[key] for key in ("reference", "policy", "delta", "ci95")}
+    assert record.measured["responses"] == {"reference": 32.0, "policy": 32.0, "delta": 0.0, "ci95": None}
+    assert record.metrics["evaluation/letters-a/ci95_low"] == record.reward["ci95"][0]
+    assert record.metrics["evaluation/responses/policy"] == 32
+    assert "evaluation/responses/ci95_low" not in record.metrics
+    assert "<td>letters/a</td>" in Path(record.report).read_text(encoding="utf-8")
+    table = mlflow.load_table("before_after.json", run_ids=[record.mlflow_run_id])
+    assert table["letters/a_after"].tolist() == table["score_after"].tolist()
+    assert without.measured == {}
+    assert not [name for name in without.metrics if name.startswith("evaluation/")]
 
 
 def test_a_figure_that_does_not_apply_is_left_out(evaluated):

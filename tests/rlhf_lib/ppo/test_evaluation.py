@@ -1,12 +1,17 @@
-"""Evaluation prompts while PPO learns, and the best step's weights."""
+"""Evaluation prompts while PPO learns, metrics of one's own on them, and the best step's weights."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 from tiny_models import one_thread, remainder_reward, same, tiny_prompts, tiny_trainer, weights  # noqa: F401
 
+from rlhf_lib.errors import ModelError, RecipeError, RLHFError
 from rlhf_lib.ppo.checkpoint import load_best, save_best
+from rlhf_lib.ppo.evaluation import import_metrics, metric_mean, metric_values
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import LoraConfig
 
@@ -40,6 +45,106 @@ def test_evaluation_changes_nothing_in_the_run():
             n: v for n, v in expected.items() if not n.startswith("time/")
         }
     assert same(weights(plain.policy), weights(watched.policy))
+
+
+def test_an_evaluation_holds_the_texts_with_their_scores():
+    trainer = tiny_trainer(eval_prompts=tiny_prompts(3))
+    found = trainer.evaluate()
+    assert [row["query"] for row in found.samples] == [row["query"] for row in tiny_prompts(3)]
+    assert [row["score"] for row in found.samples] == pytest.approx(
+        remainder_reward([], [row["response"] for row in found.samples])
+    )
+    assert found.stats["eval/mean_scores"] == pytest.approx(sum(row["score"] for row in found.samples) / 3)
+    with pytest.raises(FrozenInstanceError):
+        found.samples = []
+    assert trainer.evaluate() == found
+    assert len(trainer.evaluate(["w1 w2"]).samples) == 1
+    with pytest.raises(RLHFError, match="there are no evaluation prompts: give eval_prompts to PPOTrainer"):
+        tiny_trainer().evaluate()
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def metric_fn(samples, prompts, outputs, **kwargs):
+    """As in a program written for trlX."""
+    assert samples == [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
+    return {"words": [len(output.split()) for output in outputs], "share": 0.25, "stars": torch.tensor(kwargs["stars"])}
+
+
+def test_a_metric_function_of_trlx_works_unchanged():
+    prompts = [row | {"stars": float(i)} for i, row in enumerate(tiny_prompts(4))]
+    trainer = tiny_trainer(eval_prompts=prompts, metrics=metric_fn, eval_every=1, steps=1)
+    (stats,) = trainer.train()
+    found = trainer.evaluate()
+    words = [len(row["response"].split()) for row in found.samples]
+    assert [row["words"] for row in found.samples] == words
+    assert [row["stars"] for row in found.samples] == [0.0, 1.0, 2.0, 3.0]
+    assert found.stats["eval/words"] == pytest.approx(sum(words) / 4)
+    assert (stats["eval/share"], stats["eval/stars"]) == (0.25, 1.5)
+    assert "share" not in found.samples[0]  # of all the samples together
+
+
+def test_a_metric_gets_the_arguments_that_it_names():
+    seen = []
+    metrics = [
+        lambda samples: {"a": [float(len(samples))] * 2},
+        lambda outputs, tokenizer: seen.append(tokenizer) or {"b": len(outputs)},
+    ]
+    assert metric_values(metrics, ["x", "y"], ["1", "2"], tokenizer="t") == {"a": [2.0, 2.0], "b": 2.0}
+    assert seen == ["t"]
+
+
+def test_a_metric_that_does_not_apply_is_left_out():
+    values = metric_values(
+        [lambda outputs: {"some": [1.0, None, math.nan, 4.0], "none": [None] * 4, "nan": math.nan}],
+        list("abcd"),
+        list("abcd"),
+    )
+    assert values == {"some": [1.0, None, None, 4.0], "none": [None] * 4, "nan": None}
+    assert [metric_mean(given) for given in values.values()] == [2.5, None, None]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1.0, 2.0], r"the metric odd gave \[1.0, 2.0\]: it must return a dict, name -> values over the samples"),
+        (
+            {"length": [1.0]},
+            "the metric odd gave for 'length' 1 values for 2 samples: give one each, or a single number",
+        ),
+        ({"length": ["1", "2"]}, "the metric odd gave for 'length' '1', which is no number"),
+        ({"score": [1.0, 2.0]}, "a metric is called 'score', which is a name of the trainer's own"),
+        ({"mean_scores": 1.0}, "a metric is called 'mean_scores'"),
+    ],
+    ids=str,
+)
+def test_metrics_that_cannot_be_used_are_named(given, message):
+    def odd(samples):
+        return given
+
+    with pytest.raises(ModelError, match=message):
+        tiny_trainer(eval_prompts=tiny_prompts(2), metrics=odd).evaluate()
+
+
+def test_two_metrics_of_one_name_are_refused():
+    twice = [lambda samples: {"a": 1.0}] * 2
+    with pytest.raises(ModelError, match="gives 'a', as another metric does"):
+        metric_values(twice, ["x"], ["y"])
+
+
+def test_a_recipe_s_metric_is_named_when_it_raises(tmp_path, monkeypatch):
+    (tmp_path / "own_metrics.py").write_text("def broken(samples):\n    return {'a': samples[7]}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (broken,) = import_metrics(["own_metrics:broken"])
+    message = r"the metric own_metrics:broken raised IndexError: list index out of range \(.*own_metrics.py, line 2\)"
+    with pytest.raises(ModelError, match=message):
+        metric_values([broken], ["x"], ["y"])
+    with pytest.raises(RecipeError, match=r"evaluation\.metrics own_metrics:brocken: own_metrics has no function"):
+        import_metrics(["own_metrics:brocken"])
+
+
+# ---------------------------------------------------------------- the best step
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from tiny_models import (
     EOS,
     count_steps,
@@ -21,8 +21,10 @@ from tiny_models import (
 )
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from rlhf_lib.errors import ModelError, RLHFError
+from rlhf_lib.errors import ModelError, RLHFError, SettingsError
 from rlhf_lib.models.logprobs import check_head, response_logprobs
+from rlhf_lib.ppo.batch import Batch
+from rlhf_lib.ppo.statistics import UpdateStatistics
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
 
@@ -38,6 +40,72 @@ def test_mini_batch_statistics_are_unweighted_means_and_epochs_are_permuted():
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
     assert trainer.minibatch_order(0, 8).tolist() != orders[0]  # the next step's
+
+
+def gradients(trainer: PPOTrainer) -> list[torch.Tensor]:
+    """A list that grows with each optimizer step by the gradient which it is given, flat."""
+    found: list[torch.Tensor] = []
+
+    def note(optimizer, args, kwargs) -> None:
+        found.append(
+            torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]).double()
+        )
+
+    trainer.optimizer.register_step_pre_hook(note)
+    return found
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [4096, 8], ids=["whole", "accumulated"])
+@pytest.mark.parametrize("responses", [[4, 1, 2, 3, 2], [3, 3, 3, 3, 3]], ids=["unequal", "equal"])
+def test_a_token_of_a_smaller_last_mini_batch_weighs_as_much_as_another(responses, micro_batch_tokens):
+    """5 = 3 + 2: per token 1/N in the full one, N its own tokens; B / (m N_B) in the other, N_B the batch's tokens."""
+    given = given_responses([[1, 2]] * 5, [[3 + i] * length for i, length in enumerate(responses)])
+    settings = {"ppo_epochs": 1, "learning_rate": 0.0, "max_grad_norm": None, "micro_batch_tokens": micro_batch_tokens}
+    scores = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0])
+    whole = tiny_trainer(batch_size=5, **settings)
+    total = gradients(whole)
+    whole.learn(given, scores)
+    cut = tiny_trainer(batch_size=5, mini_batch_size=3, **settings)
+    parts, order = gradients(cut), cut.minibatch_order(0, 5)
+    cut.learn(given, scores)
+    full = sum(responses[i] for i in order[:3])
+    expected = sum(responses) * total[0]
+    assert len(parts) == 2
+    torch.testing.assert_close(full * parts[0] + 3 / 5 * sum(responses) * parts[1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_statistics_of_a_smaller_last_mini_batch_weigh_less():
+    """Of 12 tokens 5 are in the last, of 2 rows: 5/12 of the tokens, where 3/5 would be a full one's."""
+    batch = Batch.of([[1]] * 5, [[1] * 4, [1], [1] * 2, [1] * 3, [1] * 2], torch.device("cpu"))
+    assert batch.weight(np.array([0, 1, 2]), 3) == 1.0
+    weight = batch.weight(np.array([3, 4]), 3)
+    assert weight == pytest.approx(25 / 36)
+    assert batch.weight(np.arange(5), 8) == 1.0  # a batch smaller than a mini-batch is one, and whole
+    told = UpdateStatistics()
+    told.add({"loss": torch.tensor(1.0), "norm": torch.tensor(2.0)}, 1.0)
+    told.add({"loss": torch.tensor(4.0)}, 0.5)
+    assert told.means() == pytest.approx({"loss": (1.0 + 0.5 * 4.0) / 1.5, "norm": 2.0})
+    assert told.last("loss") == 0.5 * 4.0 + 0.5 * 1.0  # what early stopping goes by
+    told.add({"loss": torch.tensor(8.0)}, 1.0)
+    assert told.last("loss") == 8.0
+
+
+def test_a_batch_that_divides_is_updated_as_it_always_was():
+    trainer = tiny_trainer(batch_size=8, mini_batch_size=4, max_grad_norm=None)
+    means, found = [], gradients(trainer)
+    update = trainer.update
+    trainer.update = lambda batch, rows: means.append(update(batch, rows)) or means[-1]
+    stats = trainer.train_step()
+    assert len(found) == 4
+    for name in means[0]:
+        expected = float(torch.stack([told[name] for told in means]).mean())
+        assert name == "ppo/val/var_explained" or stats[name] == expected
+
+
+def test_a_mini_batch_is_no_larger_than_the_batch():
+    assert len(list(tiny_trainer(batch_size=8, mini_batch_size=5, steps=1).train())) == 1
+    with pytest.raises(SettingsError, match=r"PPOConfig: mini_batch_size \(9\) is more than batch_size \(8\)"):
+        PPOConfig(batch_size=8, mini_batch_size=9)
 
 
 def test_gradients_are_clipped_at_every_step():
@@ -135,7 +203,7 @@ def test_kl_is_charged_in_the_loss(estimator):
 
 
 def test_k1_has_no_gradient_to_charge_in_the_loss():
-    with pytest.raises(ValidationError, match="set k2, or kl_in: reward"):
+    with pytest.raises(SettingsError, match="set k2, or kl_in: reward"):
         PPOConfig(kl_in="loss", kl_estimator="k1")
 
 
@@ -233,9 +301,29 @@ def test_a_score_that_is_no_number_is_named_and_nothing_learnt(bad):
     assert trainer.step == 0
 
 
-def test_a_reward_that_loses_a_score_is_named():
-    with pytest.raises(RLHFError, match="7 scores for 8 responses"):
-        tiny_trainer(reward=lambda queries, responses: [0.0] * 7).train_step()
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([0.0] * 7, "gave 7 scores for 8 responses"),
+        (None, "gave None: it must give a list of numbers, one for each response"),
+        ("12345678", "gave '12345678': it must give a list of numbers"),
+        (1.0, "gave 1.0: it must give a list"),
+        ({"scores": [0.0] * 8}, "gave .*it must give a list"),
+        ([0.0] * 7 + [None], "gave None for the query 'w.*with the response"),
+        ([0.0] * 7 + ["1.0"], "gave '1.0' for the query"),
+    ],
+    ids=str,
+)
+def test_what_is_no_score_for_each_response_is_named(given, message):
+    with pytest.raises(ModelError, match=f"the reward at step 0 {message}") as error:
+        tiny_trainer(reward=lambda queries, responses: given).train_step()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, iter, lambda s: [torch.tensor([x]) for x in s]])
+def test_scores_may_come_as_any_row_of_numbers(kind):
+    trainer = tiny_trainer(reward=lambda queries, responses: kind([1.0, 2.0] * 4))
+    assert trainer.train_step()["ppo/mean_scores"] == 1.5
 
 
 @pytest.mark.parametrize(("prompts", "message"), [([], "no prompts"), ([{"query": "", "input_ids": []}], "no tokens")])

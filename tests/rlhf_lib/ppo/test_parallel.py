@@ -72,6 +72,9 @@ def reward(queries, responses):
         os.kill(os.getpid(), signal.SIGKILL)
     numbers = [[int(word[1:]) % 5 for word in response.split()] for response in responses]
     return [sum(n) / max(len(n), 1) - 2.0 for n in numbers]
+
+def silent_in_the_second(queries, responses):
+    return None if os.environ.get("RANK") == "1" else reward(queries, responses)
 """
 
 
@@ -79,7 +82,7 @@ def recipe(model: str, *, processes: int, policy: dict | None = None, **ppo) -> 
     settings = {
         "steps": 3,
         "batch_size": 8,
-        "mini_batch_size": 4,
+        "mini_batch_size": 6,  # and a last one of 2
         "micro_batch_tokens": 16,
         "ppo_epochs": 2,
         "learning_rate": 1e-2,
@@ -211,9 +214,10 @@ def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job,
 
 
 def test_an_error_of_a_process_keeps_its_own_words(job):
+    """Of the second, too, while the first has nothing to complain of."""
     wrong = job("wrong", 2)
-    wrong.recipe.reward.function = "shared_reward:absent"
-    with pytest.raises(RLHFError, match="shared_reward has no function absent"):
+    wrong.recipe.reward.function = "shared_reward:silent_in_the_second"
+    with pytest.raises(RLHFError, match="the reward function shared_reward:silent_in_the_second gave None"):
         list(launch(wrong))
 
 

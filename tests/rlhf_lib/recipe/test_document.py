@@ -33,7 +33,7 @@ def test_types_bounds_and_defaults_are_in_words():
     page = PAGE.read_text()
     for row in (
         "| `ppo.steps` | integer ≥ 1 | `100` | one step: one rollout batch with all its PPO epochs |",
-        "| `ppo.mini_batch_size` | integer ≥ 1 or null | `null` | rows per optimizer step; null: the batch |",
+        "| `ppo.checkpoint_every` | integer ≥ 1 or null | `50` | steps between checkpoints; null: none |",
         "| `generation.top_p` | number > 0, ≤ 1 | `1.0` | 1: off, as top_k |",
         "| `policy.critic` | `shared`, `separate` | `\"shared\"` | the value head's trunk: the policy's, or a copy |",
         "| `reward.checks.probes[].better` | text |  | the response that must score higher |",

@@ -1,0 +1,168 @@
+"""Evaluation while PPO learns: what the policy answers to prompts that it isn't trained on, and what is measured there.
+
+A metric is a function from samples to named values, as trlX's `metric_fn`:
+
+    def metric_fn(samples, prompts, outputs, **kwargs) -> dict[str, list[float] | float]: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lib.errors import ModelError
+from rlhf_lib.ppo.rollout import Responses
+from rlhf_lib.ppo.statistics import std
+from rlhf_lib.rewards.build import import_function
+
+# keywords, of which it takes those that it names (all, with **kwargs): see `metric_values`
+Metric = Callable[..., Mapping[str, Any]]
+Values = dict[str, list[float | None] | float | None]
+
+OWN = ("query", "prompt", "input_ids", "attention_mask")  # columns of a row that are no metadata
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The policy on the evaluation prompts, which it answers with the same random numbers each time.
+
+    `samples` has a row a prompt: `query`, `response`, `score`, and the metrics' values. `stats` has the means under
+    the names that `train` yields: `eval/mean_scores`, `eval/std_scores`, `eval/responses_len_mean`, and `eval/NAME` for
+    each metric; one that applies to no sample is left out.
+    """
+
+    stats: dict[str, float]
+    samples: list[dict[str, Any]] = field(repr=False)
+
+
+def evaluation(
+    rows: Sequence[Mapping[str, Any]],
+    responses: Responses,
+    scores_N: Tensor,
+    metrics: Sequence[Metric],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Evaluation:
+    """From the prompts' rows, and the responses to them with their raw scores."""
+    queries, texts = [row["query"] for row in rows], responses.texts
+    stats = {
+        "eval/mean_scores": float(scores_N.mean()),
+        "eval/std_scores": std(scores_N),
+        "eval/responses_len_mean": sum(map(len, responses.response_ids)) / len(queries),
+    }
+    columns: dict[str, Sequence[Any]] = {"query": queries, "response": texts, "score": scores_N.tolist()}
+    values = metric_values(metrics, queries, texts, rows=rows, tokenizer=tokenizer) if metrics else {}
+    for name, given in values.items():
+        if f"eval/{name}" in stats or name in columns:
+            raise ModelError(f"a metric is called {name!r}, which is a name of the trainer's own: rename it")
+        if (mean := metric_mean(given)) is not None:
+            stats[f"eval/{name}"] = mean
+    columns |= metric_columns(values)
+    samples = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return Evaluation(stats, samples)
+
+
+def metric_values(
+    metrics: Sequence[Metric],
+    queries: Sequence[str],
+    responses: Sequence[str],
+    *,
+    rows: Sequence[Mapping[str, Any]] = (),
+    tokenizer: Any = None,
+) -> Values:
+    """What the metrics give for N samples: a list of N values, or one for all of them together, by name.
+
+    Each is called as in trlX, with keywords: `samples` (query and response in one text), `prompts` (the queries),
+    `outputs` (the responses), all lists of N texts; `tokenizer`; and each further column of the prompts' `rows`, a list
+    of N. A function gets those that it names, or all if it has **kwargs.
+
+    None and NaN mean that a metric doesn't apply. Raises ModelError, naming the function, for values that are not
+    numbers, or not N.
+    """
+    samples = [query + response for query, response in zip(queries, responses, strict=True)]
+    columns = {name for row in rows for name in row} - set(OWN)
+    offered: dict[str, Any] = {name: [row.get(name) for row in rows] for name in sorted(columns)}
+    offered |= {"samples": samples, "prompts": list(queries), "outputs": list(responses), "tokenizer": tokenizer}
+    values: Values = {}
+    for metric in metrics:
+        label = f"the metric {getattr(metric, '__name__', type(metric).__name__)}"
+        found = metric(**_wanted(metric, offered))
+        if not isinstance(found, Mapping):
+            raise ModelError(f"{label} gave {found!r:.80}: it must return a dict, name -> values over the samples")
+        for name, given in found.items():
+            if name in values:
+                raise ModelError(f"{label} gives {name!r}, as another metric does: rename one of them")
+            values[str(name)] = _checked(given, len(samples), f"{label} gave for {name!r}")
+    return values
+
+
+def import_metrics(paths: Sequence[str]) -> list[Metric]:
+    """The recipe's `evaluation.metrics`, each `package.module:name`.
+
+    Raises RecipeError where one can't be imported. What a metric raises later comes as a ModelError that names it.
+    """
+    return [_named(path, import_function(path, "evaluation.metrics")) for path in paths]
+
+
+def _named(path: str, function: Metric) -> Metric:
+    @functools.wraps(function)
+    def called(**offered: Any) -> Mapping[str, Any]:
+        try:
+            return function(**offered)
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            raise ModelError(
+                f"the metric {path} raised {type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+            ) from error
+
+    called.__name__ = path
+    return called
+
+
+def _wanted(metric: Metric, offered: dict[str, Any]) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(metric).parameters.values()
+    except ValueError:  # built in
+        return offered
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return offered
+    return {p.name: offered[p.name] for p in parameters if p.name in offered}
+
+
+def _checked(given: Any, count: int, what: str) -> list[float | None] | float | None:
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(given, list | tuple):
+        return _number(given, what)
+    if len(given) != count:
+        raise ModelError(f"{what} {len(given)} values for {count} samples: give one each, or a single number")
+    return [_number(value, what) for value in given]
+
+
+def _number(value: Any, what: str) -> float | None:
+    """The number; None for one that doesn't apply."""
+    if value is None:
+        return None
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, int | float):
+        raise ModelError(f"{what} {value!r:.80}, which is no number")
+    return float(value) if math.isfinite(value) else None
+
+
+def metric_mean(values: list[float | None] | float | None) -> float | None:
+    """The mean over the samples to which it applies; None where there are none."""
+    if not isinstance(values, list):
+        return values
+    applying = [value for value in values if value is not None]
+    return sum(applying) / len(applying) if applying else None
+
+
+def metric_columns(values: Values) -> dict[str, list[float | None]]:
+    """Those that have a value a sample."""
+    return {name: column for name, column in values.items() if isinstance(column, list)}
