@@ -13,8 +13,9 @@ def add_commands(commands: Any) -> None:
     clean = commands.add_parser(
         "clean",
         help="remove what old runs left behind",
-        description="Remove checkpoints, stages' folders, MLflow artifacts and MLflow runs that the section `retention` "
-        "of RUN_DIR/settings.yaml doesn't keep. What registered versions need stays, and so does what live runs use.",
+        description="Remove the checkpoints, stages' folders, MLflow artifacts and MLflow runs that the section "
+        "`retention` of RUN_DIR/settings.yaml doesn't keep. What registered versions need stays, and so does what live "
+        "runs use.",
     )
     clean.set_defaults(function=_clean)
     clean.add_argument("--dry-run", action="store_true", help="list what would go, with sizes, and remove nothing")

@@ -220,10 +220,10 @@ def _pages(prefect_port: int, mlflow_port: int) -> str:
 
 def _runs_already(service: Service) -> bool:
     """Whether `up` started it before. Raises EnvironmentFault if that was on another port."""
-    if _running(service.name) is None:
+    port = _recorded_port(service.name)
+    if port is None:
         _end_orphans(service.name)
         return False
-    port = json.loads(_file(service.name).read_text())["port"]
     if port != service.port:
         raise EnvironmentFault(
             f"{service.name} runs on port {port} already: run rlhf down first, or choose that port by "
@@ -238,19 +238,22 @@ def _check_ports(services: Sequence[Service]) -> None:
     if len(wanted) < len(services):
         raise EnvironmentFault(f"both servers can't use port {services[0].port}: give --prefect-port or --mlflow-port")
     faults = []
-    for service in services:
-        if not ports.is_free(service.port):
-            if (
-                _running(service.name) is not None
-                and json.loads(_file(service.name).read_text())["port"] == service.port
-            ):
-                fix = "rlhf up has started it: open that address, or run rlhf down first"
-            else:
-                free = ports.next_free(service.port, wanted)
-                fix = f"stop that, or choose another port, such as --{service.name}-port {free}"
-            faults.append(f"port {service.port} of {HOST} is taken{ports.holder(service.port)}: {fix}")
+    for name, port in ((service.name, service.port) for service in services if not ports.is_free(service.port)):
+        if _recorded_port(name) == port:
+            faults.append(f"rlhf up runs {name} on http://{HOST}:{port} already: open that, or run rlhf down first")
+        else:
+            free = ports.next_free(port, wanted)
+            faults.append(
+                f"port {port} of {HOST} is taken{ports.holder(port)}: stop that, or choose another port, such as "
+                f"--{name}-port {free}"
+            )
     if faults:
         raise EnvironmentFault("; ".join(faults))
+
+
+def _recorded_port(name: str) -> int | None:
+    """The port of the service that `up` left running; None if it isn't running."""
+    return json.loads(_file(name).read_text())["port"] if _running(name) is not None else None
 
 
 def _spawn(service: Service, **options: Any) -> subprocess.Popen[bytes]:
