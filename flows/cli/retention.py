@@ -44,7 +44,8 @@ def _clean(args: argparse.Namespace) -> int:
     for piece in record["removed"]:
         print(f"{piece['kind']:<12}{readable_size(piece['bytes']):>9}  {piece['run']}")
     kept = record["kept"]
-    total = f"{len(record['removed'])} pieces, {readable_size(record['bytes'])}"
+    count = len(record["removed"])
+    total = f"{count} {'piece' if count == 1 else 'pieces'}, {readable_size(record['bytes'])}"
     print(
         f"{total} {'would be removed' if args.dry_run else 'removed'}; {kept['live']} live runs and {kept['versions']} "
         "runs of registered versions were left alone"

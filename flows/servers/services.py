@@ -210,8 +210,8 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in came:
-        signal.raise_signal(number)
+    for held in came:
+        signal.raise_signal(held)
 
 
 def _pages(prefect_port: int, mlflow_port: int) -> str:

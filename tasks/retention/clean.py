@@ -7,6 +7,7 @@ folder is gone from its place at one stroke, and MLflow runs are marked before t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import LoggedModel, Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import local_file_uri_to_path
 from prefect import task
 
 from rlhf_lib.errors import EnvironmentFault
@@ -148,8 +150,7 @@ def _unfinished(root: Path, found: dict[str, Found], policy: Retention) -> list[
         return []
     plan = []
     for folder in sorted((root / "checkpoints").glob("*")):
-        ended = max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
-        run = Found(folder.name, None, ended, live=False)
+        run = Found(folder.name, None, run_folder.changed(folder), live=False)
         if policy.checkpoints is not None and policy.checkpoints.lets_go(run.age, None):
             lock = f"ppo-{folder.name[:16]}"
             plan.append(
@@ -256,12 +257,21 @@ def _emptied(run: Found) -> bool:
 
 
 def _remove_artifacts(run: Run) -> None:
-    get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts()
+    _remove_stored(str(run.info.artifact_uri))
 
 
 def _remove_model(model: LoggedModel) -> None:
-    get_artifact_repository(model.artifact_location).delete_artifacts()
+    _remove_stored(model.artifact_location)
     mlflow.MlflowClient().delete_logged_model(model.model_id)
+
+
+def _remove_stored(place: str) -> None:
+    """Remove all that is stored there, as `mlflow gc` does for deleted runs."""
+    store: Any = get_artifact_repository(place)
+    store.delete_artifacts()
+    if place.startswith("file:"):
+        with suppress(OSError):  # ID/artifacts is gone, and ID is empty
+            Path(local_file_uri_to_path(place)).parent.rmdir()
 
 
 def _logged_bytes(runs: list[Run], models: list[LoggedModel]) -> int:

@@ -71,7 +71,7 @@ def find_runs(root: Path) -> dict[str, Found]:
     own = mlflow.get_tracking_uri() == f"sqlite:///{root}/mlflow.db"
     experiment = client.get_experiment_by_name(EXPERIMENT)
     kept = [experiment.experiment_id] if experiment else []
-    records: list[Run] = mlflow.search_runs(kept, output_format="list") if kept else []  # type: ignore[assignment]
+    records: list[Run] = mlflow.search_runs(kept, output_format="list") if kept else []
     found: dict[str, Found] = {}
     for record in records:
         run = record.info.run_id
@@ -80,8 +80,7 @@ def find_runs(root: Path) -> dict[str, Found]:
             found[run] = Found(run, record, ended, run_folder.is_running(root, run) or _begins(root, record))
     for run, folder in folders.items():
         if run not in found and folder.is_dir():
-            newest = max((f.stat().st_mtime for f in folder.rglob("*")), default=folder.stat().st_mtime)
-            found[run] = Found(run, None, newest, run_folder.is_running(root, run))
+            found[run] = Found(run, None, run_folder.changed(folder), run_folder.is_running(root, run))
     owners = {run: run for run in found}
     for record in records:
         if (parent := record.data.tags.get(_PARENT)) in found:

@@ -204,5 +204,13 @@ def tidy(root: Path) -> None:
 
 def size(folder: Path) -> int:
     """Bytes of all files in a folder, without what it links to."""
-    files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in _files(folder))
+
+
+def changed(folder: Path) -> float:
+    """When the newest file in a folder was written, in seconds since the epoch; of an empty one, when it was made."""
+    return max((file.stat().st_mtime for file in _files(folder)), default=folder.stat().st_mtime)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())

@@ -290,7 +290,8 @@ def test_what_is_old_goes_through_the_server_and_the_champion_stays(first, live,
     ppo = client.mlflow.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}' and tags.stage = 'ppo'")[0]
     assert ppo.data.metrics["objective/kl"] is not None
     assert not client.mlflow.list_artifacts(ppo.info.run_id)
-    assert not (live.folder / f"var/artifacts/{experiment}/{ppo.info.run_id}").exists()
+    stored = live.folder / "var/artifacts" / experiment / ppo.info.run_id
+    assert not [file for file in stored.rglob("*") if file.is_file()]
     assert not list((live.folder / "var/runs/work" / parent).iterdir())
     # compare loads the champion, its reference and its reward model
     compare = [sys.executable, "-m", "flows.cli", "compare", "reference", "models:/embedded@champion", "--prompts", "4"]

@@ -388,13 +388,16 @@ def test_ended_anywhere_the_next_call_finishes_it(root, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = [".", "tests/support"]
 from pathlib import Path
-import pytest
-from tests.tasks.retention.test_clean import clean, keeping, killer, Keep
-with pytest.MonkeyPatch.context() as patch:
-    killer(patch, lambda: os.kill(os.getpid(), signal.SIGKILL), 7)
-    clean(Path(sys.argv[1]), keeping(runs=Keep(newest=1)))
+from tasks.retention import clean as cleaning
+from tasks.retention.settings import Keep, Retention
+remove, done = cleaning._remove_artifacts, []
+def kill_at_the_second(run):
+    if done:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(remove(run))
+cleaning._remove_artifacts = kill_at_the_second
+cleaning.clean(Path(sys.argv[1]), Retention(checkpoints=None, work=None, runs=Keep(newest=1)))
 """
 
 
