@@ -9,7 +9,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-backends test-browser test-faults test-recipes lint format docs ui up down bench parity \
-	clean clean-runs
+	clean clean-old-runs clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ parity: $(READY)  ## compute TRL 0.11.4's PPO statistics anew and hold ours agai
 clean:  ## remove caches and build output; the runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find flows tasks rlhf_lib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+clean-old-runs: $(READY)  ## remove what old runs left, as runs/settings.yaml says: make clean-old-runs ARGS=--dry-run
+	$(BIN)/rlhf clean $(ARGS)
 
 clean-runs:  ## remove ./runs: every run, its models and both databases
 	rm -rf runs

@@ -48,6 +48,7 @@ def collect(
     import mlflow
 
     from tasks.collect import collect_responses
+    from tasks.tracking import run_folder
     from tasks.tracking.runs import git_commit, use_experiment
 
     loaded = load_recipe(recipe, overrides)
@@ -62,7 +63,11 @@ def collect(
     use_experiment(str(run_dir()))
     tags = {"recipe": loaded.name, "stage": "collect", "criterion": criterion, "git_commit": git_commit() or ""}
     tags["prefect_flow_run_id"] = str(flow_run.id)
-    with mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run, gpu_limit():
+    with (
+        mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run,
+        run_folder.running(run_dir(), run.info.run_id),
+        gpu_limit(),
+    ):
         record = collect_responses(
             loaded,
             str(policy),

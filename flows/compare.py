@@ -31,6 +31,7 @@ def compare(
     import mlflow
 
     from tasks.compare import compare_models, plan_comparison
+    from tasks.tracking import run_folder
     from tasks.tracking.runs import git_commit, use_experiment
 
     check()
@@ -40,6 +41,10 @@ def compare(
     tags |= {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
     known = {key: str(value) for key, value in tags.items() if value is not None}
     title = f"compare {', '.join(model.name for model in plan.models)}"
-    with mlflow.start_run(run_name=title, tags=known) as run, gpu_limit():
+    with (
+        mlflow.start_run(run_name=title, tags=known) as run,
+        run_folder.running(run_dir(), run.info.run_id),
+        gpu_limit(),
+    ):
         record = compare_models(plan, str(run_dir() / "work" / run.info.run_id / "compare"))
     return record | {"mlflow_run_id": run.info.run_id}

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows.cli import annotation, registry, servers
+from flows.cli import annotation, registry, retention, servers
 from flows.cli.configure import configure
 from rlhf_lib.errors import GateFailed, RLHFError
 
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
     annotation.add_commands(commands, _override_option)
     registry.add_commands(commands, _override_option)
+    retention.add_commands(commands)
     servers.add_commands(commands)
     for name, command in commands.choices.items():
         if name not in ("recipes", "show", "rankings"):

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.faults import Diverged
+from rlhf_lib.ppo.orphan import LAUNCHER, end_with_launcher
 from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.recipe import Recipe
 
@@ -265,7 +266,7 @@ def launch_command(job: Job, file: Path) -> list[str]:
 def _environment(job: Job) -> dict[str, str]:
     from rlhf_lib.models.device import pick_device
 
-    environment = dict(os.environ)
+    environment = os.environ | {LAUNCHER: str(os.getpid())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))  # where a reward may lie
     if pick_device(job.recipe.compute).type == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -275,6 +276,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 def main(accelerator: Accelerator | None = None) -> None:
     """One of the processes that `launch` starts."""
+    end_with_launcher()
     from accelerate import Accelerator
 
     file = Path(sys.argv[1])

@@ -16,6 +16,7 @@ from typing import Any, Generic
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from tasks.stage.full_disk import disk_full
@@ -82,9 +83,8 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
             return
         tags = {"stage": name, "stage_key": key}
         with mlflow.start_run(run_name=name, nested=True, parent_run_id=run.parent_run_id, tags=tags) as child:
-            if not run.fresh and (result := _finished(stage, known)):
+            if not run.fresh and (result := _finished(stage, known)) and (link := _link(result.mlflow_run_id)):
                 source = result.mlflow_run_id
-                link = mlflow_link(source)
                 mlflow.set_tags({"reused": "true", "reused_from": source, "reused_from_url": link})
                 mlflow.log_metrics(result.metrics)
                 before = "nothing changed since"
@@ -112,6 +112,16 @@ def _finished(stage: Stage[Result], folder: Path) -> Result | None:
         return stage.result.model_validate(record)
     except ValidationError:
         run_logger().info("%s: %s was written by another version and is not reused", stage.name, folder)
+        return None
+
+
+def _link(run_id: str) -> str | None:
+    """The page of a run; None for one that was purged from MLflow, whose work is then done again."""
+    try:
+        return mlflow_link(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return None
 
 

@@ -53,14 +53,14 @@ def test_up_twice_starts_everything_once(operated):
     limit = api(operated, "GET", "concurrency_limits/tag/gpu")
     assert limit["concurrency_limit"] == 1
     names = {deployment["name"] for deployment in api(operated, "POST", "deployments/filter", limit=50)}
-    assert names == {"on-demand", "nightly"}
+    assert names == {"train-on-demand", "nightly", "compare-versions", "collect-responses", "clean-old-runs"}
 
 
 def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operated, browser):
     page = browser.new_page()
     page.goto(f"{operated.prefect}/deployments", wait_until="domcontentloaded")
-    page.get_by_text("on-demand").first.wait_for()
-    deployment = api(operated, "GET", "deployments/name/rlhf/on-demand")
+    page.get_by_text("train-on-demand").first.wait_for()
+    deployment = api(operated, "GET", "deployments/name/rlhf/train-on-demand")
 
     def triggered() -> Any:
         wanted = {"id": {"any_": [deployment["id"]]}}
@@ -140,7 +140,8 @@ def test_two_runs_queue_for_the_gpu(operated):
     """Of two deployments, whose own limits don't part them: no two tasks under the tag's limit overlap."""
     given = {"recipe": "embedded", "overrides": [*overrides(), "ppo.steps=2", "ppo.batch_size=16"]}
     runs = []
-    for seed, name in enumerate(("on-demand", "nightly", "on-demand"), start=1):  # by the seed each has its own stages
+    names = ("train-on-demand", "nightly", "train-on-demand")
+    for seed, name in enumerate(names, start=1):  # by the seed each has its own stages
         deployment = api(operated, "GET", f"deployments/name/rlhf/{name}")
         body = {"parameters": {**given, "seed": seed}, "state": {"type": "SCHEDULED"}}
         runs.append(api(operated, "POST", f"deployments/{deployment['id']}/create_flow_run", **body)["id"])
@@ -197,8 +198,8 @@ def told(operated, tmp_path) -> Iterator[list[dict[str, str]]]:
 def test_runs_that_fail_at_once_are_told(operated, told):
     """Whether a batch is a multiple of its mini-batch no schema tells, nor whether a version is there."""
     failing = {
-        "rlhf/on-demand": {"recipe": "embedded", "batch_size": 50},
-        "compare/on-demand": {"models": ["models:/embedded/99", "reference"]},
+        "rlhf/train-on-demand": {"recipe": "embedded", "batch_size": 50},
+        "compare/compare-versions": {"models": ["models:/embedded/99", "reference"]},
     }
     runs = []
     for name, parameters in failing.items():
