@@ -5,7 +5,6 @@ rlhf run RECIPE
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -13,16 +12,19 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from flows.orchestration import form
+from flows.orchestration.chain import Chain
 from flows.orchestration.hooks import HOOKS
 from flows.orchestration.limits import gpu_limit, time_limit
+from flows.orchestration.names import describe, typed_name
 from flows.servers.environment import check, run_dir
 from rlhf_lib.recipe import load_recipe
 
 
 def run_name() -> str:
-    """The flow run's name: `rlhf-RECIPE`."""
-    given = flow_run.parameters
-    return f"rlhf-{Path(given['recipe_file']).stem if given.get('recipe_file') else given['recipe']}"
+    """The flow run's name: the one that was typed, else the recipe and what is overridden."""
+    given = dict.fromkeys((*form.KNOBS, "recipe_file", "overrides")) | {"promote": True} | flow_run.parameters
+    overrides = [*form.settings(given), *(given["overrides"] or [])]
+    return typed_name() or describe(given["recipe_file"] or given["recipe"], overrides)
 
 
 @flow(name="rlhf", flow_run_name=run_name, persist_result=False, result_serializer="json", **HOOKS)
@@ -60,26 +62,26 @@ def rlhf(
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
     from tasks.stage.preflight import preflight_task
-    from tasks.tracking.runs import headline, mlflow_link, pipeline_run
+    from tasks.tracking.runs import headline, mlflow_link, pipeline_run, runs_link
 
     filled = form.settings(locals())
     loaded = load_recipe(recipe_file or recipe, [*filled, *(overrides or [])])
     check()
     context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
-    with time_limit(minutes), pipeline_run(loaded, str(run_dir()), fresh=fresh, tags=context) as run:
-        create_link_artifact(
-            mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=loaded.name
-        )
-        resolved = preflight_task(loaded)
-        data = prepare_data(resolved, run)
+    name, chain = flow_run.name, Chain()
+    with time_limit(minutes), pipeline_run(loaded, str(run_dir()), name=name, fresh=fresh, tags=context) as run:
+        create_link_artifact(mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=name)
+        create_link_artifact(runs_link(), "All runs in MLflow", key="mlflow-runs", description="Reward, KL, promotion")
+        resolved = chain(preflight_task, loaded)
+        data = chain(prepare_data, resolved, run)
         with gpu_limit():
             trained = resolved.policy.train is not None
-            policy = train_base_model(resolved, run, data) if trained else given_policy(resolved, data)
-            reward = prepare_reward_model(resolved, run, data, policy)
-            checks = check_reward_model(resolved, run, data, reward)
-            ppo = run_ppo(resolved, run, data, policy, reward)
-            evaluation = evaluate_policy(resolved, run, policy, reward, ppo)
-            model = register_policy(resolved, run, policy, reward, ppo, evaluation, checks=checks, data=data)
+            policy = chain(train_base_model, resolved, run, data) if trained else given_policy(resolved, data)
+            reward = chain(prepare_reward_model, resolved, run, data, policy)
+            checks = chain(check_reward_model, resolved, run, data, reward)
+            ppo = chain(run_ppo, resolved, run, data, policy, reward)
+            evaluation = chain(evaluate_policy, resolved, run, policy, reward, ppo)
+            model = chain(register_policy, resolved, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         record = run_record(loaded.name, run.parent_run_id, checks, ppo, evaluation, model)
         run.finish(record)
         metrics = [{"metric": name, "value": value} for name, value in headline(record).items()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from prefect import task
 
@@ -121,13 +122,18 @@ def register_policy(
                 tags[kind] = kept
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
-        made = half or policies.create_version(name, logged, about=recipe.description, card=card, tags=tags)
+        # in MLflow's list of runs and on the pipeline run's page, not only on its last stage's
+        mlflow.MlflowClient().log_outputs(run.parent_run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        made = half or policies.create_version(
+            name, logged, run_id=run.parent_run_id, about=recipe.description, card=card, tags=tags
+        )
         version = str(made.version)
         if promoted and not crowned:
             champions.crown(name, version, "gates", reason)
-        mlflow.set_tags(
-            {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
-        )
+        outcome = {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
+        mlflow.set_tags(outcome)
+        for key, value in outcome.items():
+            mlflow.MlflowClient().set_tag(run.parent_run_id, key, value)
         metrics |= {"promoted": float(promoted)}
         s.log_metrics(metrics)
         run_logger().info("registered models:/%s/%s (%s). %s", name, version, mlflow.get_registry_uri(), verdict)

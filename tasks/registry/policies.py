@@ -104,15 +104,17 @@ def champion(name: str) -> str | None:
     return None if version is None else str(version)  # SQL stores give numbers, servers strings
 
 
-def create_version(name: str, logged: ModelInfo, *, about: str, card: str, tags: Mapping[str, str]) -> ModelVersion:
-    """Register a logged model as the next version of `name`, and as its challenger."""
+def create_version(
+    name: str, logged: ModelInfo, *, run_id: str, about: str, card: str, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Register a logged model as the next version of `name`, made by the run `run_id`, and as its challenger."""
     client = mlflow.MlflowClient()
     if not client.search_registered_models(filter_string=f"name='{name}'"):
         client.create_registered_model(name, description=about or None)
     version = client.create_model_version(
         name,
         source=logged.model_uri,
-        run_id=logged.run_id,
+        run_id=run_id,
         model_id=logged.model_id,
         tags=dict(tags),
         description=card if len(card) <= DESCRIPTION_LIMIT else card[: DESCRIPTION_LIMIT - 1] + "…",

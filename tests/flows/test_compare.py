@@ -67,7 +67,7 @@ def test_compare_by_its_command(store, recipe, capsys):
     uris = ["reference", "models:/remainders/2", f"models:/remainders/{champion}", str(store / "wider")]
     assert [tags[f"model.{i}"] for i in range(1, 5)] == uris
     assert [params[f"model.{i}"] for i in range(1, 5)] == uris
-    assert tags["model.2.url"].endswith("/#/models/remainders/versions/2")
+    assert tags["model.2.url"].endswith("/#/models/remainders/versions/2?workflowType=machine_learning")
     inputs = mlflow.get_run(run.info.run_id).inputs.model_inputs  # a search leaves them out
     linked = {f"models:/{model.model_id}" for model in inputs}
     assert mlflow.MlflowClient().get_model_version("remainders", "2").source in linked
