@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from prefect import task
 
@@ -69,7 +68,7 @@ def register_policy(
         # an attempt that was killed may have got as far as this
         half = next((found for found in versions.versions(name) if found.tags.get("stage_key") == s.key), None)
         prompts = held_out_prompts(policy.prompts.test, recipe)  # the ones that the evaluation drew
-        logged = _log_checked(recipe, ppo.policy, prompts)
+        logged = _log_checked(recipe, ppo.policy, prompts, run.parent_run_id)
 
         present = policies.champion(name)
         crowned = half is not None and present == str(half.version)
@@ -122,8 +121,6 @@ def register_policy(
                 tags[kind] = kept
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
-        # in MLflow's list of runs and on the pipeline run's page, not only on its last stage's
-        mlflow.MlflowClient().log_outputs(run.parent_run_id, [LoggedModelOutput(logged.model_id, step=0)])
         made = half or policies.create_version(
             name, logged, run_id=run.parent_run_id, about=recipe.description, card=card, tags=tags
         )
@@ -151,8 +148,8 @@ def register_policy(
     return s.result
 
 
-def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
-    """Log the policy's folder and hold what MLflow loads back against it."""
+def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> Any:
+    """Log the policy's folder as the pipeline run's model, and hold what MLflow loads back against it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -178,6 +175,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
         prompt=prompts[0]["prompt"],
         settings=settings,
         params={"recipe": recipe.name, "base_model": recipe.policy.model or "from scratch", "seed": recipe.seed},
+        run_id=run_id,
     )
     served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
     texts = prompts[:CHECKED_PROMPTS]["prompt"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
@@ -25,8 +26,11 @@ _REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors",
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
-def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any]) -> ModelInfo:
-    """Log a Hugging Face folder to the active run as a model that `mlflow models serve` can serve; no version yet.
+def log_policy(
+    folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any], run_id: str | None = None
+) -> ModelInfo:
+    """Log a Hugging Face folder as a model that `mlflow models serve` can serve; no version yet. It is an output of the
+    active run and of `run_id`, beside which MLflow lists it (None: the active run).
 
     The folder is kept as it is, beside the code that serves it: no pickle, no copy that another library wrote.
     `settings` are GreedyPolicy's; `prompt` becomes the input example. Raises ModelError for weights that are not
@@ -38,15 +42,20 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
             f"the policy in {folder} is not safetensors only ({', '.join(pickles) or 'no *.safetensors'}): load it and "
             "save it again with save_pretrained()"
         )
+    described = {key: redact(str(value)) for key, value in params.items()}
+    active = mlflow.active_run()
+    source = run_id or (active.info.run_id if active else None)
+    made = mlflow.initialize_logged_model("policy", source_run_id=source, params=described)
+    if run_id is not None:
+        mlflow.MlflowClient().log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
     logged: ModelInfo = mlflow.pyfunc.log_model(
-        name="policy",
+        model_id=made.model_id,
         python_model=str(_SERVER),
         artifacts={_WEIGHTS: folder},
         # with the type hints of GreedyPolicy.predict this also makes the signature: strings -> strings, max_new_tokens
         input_example=([prompt], {"max_new_tokens": settings["max_new_tokens"]}),
         pip_requirements=requirements(),
         model_config=dict(settings),
-        params={key: redact(str(value)) for key, value in params.items()},
     )
     return logged
 

@@ -41,7 +41,7 @@ def test_a_name_that_somebody_types_is_not(name):
             ["policy.train.from_scratch={layers: 2, width: 96, heads: 4}"],
             "embedded policy.train.from_scratch={…}",
         ),
-        ("embedded", ["policy.model=https://me:pass@hub/x"], "embedded policy.model=https://***@hub/x"),
+        ("embedded", ["policy.model=https://me:pass@hub/x"], "embedded policy.model=https://me:***@hub/x"),
     ],
 )
 def test_a_name_says_what_is_overridden(recipe, overrides, name):
