@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from rlhf_lib.credentials import redact
 
-_LONGEST, _VALUE = 100, 24  # characters of a name, and of a value in it
+_LONGEST, _VALUE = 80, 24  # characters of a name, and of a value in it
 
 # what the forms of Prefect's two pages fill in: psi42-suzuki-nebula and Handmade-Zebra
 _GREEK = (

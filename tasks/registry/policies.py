@@ -43,9 +43,7 @@ def log_policy(
             "save it again with save_pretrained()"
         )
     described = {key: redact(str(value)) for key, value in params.items()}
-    active = mlflow.active_run()
-    source = run_id or (active.info.run_id if active else None)
-    made = mlflow.initialize_logged_model("policy", source_run_id=source, params=described)
+    made = mlflow.initialize_logged_model("policy", source_run_id=run_id, params=described)
     if run_id is not None:
         mlflow.MlflowClient().log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
     logged: ModelInfo = mlflow.pyfunc.log_model(

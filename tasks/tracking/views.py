@@ -18,23 +18,19 @@ CURVES = ("ppo/mean_scores", "objective/kl")  # of PPO, by step: the parent run 
 _TAG = f"mlflow.sharedViewState.{KEY}"
 _NAME = "Reward, KL, promotion"
 _COLUMNS = {  # and their widths in pixels
-    "tags.`promoted`": 130,
-    "metrics.`reward/delta`": 110,
-    "metrics.`reward/policy`": 110,
+    "attributes.`Run Name`": 300,
+    "tags.`promoted`": 90,
+    "metrics.`reward/delta`": 100,
+    "metrics.`reward/policy`": 100,
     "metrics.`ppo/kl`": 90,
-    "metrics.`perplexity/policy`": 130,
-    "attributes.`Models`": 200,
-    "attributes.`Dataset`": 220,
-    "tags.`reason`": 300,
+    "metrics.`perplexity/policy`": 120,
+    "attributes.`Models`": 150,
+    "attributes.`Dataset`": 200,
+    "tags.`reason`": 320,
 }
 _CHARTS = {
-    "Training": {"ppo/mean_scores": "LINE", "objective/kl": "LINE"},
-    "Evaluation": {
-        "reward/delta": "BAR",
-        "ppo/kl": "BAR",
-        "perplexity/policy": "BAR",
-        "diversity/distinct_2_policy": "BAR",
-    },
+    "Reward and KL": {"ppo/mean_scores": "LINE", "objective/kl": "LINE", "reward/delta": "BAR"},
+    "Evaluation": {"ppo/kl": "BAR", "perplexity/policy": "BAR", "diversity/distinct_2_policy": "BAR"},
 }
 
 
