@@ -11,6 +11,8 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from rlhf_lib.credentials import redact
+from rlhf_lib.errors import RLHFError
+from rlhf_lib.recipe import load_recipe
 
 _LONGEST, _VALUE = 80, 24  # characters of a name, and of a value in it
 
@@ -40,9 +42,10 @@ def made_up(name: str) -> bool:
 
 def describe(recipe: str, overrides: Sequence[str]) -> str:
     """`embedded ppo.steps=100 kl_coef=0.1`: a recipe and what is overridden, each section named once, long values and
-    long lists cut. `name` takes the recipe's place, as it does in the run itself."""
+    long lists cut."""
     changes = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in overrides)}
-    shown = [changes.pop("name", None) or (PurePath(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe)]
+    changes.pop("name", None)
+    shown = [_recipe_name(recipe, overrides)]
     section = ""
     for key in sorted(changes, key=lambda key: _place(key, list(changes))):
         before, _, leaf = key.rpartition(".")
@@ -52,6 +55,13 @@ def describe(recipe: str, overrides: Sequence[str]) -> str:
         shown.pop()
     left = len(changes) + 1 - len(shown)
     return redact(f"{name} +{left} more" if left else name)
+
+
+def _recipe_name(recipe: str, overrides: Sequence[str]) -> str:
+    try:
+        return load_recipe(recipe, list(overrides)).name
+    except RLHFError:  # which the run itself will report
+        return PurePath(recipe).stem
 
 
 def _place(key: str, order: list[str]) -> int:

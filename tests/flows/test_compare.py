@@ -5,12 +5,15 @@ from pathlib import Path
 import mlflow
 import pytest
 from datasets import Dataset
+from mlflow.entities import Metric
 from registered import register
 from tiny_models import one_thread, remainder_reward, three_folders, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from flows import cli
 from rlhf_lib.recipe import Recipe, load_recipe
+from tasks.tracking import curves
 from tasks.tracking.runs import pipeline_run
+from tasks.tracking.views import CURVES
 from tests.rlhf_lib.evaluation.test_promotion import figures
 
 
@@ -125,8 +128,9 @@ def three_parents(folder):
         "ppo": {"steps": 3, "seconds": 1.0, "kl": 2.0},
         **{key: figures()[key] for key in ("reward", "perplexity", "diversity")},
     }
-    for name in ("embedded", "gpt2-imdb-lora", "t5-emotion-scratch"):
+    for i, name in enumerate(("embedded", "gpt2-imdb-lora", "t5-emotion-scratch")):
         with pipeline_run(load_recipe(name), str(folder)) as run:
+            curves.send(run.parent_run_id, [Metric(curve, i + step, step, step) for curve in CURVES for step in (1, 2)])
             run.finish(record)
     return mlflow.search_runs(experiment_names=["rlhf"])
 

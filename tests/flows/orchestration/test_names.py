@@ -26,11 +26,11 @@ def test_a_name_that_somebody_types_is_not(name):
     ("recipe", "overrides", "name"),
     [
         ("embedded", [], "embedded"),
-        ("mine/happy.yaml", [], "happy"),
+        ("mine/happy.yaml", [], "happy"),  # there is no such file: that is for the run to say
         ("embedded", ["ppo.steps=100", "ppo.kl_coef=0.1"], "embedded ppo.steps=100 kl_coef=0.1"),
         ("embedded", ["ppo.steps=9", "seed=3", "ppo.kl_coef=1"], "embedded ppo.steps=9 kl_coef=1 seed=3"),
         ("embedded", ["ppo.steps=9", "ppo.steps=10"], "embedded ppo.steps=10"),
-        ("happy.yaml", ["name=sad", 'reward.label="NEGATIVE"'], "sad reward.label=NEGATIVE"),
+        ("embedded", ["name=sad", 'reward.label="NEGATIVE"'], "sad reward.label=NEGATIVE"),
         (
             "embedded",
             ["data.prompts.dataset=/data/of/the/team/prompts.jsonl"],
