@@ -95,16 +95,23 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     _check_ports(pair)
     blank_databases.provide()
     running: list[subprocess.Popen[bytes]] = []
+
+    def ended() -> str | None:
+        return next((s.name for s, process in zip(pair, running, strict=False) if process.poll() is not None), None)
+
     with contextlib.suppress(KeyboardInterrupt), _interruptible():
         try:
             for service in pair:
                 with _undisturbed():
                     running.append(_spawn(service, process_group=0))  # Ctrl-C is for this process
-            print(f"{_pages(prefect_port, mlflow_port)}; Ctrl-C stops both", flush=True)
-            while all(process.poll() is None for process in running):
+            for service in pair:
+                page = f"http://{HOST}:{service.port}/{service.health}"
+                await_page(page, service.name, ended, lambda _: "its message is above")
+            runs = _runs_page(pair[1].environment["MLFLOW_BACKEND_STORE_URI"], f"http://{HOST}:{mlflow_port}")
+            print(f"{_pages(f'http://{HOST}:{prefect_port}', runs)}\nCtrl-C stops both", flush=True)
+            while ended() is None:
                 time.sleep(0.5)
-            name = next(s.name for s, process in zip(pair, running, strict=True) if process.poll() is not None)
-            raise EnvironmentFault(f"{name} exited, so the other server was stopped too: its message is above")
+            raise EnvironmentFault(f"{ended()} exited, so the other server was stopped too: its message is above")
         finally:
             with _undisturbed():
                 for process in running:
@@ -151,7 +158,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
                 _stop(reversed(started))
             raise
     api, tracking = os.environ.get("PREFECT_API_URL") or environment.prefect_api(), os.environ["MLFLOW_TRACKING_URI"]
-    print(f"{_pages(prefect_port, mlflow_port)}" if api == ours else f"Prefect {api}, MLflow {tracking}")
+    print(_pages(str(api).removesuffix("/api"), _runs_page(tracking, tracking)))
     print(f"for other commands in this shell: export PREFECT_API_URL={api} MLFLOW_TRACKING_URI={tracking}")
 
 
@@ -214,8 +221,27 @@ def _undisturbed() -> Iterator[None]:
         signal.raise_signal(held)
 
 
-def _pages(prefect_port: int, mlflow_port: int) -> str:
-    return f"Prefect on http://{HOST}:{prefect_port}/runs, MLflow on http://{HOST}:{mlflow_port}/#/experiments/1/runs"
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+def _pages(prefect: str, runs: str) -> str:
+    return f"Prefect  {prefect}/runs\nMLflow   {runs}"
+
+
+def _runs_page(store: str, server: str) -> str:
+    """MLflow's page of all runs, in the view that is stored with their experiment; made where there is none yet."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from tasks.tracking.runs import runs_link, use_experiment
+
+    mlflow.set_tracking_uri(store)
+    try:
+        use_experiment(str(environment.run_dir()))
+        return runs_link(server)
+    except MlflowException:  # one who may only read
+        return server
 
 
 def _runs_already(service: Service) -> bool:
