@@ -114,7 +114,7 @@ def _run(args: argparse.Namespace) -> int:
     gc.enable()
     record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
 
-    from flows.cli.tables import report_page, run_table
+    from flows.cli.tables import next_commands, report_page, run_table
     from tasks.tracking.runs import mlflow_link
 
     if args.summary is not None:
@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
     pages += f"this run in MLflow on {mlflow_link(record['mlflow_run_id'])}"
     opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"
     print(pages if api else f"{opened}       {pages}")
-    print(f"{opener} {report_page(record, environment.run_dir())}")
+    print(f"{opener} {report_page(record, environment.run_dir())}\n\n{next_commands(record)}")
     return 0
 
 
