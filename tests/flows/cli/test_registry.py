@@ -88,11 +88,6 @@ def test_an_alias_moved_elsewhere_and_a_version_that_is_gone(versions):
         (["models", "nobody"], "no registered model is named nobody (registered: letters)"),
         (["chat", "nobody"], "nobody is not a registered model"),
         (["serve", "nobody"], "no registered model is named nobody (registered: letters)"),
-        (
-            ["serve", "letters/9"],
-            "letters has no version 9: give letters/VERSION or letters@ALIAS (there are: 1, 2, 3, @ch",
-        ),
-        (["serve", "letters@best"], "letters has no version with the alias best: give letters/VERSION or"),
     ],
 )
 def test_mistakes_change_nothing(versions, words, error, capsys):

@@ -2,6 +2,7 @@
 end and the printed command are tests/operations/test_docs_walk.py's."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -124,7 +125,22 @@ def test_an_uploaded_version_runs_none_of_its_code(client, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["letters", "letters/1", "letters@champion", "models:/letters@challenger"])
-def test_versions_by_every_name(client, name):
-    assert versions.uri_of(versions.named(name)) == "models:/letters/1"
-    assert versions.address(name) == (name if ":" in name else "models:/letters/1")
+def test_versions_by_every_name(client):
+    for name in ("letters", "letters/1", "letters@champion", "models:/letters@challenger"):
+        assert versions.uri_of(versions.named(name)) == "models:/letters/1"
+        assert versions.address(name) == (name if ":" in name else "models:/letters/1")
+    for name, error in (
+        (
+            "letters/9",
+            "letters has no version 9: give letters/VERSION or letters@ALIAS (there are: 1, @challenger, @ch",
+        ),
+        (
+            "letters@best",
+            "letters has no version with the alias best: give letters/VERSION or letters@ALIAS (there are: ",
+        ),
+    ):
+        with pytest.raises(ModelError, match=re.escape(error)):
+            versions.named(name)
+    mlflow.MlflowClient().delete_registered_model_alias("letters", "champion")
+    with pytest.raises(ModelError, match="letters has no champion: give letters/VERSION"):
+        versions.named("letters")
