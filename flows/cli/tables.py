@@ -73,7 +73,11 @@ def next_commands(record: Record) -> str:
     if beside.exists() and shutil.which("rlhf") != str(beside):
         folder = os.path.relpath(sys.prefix)
         rows.insert(
-            0, (f". {sys.prefix if folder.startswith('..') else folder}/bin/activate", "first, in every new shell")
+            0,
+            (
+                f". {sys.prefix if folder.startswith('..') else folder}/bin/activate",
+                "in this and every new shell, for the commands below",
+            ),
         )
     width = max((len(command) for command, _ in rows), default=0)
     return "\n".join(f"{command:<{width}}  # {about}" for command, about in rows)

@@ -78,9 +78,9 @@ FILES = {
 
 # Runs that can't be as printed here: with what, and why. The tiny GPT-2 that stands in for the hub's learns nothing.
 TINY = (
-    " --set ppo.steps=2 --set ppo.batch_size=16 --set reward.train.max_steps=2 --set evaluation.prompts=16"
-    " --set 'reward.checks={min_accuracy: null, max_calibration_error: null, min_score_std: null,"
-    " max_length_correlation: null, max_degenerate_win_rate: null}'"
+    " --set ppo.steps=2 --set ppo.batch_size=16 --set ppo.mini_batch_size=16 --set reward.train.max_steps=2"
+    " --set evaluation.prompts=16 --set 'reward.checks={min_accuracy: null, min_probe_accuracy: null,"
+    " min_score_std: null, max_calibration_error: null, max_length_correlation: null, max_degenerate_win_rate: null}'"
 )
 CHANGED = {"rlhf run mine.yaml": f"rlhf run mine.yaml{TINY} --set generation.max_new_tokens=12"}
 SMALL = (
@@ -122,8 +122,8 @@ PROMISES = {
     "prefect deployment run": r"Completed",
 }
 TYPED = {"rlhf chat": "where is my parcel?\n"}
-# what goes on until Ctrl-C, in a terminal of its own, and where it answers
-SERVERS = {"rlhf serve": 4300, "mlflow models serve": 4301, "MLFLOW_TRACKING_URI=": 4301}
+PORTS = {"rlhf serve": [4300], "MLFLOW_TRACKING_URI=": [4301], "make up": [4200, 5000]}
+SERVERS = {name: name for name in ("rlhf serve", "MLFLOW_TRACKING_URI=")}  # until Ctrl-C, in terminals of their own
 BEFORE = {"prefect deployment run": "make up"}  # a page that has shown make down too
 AFTER = {"prefect deployment run": "make down"}
 
@@ -186,11 +186,11 @@ class Walk:
         try:
             for block in blocks(self.page):
                 self.follow(block)
+            for command in list(self.servers):
+                self.stop(command)
             if self.cells:  # one program, cell by cell
                 (self.place / "cells.py").write_text("\n".join(self.cells))
                 self.run(".venv/bin/python cells.py")
-            for command in list(self.servers):
-                self.stop(command)
             self.left_nothing()
         finally:
             for shell in (self.shell, *self.servers.values()):
@@ -214,8 +214,12 @@ class Walk:
                     self.type(command)
 
     def type(self, command: str) -> None:
-        if (port := entry(SERVERS, command)) is not None:
-            self.serve(command, port)
+        for port in entry(PORTS, command) or ():
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    pytest.skip(f"{self.page}: {command} needs port {port}, which is taken here")
+        if entry(SERVERS, command):
+            self.serve(command, *PORTS[entry(SERVERS, command)])
             return
         if before := entry(BEFORE, command):
             self.run(before)
@@ -248,9 +252,6 @@ class Walk:
                 self.shell.start(line[2:])
 
     def serve(self, command: str, port: int) -> None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"{self.page} needs port {port}, which is taken here")
         shell = self.servers[command] = Shell(self.place, self.home)
         shell.start(self.activated or ":")
         assert shell.end(60).status == 0
@@ -265,11 +266,9 @@ class Walk:
     def stop(self, command: str) -> None:
         shell = self.servers[command]
         shell.interrupt()
-        if command.startswith("rlhf"):
-            done = shell.end(60)
-            assert (done.status, done.err) == (0, ""), f"{self.page}: {command}\n{done.err[-3000:]}"
-        else:
-            shell.bash.wait(60)
+        done = shell.end(60)
+        assert done.status == 0, f"{self.page}: {command}\n{done}"
+        assert done.err == "" or not command.startswith("rlhf"), done.err[-3000:]
 
     def processes(self) -> list[psutil.Process]:
         found = []
