@@ -169,10 +169,11 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
         "end_ids": [] if recipe.generation.ignore_eos else sorted(end_ids(model, tokenizer)),
         "stop": recipe.generation.stop,
         "trust_remote_code": recipe.policy.trust_remote_code,
+        "example": policies.question(prompts[0]["query"]),
+        **policies.form(recipe),
     }
     logged = policies.log_policy(
         folder,
-        prompt=prompts[0]["prompt"],
         settings=settings,
         params={"recipe": recipe.name, "base_model": recipe.policy.model or "from scratch", "seed": recipe.seed},
         run_id=run_id,

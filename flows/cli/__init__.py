@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace) -> int:
     flow = rlhf.with_options(flow_run_name=lambda: args.name) if args.name else rlhf
     record = flow(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh, until=until)
 
-    from flows.cli.tables import report_page, run_table, stages_table
+    from flows.cli.tables import next_commands, report_page, run_table, stages_table
     from tasks.tracking.runs import mlflow_link
 
     if args.summary is not None:
@@ -133,6 +133,8 @@ def _run(args: argparse.Namespace) -> int:
     print(pages if api else f"{opened}       {pages}")
     if record["reward"] is not None:
         print(f"{opener} {report_page(record, environment.run_dir())}")
+    if commands := next_commands(record):
+        print(f"\n{commands}")
     return 0
 
 

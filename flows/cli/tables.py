@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -81,6 +84,26 @@ def _interval(ci95: Sequence[float] | None, count: int, form: str, what: str) ->
     if ci95 is None:
         return no_interval(count, what)
     return f"95% [{ci95[0]:{form}}, {ci95[1]:{form}}], {counted(count, what)}"
+
+
+def next_commands(record: Record) -> str:
+    """What to type next, and what it does; where `rlhf` isn't a command of the shell, first how to make it one."""
+    model, beside = record["model"], Path(sys.prefix, "bin", "rlhf")
+    rows = []
+    if model:
+        name = model["name"] if model["promoted"] else f"{model['name']}/{model['version']}"
+        rows = [(f"rlhf chat {name}", "talk to it here"), (f"rlhf serve {name}", "let it answer over HTTP")]
+    if beside.exists() and shutil.which("rlhf") != str(beside):
+        folder = os.path.relpath(sys.prefix)
+        rows.insert(
+            0,
+            (
+                f". {sys.prefix if folder.startswith('..') else folder}/bin/activate",
+                "in this and every new shell, for the commands below",
+            ),
+        )
+    width = max((len(command) for command, _ in rows), default=0)
+    return "\n".join(f"{command:<{width}}  # {about}" for command, about in rows)
 
 
 def comparison_table(record: Record) -> str:

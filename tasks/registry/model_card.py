@@ -71,9 +71,10 @@ def model_card(
 
 ## Intended use and limits
 
-Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served, it \
-answers greedily. It was optimised for one reward on one kind of prompt: a higher score is that reward's opinion, no \
-proof of quality, and nothing here vouches for facts, safety or other domains. Read samples before use.
+Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served \
+(`rlhf serve {name}`), it answers greedily unless a request sets a temperature. It was optimised for one reward on \
+one kind of prompt: a higher score is that reward's opinion, no proof of quality, and nothing here vouches for facts, \
+safety or other domains. Read samples before use.
 
 ## Before and after
 

@@ -6,17 +6,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import mlflow
 from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 from packaging.version import Version
 
 from rlhf_lib.credentials import redact
 from rlhf_lib.errors import ModelError
+from rlhf_lib.recipe import Recipe
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 DESCRIPTION_LIMIT = 5000  # characters, in the registry's tables
@@ -27,14 +31,14 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
 def log_policy(
-    folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any], run_id: str | None = None
+    folder: str, *, settings: Mapping[str, Any], params: Mapping[str, Any], run_id: str | None = None
 ) -> ModelInfo:
     """Log a Hugging Face folder as a model that `mlflow models serve` can serve; no version yet. It is an output of the
     active run and of `run_id`, beside which MLflow lists it (None: the active run).
 
     The folder is kept as it is, beside the code that serves it: no pickle, no copy that another library wrote.
-    `settings` are GreedyPolicy's; `prompt` becomes the input example. Raises ModelError for weights that are not
-    safetensors.
+    `settings` are ServedPolicy's; their `example` becomes the input example. Raises ModelError for weights that are
+    not safetensors.
     """
     pickles = _pickles(folder)
     if pickles or not list(Path(folder).glob("*.safetensors")):
@@ -50,12 +54,39 @@ def log_policy(
         model_id=made.model_id,
         python_model=str(_SERVER),
         artifacts={_WEIGHTS: folder},
-        # with the type hints of GreedyPolicy.predict this also makes the signature: strings -> strings, max_new_tokens
-        input_example=([prompt], {"max_new_tokens": settings["max_new_tokens"]}),
+        signature=signature(settings),
+        input_example=([settings["example"]], {"max_new_tokens": settings["max_new_tokens"]}),
         pip_requirements=requirements(),
         model_config=dict(settings),
     )
     return logged
+
+
+def signature(settings: Mapping[str, Any]) -> ModelSignature:
+    """Texts in, texts out, and the parameters of a request."""
+    from tasks.registry.policy_server import PARAMETERS
+
+    defaults = {name: settings.get(name, default) for name, (_, default, _) in PARAMETERS.items()} | {"stop": None}
+    params = [ParamSpec(name, kind, defaults[name]) for name, (kind, _, _) in PARAMETERS.items()]
+    text = Schema([ColSpec("string")])  # unnamed: a list, or a table's first column
+    return ModelSignature(inputs=text, outputs=text, params=ParamSchema(params))
+
+
+def form(recipe: Recipe) -> dict[str, str | None]:
+    """ServedPolicy's settings for what is around a question in the recipe's prompts."""
+    from rlhf_lib.data.dialogue import ASSISTANT, HUMAN
+
+    prompts = recipe.data.prompts
+    turn = f"{HUMAN} {{query}}{ASSISTANT}" if prompts.query.kind == "dialogue" else None
+    return {"template": prompts.template, "turn": turn}
+
+
+def question(query: str) -> str:
+    """The query's last human turn, or the query, short enough for an example."""
+    from rlhf_lib.data.dialogue import ASSISTANT, HUMAN
+
+    turn = query.rpartition(HUMAN)[2].partition(ASSISTANT)[0]
+    return shorten(turn, 80, placeholder="") or "Hello!"
 
 
 def requirements() -> list[str]:
@@ -68,8 +99,12 @@ def resolve_model(name: str) -> str:
     and tokenizer; any other name as it is. Raises ModelError for a version that isn't there, isn't a policy of ours,
     or holds a pickle: people who can upload to the registry must not be able to run code here.
     """
-    if not name.startswith("models:/"):
-        return name
+    return fetch(name)[1] if name.startswith("models:/") else name
+
+
+def fetch(name: str) -> tuple[str, str]:
+    """Folders of a registry URI's MLflow model and of the Hugging Face model in it. Raises ModelError as
+    `resolve_model`."""
     try:
         root = mlflow.artifacts.download_artifacts(artifact_uri=name)
         flavor = mlflow.models.Model.load(root).flavors.get("python_function", {})
@@ -90,7 +125,7 @@ def resolve_model(name: str) -> str:
     folder = (Path(root) / weights["path"]).resolve()
     if not folder.is_relative_to(Path(root).resolve()):
         raise ModelError(f"model {name} points outside its own folder ({weights['path']}): name another version")
-    return str(folder)
+    return root, str(folder)
 
 
 def _pickles(folder: str | Path) -> list[str]:

@@ -4,6 +4,7 @@ listing."""
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import Recipe, load_recipe
 from rlhf_lib.statistics import counted
-from tasks.registry.policies import champion, resolve_model
+from tasks.registry.policies import CHAMPION, champion, resolve_model
 
 REFERENCE, REWARD_MODEL = "reference", "reward_model"  # tags of a version, and artifact folders of the run that kept it
 _FINGERPRINTS = {REFERENCE: "base_model_fingerprint", REWARD_MODEL: "reward_fingerprint"}
@@ -55,6 +56,39 @@ def version_of(uri: str) -> ModelVersion:
             f"model {uri} is not in the registry at {mlflow.get_registry_uri()} ({reason}): give models:/NAME@ALIAS or "
             "models:/NAME/VERSION of a registered version (rlhf models lists them), a folder or a hub id"
         ) from error
+
+
+def named(model: str) -> ModelVersion:
+    """The version that NAME (its champion), NAME@ALIAS or NAME/VERSION names, with or without models:/ before it.
+    Raises ModelError, naming what there is."""
+    name, separator, which = [*re.split("([@/])", model.removeprefix("models:/"), maxsplit=1), "", ""][:3]
+    registered(name)
+    aliases = mlflow.MlflowClient().get_registered_model(name).aliases
+    numbers = [str(version.version) for version in versions(name)]
+    number = which if separator == "/" else str(aliases.get(which or CHAMPION, ""))
+    if number not in numbers:
+        there = ", ".join([*reversed(numbers), *(f"@{alias}" for alias in sorted(aliases))]) or "none yet"
+        missing = f"version {which}" if separator == "/" else f"version with the alias {which}" if which else CHAMPION
+        raise ModelError(f"{name} has no {missing}: give {name}/VERSION or {name}@ALIAS (there are: {there})")
+    return version_of(f"models:/{name}/{number}")
+
+
+def address(model: str) -> str:
+    """NAME, NAME@ALIAS and NAME/VERSION of a registered model as models:/NAME/VERSION; anything else as it is."""
+    name = re.split("[@/]", model)[0]
+    return uri_of(named(model)) if name and versions(name) else model
+
+
+def store_missing() -> str | None:
+    """What to say where nothing was ever registered, since the registry's embedded database isn't there; looking into
+    it would make it."""
+    uri = mlflow.get_registry_uri()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or file.exists():
+        return None
+    return (
+        f"nothing is registered yet ({file} doesn't exist): rlhf run RECIPE first, or name the run folder by --run-dir"
+    )
 
 
 def uri_of(version: ModelVersion) -> str:

@@ -113,7 +113,8 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
     signature = mlflow.models.get_model_info("models:/letters@champion").signature
     for schema in (signature.inputs, signature.outputs):
         assert [str(t) for t in schema.input_types()] == ["DataType.string"]
-    assert signature.params.to_dict()[0]["default"] == 16
+    params = {param.name: param.default for param in signature.params}
+    assert params == {"max_new_tokens": 16, "temperature": None, "top_p": 1, "top_k": 0, "seed": None, "stop": None}
 
 
 def test_champion_resolves_to_a_folder_with_the_same_logits(store, folders):

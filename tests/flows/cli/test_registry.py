@@ -1,6 +1,7 @@
 """promote, rollback, models and chat on a real MLflow store, with tiny policies."""
 
 import io
+import socket
 
 import mlflow
 import pytest
@@ -87,6 +88,7 @@ def test_an_alias_moved_elsewhere_and_a_version_that_is_gone(versions):
         (["rollback", "nobody"], "there is no registered model named nobody: the registry has letters"),
         (["models", "nobody"], "there is no registered model named nobody: the registry has letters"),
         (["chat", "nobody"], "nobody is not a registered model"),
+        (["serve", "nobody"], "no registered model is named nobody (registered: letters)"),
     ],
 )
 def test_mistakes_change_nothing(versions, words, error, capsys):
@@ -114,6 +116,25 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
     )
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out.startswith("letters\n")
+
+
+@pytest.mark.parametrize("words", [["serve", "letters"], ["chat", "letters"], ["promote", "letters", "1"], ["models"]])
+def test_where_nothing_ever_ran_no_registry_is_made(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert cli.main(words) == (0 if words == ["models"] else 2)
+    said = "".join(capsys.readouterr())
+    assert f"nothing is registered yet ({tmp_path}/runs/mlflow.db doesn't exist): rlhf run RECIPE first" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_is_named_before_anything_is_loaded(versions, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "letters", "--port", str(port)]) == 2
+    assert capsys.readouterr().err == f"rlhf: error: port {port} of 127.0.0.1 is taken: choose another with --port\n"
 
 
 def test_models_of_an_empty_registry(store, capsys):
@@ -151,13 +172,15 @@ def test_chat_with_dialogues_wraps_what_is_typed(versions, folders):
     talk = Chat(
         "models:/letters/1", overrides=["data.prompts.query.kind=dialogue", "data.prompts.template='[{query}]'"]
     )
-    assert talk._asked("hi") == ("\n\nHuman: hi\n\nAssistant:", "[\n\nHuman: hi\n\nAssistant:]")
-    assert talk._asked("\n\nHuman: hi\n\nAssistant:")[0] == "\n\nHuman: hi\n\nAssistant:"
     assert "letters 1 and reference answer" in talk.about
     [own, reference] = talk.answer("please help me now. " * 30)
     assert own.score is None
     assert "there is room for 1 to 112" in own.text
     assert str(reference).startswith("reference: (a prompt of")
+    model, tokenizer = load(folders["plain"])
+    prompt = [tokenizer("[\n\nHuman: hi\n\nAssistant:]").input_ids]
+    expected = sample_responses(model, tokenizer, prompt, make_recipe().generation, seed=0, step=1).texts[0]
+    assert talk.answer("hi", 1)[0].text == talk.answer("\n\nHuman: hi\n\nAssistant:", 1)[0].text == expected
 
 
 def test_chat_goes_on_without_what_is_gone(versions):
