@@ -21,7 +21,7 @@ from tiny_models import remainder_reward, tiny_gpt2, tiny_prompts, word_tokenize
 
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.checkpoint import resume, save_checkpoint
-from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+from rlhf_lib.ppo.interrupt import stop_at_boundary
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
 
@@ -88,7 +88,7 @@ def run(folder: Path) -> None:
         tell(f"phase checkpoint {trainer.step}")
         save_checkpoint(trainer, folder, key=KEY, history=history)
 
-    with boundary_on_sigterm(trainer, save):
+    with stop_at_boundary(trainer, save):
         for stats in trainer.train():
             history.append(stats)
             if trainer.step % CHECKPOINT_EVERY == 0:

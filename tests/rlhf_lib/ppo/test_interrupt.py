@@ -25,7 +25,7 @@ from tiny_models import given_responses, one_thread, remainder_reward, same, tin
 
 from rlhf_lib.ppo.checkpoint import checkpoints, resume, save_checkpoint
 from rlhf_lib.ppo.faults import Diverged, OutOfMemory
-from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+from rlhf_lib.ppo.interrupt import stop_at_boundary
 from rlhf_lib.recipe import PPOConfig
 
 KILLS = 12
@@ -170,7 +170,7 @@ def terminating_reward(queries: list[str], responses: list[str]) -> list[float]:
 def test_the_handler_before_has_the_signal_after_the_boundary_is_kept(outer_handler):
     trainer, before = tiny_trainer(reward=terminating_reward), signal.getsignal(signal.SIGTERM)
     start, saved = weights(trainer.policy), []
-    with pytest.raises(SystemExit) as ending, boundary_on_sigterm(trainer, lambda: saved.append(list(outer_handler))):
+    with pytest.raises(SystemExit) as ending, stop_at_boundary(trainer, lambda: saved.append(list(outer_handler))):
         list(trainer.train())
     assert ending.value.code == 143
     assert saved == [[]]  # once, and before the signal went on
@@ -186,7 +186,7 @@ def test_prefect_still_ends_its_run(outer_handler):
     with (
         pytest.raises(TerminationSignal),
         capture_sigterm(),
-        boundary_on_sigterm(trainer, lambda: saved.append(trainer.step)),
+        stop_at_boundary(trainer, lambda: saved.append(trainer.step)),
     ):
         list(trainer.train())
     assert saved == [0]
@@ -196,12 +196,12 @@ def test_prefect_still_ends_its_run(outer_handler):
 def test_a_run_that_ends_of_itself_leaves_signals_alone(outer_handler):
     before, saved = signal.getsignal(signal.SIGTERM), []
     trainer = tiny_trainer(steps=1)
-    with boundary_on_sigterm(trainer, lambda: saved.append(1)):
+    with stop_at_boundary(trainer, lambda: saved.append(1)):
         list(trainer.train())
     assert signal.getsignal(signal.SIGTERM) is before
     assert not saved
     failing = tiny_trainer(reward=lambda queries, responses: [])
-    with pytest.raises(Exception, match="0 scores"), boundary_on_sigterm(failing, lambda: saved.append(1)):
+    with pytest.raises(Exception, match="0 scores"), stop_at_boundary(failing, lambda: saved.append(1)):
         list(failing.train())
     assert signal.getsignal(signal.SIGTERM) is before
     assert not saved
@@ -211,7 +211,7 @@ def test_outside_the_main_thread_nothing_is_installed(outer_handler):
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
-        with boundary_on_sigterm(tiny_trainer(), lambda: None):
+        with stop_at_boundary(tiny_trainer(), lambda: None):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
