@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from prefect.logging.handlers import PrefectConsoleHandler
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -26,14 +26,15 @@ Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 EVERY = 30.0  # seconds between log lines,
 _SHARE = 60  # or this part of the time so far, where that is longer: a run of days must not flood the log
 _QUARTERS = 4  # a log line at each quarter of the work too,
-_APART = 2.0  # but not sooner than these seconds after the one before
+_APART = 2.0  # but not sooner than these seconds after the one before,
+_PART = 8  # or than this part of the time so far
 _LOOK = 0.5  # seconds between looks at whether a line is due
 _RECENT = 20  # reports that the estimate of the remaining time goes by
 _BAR = 24  # characters
 
 
 class StageProgress:
-    """How far a stage has come: `ppo: step 31 of 50, reward 1.234, KL 0.410, 0:23, 0:14 left`.
+    """How far a stage has come: `ppo: step 31 of 50, reward 1.234, KL 0.410, 0:23, about 0:14 left`.
 
     It listens to what the library reports. `unit`: reports of other units are left out once this is set.
     """
@@ -94,7 +95,7 @@ class StageProgress:
         return {
             "work": work,
             "metrics": ", ".join(self._metrics()),
-            "time": f"{elapsed}, {clock(left)} left" if left is not None else elapsed,
+            "time": f"{elapsed}, about {clock(left)} left" if left is not None else elapsed,
             "remark": self.remark,
         }
 
@@ -110,18 +111,19 @@ class StageProgress:
         took = f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
         return f"{self.stage}: {self.steps.format(took=took) or f'done in {took}'}"
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         parts = self.parts()
-        line = Table.grid(padding=(0, 1))
-        cells: list[Spinner | ProgressBar | Text] = [self._spinner, Text(self.stage, "bold", no_wrap=True)]
-        if self.total:
-            cells.append(ProgressBar(self.total, self.done, _BAR, False, "grey35", "cyan", "green"))
         styles = {"work": "", "metrics": "cyan", "time": "grey50", "remark": "yellow3"}
-        cells += [Text(parts[name], style, no_wrap=True) for name, style in styles.items() if parts[name]]
+        told = [Text(parts[name], style) for name, style in styles.items() if parts[name]]
+        cells: list[RenderableType] = [self._spinner, Text(self.stage, "bold"), *told]
+        room = options.max_width - sum(map(len, (self.stage, *told))) - len(cells) - 2
+        if self.total and room > _BAR:
+            cells.insert(2, ProgressBar(self.total, self.done, _BAR, False, "grey35", "cyan", "green"))
+        line = Table.grid(padding=(0, 1))
         for _ in cells:
             line.add_column(no_wrap=True)
         line.add_row(*cells)
-        return line
+        yield line
 
 
 def clock(seconds: float) -> str:
@@ -149,6 +151,9 @@ def _live(progress: StageProgress) -> AbstractContextManager[object] | None:
     console = handlers[0].console if handlers else Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         return None
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one line for each model that is loaded
     return _LiveLine(
         progress,
         console=console,
@@ -193,7 +198,8 @@ class _LogLines(threading.Thread):
         progress = self.progress
         quarter = _QUARTERS * progress.done // progress.total if progress.total else 0
         apart = max(EVERY, (now - progress.start) / _SHARE)
-        begun = quarter > self.quarter and quarter < _QUARTERS and now - self.last >= _APART
+        soon = max(_APART, (now - progress.start) / _PART)
+        begun = quarter > self.quarter and quarter < _QUARTERS and now - self.last >= soon
         due = now - self.last >= apart or begun or progress.remark != self.remark
         self.quarter, self.remark = quarter, progress.remark
         if due:
