@@ -97,7 +97,8 @@ def own_frames(error: BaseException | None) -> list[traceback.FrameSummary]:
 
 
 def _is_own(file: str) -> bool:
-    return not file.startswith(("<", *_OURS, *_LIBRARIES)) and "site-packages" not in file
+    ours = file.startswith((*_OURS, *_LIBRARIES)) or "site-packages" in file
+    return not ours and Path(file).is_file()  # compiled modules name files that aren't there
 
 
 def _summary(error: Exception) -> str:

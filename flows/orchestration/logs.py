@@ -80,6 +80,7 @@ def configure() -> None:
             logger.addFilter(_ToldOnce())
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):  # the making of tables, step by step
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("datasets.packaged_modules.json.json").setLevel(logging.CRITICAL)  # it raises what it logs
 
 
 def leave_to_caller() -> None:

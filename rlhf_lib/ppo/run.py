@@ -84,7 +84,8 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
         if history:
             save_checkpoint(trainer, checkpoints, key=job.key, history=history, keep=config.keep_checkpoints)
 
-    with stop_at_boundary(trainer, save, _stop_file(job).exists) as window:
+    asked = _stop_file(job).exists if accelerator is not None else lambda: False
+    with stop_at_boundary(trainer, save, asked) as window:
         for stats in trainer.train():
             history.append(stats)
             kept = config.keep_best

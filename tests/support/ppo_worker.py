@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -80,6 +81,11 @@ def build() -> PPOTrainer:
     return Telling(Policy(tiny_gpt2()), word_tokenizer(), noisy_reward, tiny_prompts(), config, generation)
 
 
+def interrupt(*_: object) -> None:
+    """As the command line's handler: not Python's own."""
+    raise KeyboardInterrupt
+
+
 def run(folder: Path) -> None:
     trainer = build()
     history = resume(trainer, folder, key=KEY) or []
@@ -104,11 +110,14 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             status = 1
+            signal.signal(signal.SIGINT, interrupt)
             try:
                 run(Path(line.strip()))
                 status = 0
             except SystemExit as ending:
                 status = int(str(ending.code))
+            except KeyboardInterrupt:
+                status = 130
             except BaseException as error:
                 tell(f"error {error!r}")
             finally:
