@@ -87,13 +87,15 @@ def tell(error: Exception) -> int:
 
 
 def own_frames(error: BaseException | None) -> list[traceback.FrameSummary]:
-    """The stack frames in the user's own files, of the error or of the one that led to it; the innermost comes last."""
-    while error is not None:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-        if frames:
-            return frames
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return []
+    """The stack frames in the user's own files, the innermost last: those of the error, or of the one that led to it,
+    which comes first where the error is ours."""
+    if error is None:
+        return []
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    if isinstance(error, RLHFError):
+        return own_frames(cause) or frames
+    return frames or own_frames(cause)
 
 
 def _is_own(file: str) -> bool:

@@ -101,7 +101,7 @@ def lines_at(time: Clock, seconds: int, steps: int) -> list[float]:
 def test_a_short_stage_logs_its_quarters_and_a_long_one_is_no_flood(time):
     assert lines_at(time, 4, 100) == [2]
     assert lines_at(time, 40, 100) == [10, 20, 30]
-    assert lines_at(time, 200, 100)[:4] == [30, 60, 90, 100.5]
+    assert lines_at(time, 200, 100)[:4] == [30, 50, 80, 100]
     day = lines_at(time, 24 * 3600, 10_000)
     assert len(day) < 400
     assert max(after - before for before, after in pairwise(day)) <= 24 * 60 + 1
@@ -139,7 +139,7 @@ def test_a_log_gets_the_last_line_of_a_stage(handler):
         report("step", 1, 2, loss=1.5)
         report("step", 2, 2, loss=1.25)
     printed = handler.stream.getvalue()
-    assert printed.startswith("base_model: 2 steps in 0.")
+    assert printed.startswith("base_model: 2 steps in ")
     assert printed.endswith("s, loss 1.250\n")
     report("step", 3, 2)  # which nobody hears
 
@@ -165,8 +165,8 @@ def test_a_terminal_has_a_live_line_below_the_log(handler, width, monkeypatch):
     assert "a line of the log\n" in above
     assert "step 31 of" in above
     assert ("━" in above) == (width == 120)  # the bar, where there is room for it
-    last = Text.from_ansi(last).plain
-    assert last.startswith("ppo: 31 steps in 0.")
+    last = Text.from_ansi(last).plain.strip()
+    assert last.startswith("ppo: 31 steps in ")
     assert last.endswith("reward 1.234, KL 0.410")
     assert printed.rindex("\x1b[?25h") > printed.rindex("\x1b[?25l")
     begun = printed.index("\x1b[?25l")
