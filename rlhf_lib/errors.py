@@ -42,3 +42,12 @@ class TimeLimit(RLHFError):
 
 class DiskFull(RLHFError):
     """A file that could not be written for want of space."""
+
+
+def notes(error: BaseException | None) -> list[str]:
+    """What was noted (`add_note`) on the error or on those that led to it, the latest first."""
+    found: list[str] = []
+    while error is not None:
+        found += getattr(error, "__notes__", [])
+        error = error.__cause__ or error.__context__
+    return found

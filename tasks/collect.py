@@ -16,6 +16,7 @@ from tasks.registry import policies
 from tasks.registry.versions import uri_of, version_of
 from tasks.stage.options import OPTIONS
 from tasks.tracking import run_logger
+from tasks.tracking.progress import showing
 
 INSTRUCTIONS = (
     "Rank the responses to each prompt by how {criterion} they are: 1 is the best, equal ranks are a tie. Rank every "
@@ -49,7 +50,8 @@ def collect_responses(
 
     if policy.startswith("models:/"):  # an alias's version of now, so that the tasks say who answered
         policy = uri_of(version_of(policy))
-    rows, texts = _sample(recipe, policy, responses, prompts, seed)
+    with showing("collect"):
+        rows, texts = _sample(recipe, policy, responses, prompts, seed)
     instructions = instructions or INSTRUCTIONS.format(criterion=criterion)
     order = np.random.default_rng([seed, 3])
     tasks, equal = [], 0

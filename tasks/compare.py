@@ -16,6 +16,7 @@ from tasks.registry import versions
 from tasks.registry.policies import resolve_model
 from tasks.stage.options import OPTIONS
 from tasks.tracking import run_logger
+from tasks.tracking.progress import showing
 from tasks.tracking.reports import publish
 from tasks.tracking.runs import model_link
 
@@ -121,21 +122,22 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     recipe = plan.recipe
     _link(plan)
     device = pick_device(recipe.compute)
-    done = compare_folders(
-        [ModelSource(model.name, model.folder) for model in plan.models],
-        _prompts(plan),
-        build_reward(recipe.reward, plan.reward_model, device),
-        recipe.generation,
-        device=device,
-        dtype=pick_dtype(recipe.compute, device),
-        seed=recipe.seed,
-        anchor=plan.anchor,
-        held_out=not recipe.data.prompts.unheld,
-        perplexity_of=_perplexity_of(recipe),
-        trust_remote_code=recipe.policy.trust_remote_code,
-        micro_batch_tokens=recipe.ppo.micro_batch_tokens,
-        on_done=lambda name: run_logger().info("compare: %s has answered", name),
-    )
+    with showing("compare"):
+        done = compare_folders(
+            [ModelSource(model.name, model.folder) for model in plan.models],
+            _prompts(plan),
+            build_reward(recipe.reward, plan.reward_model, device),
+            recipe.generation,
+            device=device,
+            dtype=pick_dtype(recipe.compute, device),
+            seed=recipe.seed,
+            anchor=plan.anchor,
+            held_out=not recipe.data.prompts.unheld,
+            perplexity_of=_perplexity_of(recipe),
+            trust_remote_code=recipe.policy.trust_remote_code,
+            micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+            on_done=lambda name: run_logger().info("compare: %s has answered", name),
+        )
     drawings = {
         "scores": plots.score_boxes(done),
         "gains": plots.gain_intervals(done),

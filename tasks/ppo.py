@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlhf_lib.ppo.statistics import Stats
 
 SAMPLES = "samples.json"
+SHOWN = {"reward": "ppo/mean_scores", "KL": "objective/kl", "held-out reward": "eval/mean_scores"}  # beside the step
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
 
@@ -42,6 +43,7 @@ def run_ppo(
     Checkpoints lie under a key of everything that decides the run, so the same recipe started again after a crash goes
     on from the last one; they move to the stage's folder when PPO has ended.
     """
+    from rlhf_lib.ppo.checkpoint import last_step
     from rlhf_lib.ppo.faults import Diverged
     from rlhf_lib.ppo.run import Job, best_step, train
     from rlhf_lib.ppo.statistics import training_curves
@@ -70,6 +72,7 @@ def run_ppo(
             checkpoints=str(checkpoints),
             key=key,
         )
+        current.last_step = lambda: last_step(checkpoints)
         start = time.perf_counter()
         try:
             with closing(train(job)) as events, Telling(recipe, run, current) as telling:  # type: ignore[type-var]
@@ -124,13 +127,11 @@ class Telling:
         self.artifact = ProgressArtifact(f"PPO of {recipe.name}")
 
     def __enter__(self) -> Telling:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=self.steps, desc="ppo", unit="step", dynamic_ncols=True, disable=None)
+        self.current.progress.unit = "step"
+        self.current.progress.report("step", 0, self.steps, {})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.close()
         self.curves.flush()
         if kind is None:
             self.artifact.update(100.0, last=True)
@@ -144,13 +145,14 @@ class Telling:
         self.history.append(stats)
         self.current.log_metrics(stats, step=progress.step)
         self.curves.add(progress.step, stats)
-        self.bar.update()
-        self.bar.set_postfix(score=f"{stats['ppo/mean_scores']:.3f}", kl=f"{stats['objective/kl']:.2f}")
+        shown = {name: stats[key] for name, key in SHOWN.items() if key in stats}
+        self.current.progress.report("step", progress.step, self.steps, shown)
         if progress.resumed:
             self.resumed = progress.step
+            self.current.progress.begin_anew()
             return
         if self.resumed:
-            get_run_logger().info("ppo: resumes from step %d of an interrupted run", self.resumed)
+            get_run_logger().info("ppo: resumed at step %d of an interrupted run", self.resumed + 1)
             mlflow.set_tag("resumed_at_step", self.resumed)
             self.resumed = 0
         self.artifact.update(100.0 * progress.step / self.steps)

@@ -71,7 +71,8 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         )
         create_markdown_artifact(markdown(report), key="reward-checks-report", description=f"{recipe.name}: the report")
         for check in report.checks:
-            get_run_logger().log(20 if check.passed else 40, "reward check %s", check)
+            failed = not check.passed  # the error below names these again: the command line shows that alone
+            get_run_logger().log(40 if failed else 20, "reward check %s", check, extra={"told": failed})
 
         report.raise_if_failed()
         accuracy, count = report.accuracy, report.pairs

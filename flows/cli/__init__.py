@@ -9,13 +9,28 @@ import os
 import sys
 from pathlib import Path
 
-from flows.cli import annotation, registry, retention, servers
+from flows.cli import annotation, faults, registry, retention, servers
 from flows.cli.configure import configure
-from rlhf_lib.errors import GateFailed, RLHFError
+from flows.cli.starting import starting
+from flows.orchestration import logs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 2 for an error that the user can fix, 1 for a failed gate."""
+    """Run the command line; 0 when all went well, 2 for an error that the user can fix, 1 for a failed gate, 3 for any
+    other error, 130 or 143 where it was interrupted."""
+    signals = faults.Signals()
+    with signals.caught():
+        try:
+            return _main(argv)
+        except Exception as error:
+            return faults.tell_interrupted(error, signals.number) if signals.number else faults.tell(error)
+        except KeyboardInterrupt as error:
+            return faults.tell_interrupted(error, signals.number)
+        finally:
+            logs.close_file()
+
+
+def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="rlhf", description="PPO-RLHF as a pipeline: run it, schedule it, watch it, compare it."
     )
@@ -41,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     retention.add_commands(commands)
     servers.add_commands(commands)
     for name, command in commands.choices.items():
+        command.add_argument("--debug", action="store_true", help="print Prefect's whole log, and tracebacks of errors")
         if name not in ("recipes", "show", "rankings"):
             command.add_argument(
                 "--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)"
@@ -49,18 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     function = args.function
     del args.function
-    try:
-        configure()
-        _refuse_secrets(args)
-        _use_run_dir(getattr(args, "run_dir", None))
-        status: int = function(args)
-        return status
-    except RLHFError as error:
-        print(f"rlhf: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, GateFailed) else 2
-    except KeyboardInterrupt:
-        print("rlhf: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
-        return 130
+    logs.details(args.debug)
+    del args.debug
+    configure()
+    _refuse_secrets(args)
+    _use_run_dir(getattr(args, "run_dir", None))
+    status: int = function(args)
+    return status
 
 
 def _refuse_secrets(args: argparse.Namespace) -> None:
@@ -109,12 +120,12 @@ def _run(args: argparse.Namespace) -> int:
 
     api = environment.prefect_api()
     gc.disable()  # what is imported stays: looking through it again and again costs a second
-    temporary_server.begin()
-    from flows.orchestration import logs
-    from flows.rlhf import rlhf
+    with starting():
+        temporary_server.begin()
+        from flows.rlhf import rlhf
 
-    logs.leave_to_caller()
-    temporary_server.wait()
+        logs.leave_to_caller()
+        temporary_server.wait()
     gc.freeze()
     gc.enable()
     flow = rlhf.with_options(flow_run_name=lambda: args.name) if args.name else rlhf

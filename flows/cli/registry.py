@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from flows.cli.starting import starting
+
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
     compare = commands.add_parser("compare", help="compare models on the same prompts and seeds")
@@ -57,13 +59,14 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
 def _compare(args: argparse.Namespace) -> int:
     from flows.servers import temporary_server
 
-    temporary_server.begin()
-    from flows.cli.tables import comparison_table
-    from flows.compare import compare as flow
-    from flows.orchestration import logs
+    with starting():
+        temporary_server.begin()
+        from flows.cli.tables import comparison_table
+        from flows.compare import compare as flow
+        from flows.orchestration import logs
 
-    logs.leave_to_caller()
-    temporary_server.wait()
+        logs.leave_to_caller()
+        temporary_server.wait()
     record = flow(models=args.models, recipe=args.recipe, overrides=args.overrides, prompts=args.prompts)
     print(f"\n{comparison_table(record)}\n\n{record['report']}")
     return 0

@@ -3,10 +3,12 @@ and filters that count what they drop."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -76,6 +78,9 @@ def load_split(source: SourceConfig, default: Datasets = None, key: str = "data.
     except DataError:
         raise
     except Exception as error:  # the readers of the formats raise whatever they like
+        unreadable = "JSON parse" in f"{error} {error.__cause__}" or isinstance(error.__cause__, json.JSONDecodeError)
+        if unreadable and (broken := _broken_line(path)):
+            raise DataError(f"{where}: {broken}. Correct or remove the line") from None
         raise DataError(_explain(error, where, key, place_key)) from error
 
 
@@ -206,6 +211,23 @@ def _builder(path: Path, place_key: str) -> str:
 
 def _looks_local(name: str) -> bool:
     return name[0] in "/.~" or name.count("/") > 1 or Path(name).suffix in (*_BUILDERS, *_COMPRESSIONS)
+
+
+def _broken_line(path: Path) -> str | None:
+    """The first line of a JSON Lines file, or of those in a folder, that isn't JSON, in words; None where all are."""
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    for file in files:
+        if not re.search(r"\.(jsonl|ndjson)(\.gz)?$", file.name):
+            continue
+        with suppress(EOFError), gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    json.loads(line if line.strip() else "null")
+                except UnicodeDecodeError:
+                    return f"{file}, line {number} is not UTF-8"
+                except json.JSONDecodeError as error:
+                    return f"{file}, line {number} is not valid JSON ({error.msg} at column {error.colno})"
+    return None
 
 
 def _explain(error: Exception, where: str, key: str, place_key: str) -> str:

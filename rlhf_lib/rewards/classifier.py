@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.loading import positions
+from rlhf_lib.progress import report
 
 
 class ClassifierReward:
@@ -72,9 +73,11 @@ class ClassifierReward:
         """As `logits`, in batches of like length."""
         order = sorted(range(len(rows["input_ids"])), key=lambda i: len(rows["input_ids"][i]))
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        outputs = [
-            self._outputs({key: [values[i] for i in batch] for key, values in rows.items()}) for batch in batches
-        ]
+        outputs, done = [], 0
+        for batch in batches:
+            outputs.append(self._outputs({key: [values[i] for i in batch] for key, values in rows.items()}))
+            done += len(batch)
+            report("text", done, len(order))
         return torch.cat(outputs).cpu()[torch.tensor(order).argsort()]
 
     @torch.inference_mode()

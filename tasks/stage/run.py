@@ -20,9 +20,11 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from tasks.stage.full_disk import disk_full
+from tasks.stage.interruption import SIGNALLED, what_is_kept
 from tasks.stage.keys import Result, Stage
 from tasks.tracking import run_folder, run_logger
 from tasks.tracking.metrics_buffer import MetricsBuffer
+from tasks.tracking.progress import StageProgress, showing
 from tasks.tracking.runs import PipelineRun, mlflow_link, redact_error
 
 _LAST_WORDS = 5.0  # seconds that a stage which ends early waits for the tracking server: who cancels wants it gone
@@ -38,6 +40,8 @@ class StageRun(Generic[Result]):
     key: str
     buffer: MetricsBuffer | None = None  # None: reused
     _result: Result | None = None
+    _progress: StageProgress | None = None
+    last_step: Callable[[], int] | None = None  # of a stage that resumes: the step that it has kept; 0: none
 
     @property
     def reused(self) -> bool:
@@ -48,6 +52,12 @@ class StageRun(Generic[Result]):
         if self._result is None:
             raise RuntimeError(f"stage {self.stage.name} has no result yet")
         return self._result
+
+    @property
+    def progress(self) -> StageProgress:
+        """What the terminal or the log shows of the stage."""
+        assert self._progress is not None, "a reused stage has no progress"
+        return self._progress
 
     def finish(self, result: Result) -> None:
         """Set the result; the run's id, the folder and the key are added to it."""
@@ -98,8 +108,14 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
                 yield StageRun(stage, child, own, key, None, result)
                 return
             current = StageRun(stage, child, run_folder.emptied(own), key, MetricsBuffer(child.info.run_id))
-            with _worked(current):
-                yield current
+            try:
+                with _worked(current):
+                    yield current
+            except SIGNALLED as signal:
+                kept = what_is_kept(name, run, current.last_step() if current.last_step else None)
+                run_logger().warning(kept, extra={"told": True})
+                signal.add_note(kept)
+                raise
             run_folder.finish(own, current.result.model_dump(mode="json"))
             run_folder.link(known, own)
 
@@ -134,7 +150,8 @@ def _worked(current: StageRun[Any]) -> Iterator[None]:
     start = time.perf_counter()
     try:
         try:
-            yield
+            with showing(current.stage.name) as current._progress:
+                yield
             _ = current.result  # a stage that ends must have one
         finally:
             with suppress(Exception):  # what MLflow has refused by now, flush raises

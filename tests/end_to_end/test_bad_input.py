@@ -53,6 +53,7 @@ def files(tmp_path_factory) -> Path:
     (root / "list.yaml").write_text("- name: x\n")
     (root / "broken.yaml").write_text("name: [x\n")
     (root / "file").write_text("")
+    (root / "broken.jsonl").write_text('{"chosen": "yes"}\n{"chosen: yes}\n')
     return root
 
 
@@ -241,23 +242,27 @@ def test_found_before_anything_is_trained(case, files, environment, prefect_serv
     check(code, capsys.readouterr().err, mentions, files, environment)
 
 
-def test_the_terminal_tells_it_once_and_prefect_keeps_it(files, environment, prefect_server, mlflow_store):
-    """As a user sees it: the whole output of the process, Prefect's own lines included."""
+def test_the_terminal_has_one_line_and_prefect_and_the_log_file_the_rest(
+    files, environment, prefect_server, mlflow_store
+):
+    """As a user sees it: the whole output of the process."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import LogFilter
     from prefect.settings import PREFECT_API_URL
 
     with mlflow_store(environment):
         variables = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
-        command = [sys.executable, "-m", "flows.cli", "run", "embedded", "--set", f"{SET}={files}/plain"]
+        command = [sys.executable, "-m", "flows.cli", "run", "embedded", "--set", f"{SET}={files}/broken.jsonl"]
         result = subprocess.run(command, env=variables, capture_output=True, text=True)
-    printed = result.stdout + result.stderr
-    check(result.returncode, printed, ["row 3, column 'chosen' is not a dialogue"], files, environment)
-    assert printed.count("is not a dialogue") == 1
-    flow_run = re.search(r"Flow run '(embedded [^']*)'", printed)
-    assert flow_run
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if not line.startswith("rlhf: starting")]
+    check(result.returncode, "\n".join(lines), ["{files}/broken.jsonl, line 2 is not valid JSON"], files, environment)
+    assert len(lines) == 1
+    (file,) = (environment / "logs").iterdir()
+    log = file.read_text()
+    assert re.search(r"Beginning flow run '(embedded [^']*)'", log)
+    assert "Traceback (most recent call last)" in log
     with get_client(sync_client=True) as client:
         logs = client.read_logs(LogFilter(level={"ge_": 40}), limit=200)
-    kept = [log.message for log in logs if "row 3, column 'chosen' is not a dialogue" in log.message]
-    assert kept
-    assert not [message for message in kept if "Traceback" in message]
+    kept = [log.message for log in logs if "line 2 is not valid JSON" in log.message]
+    assert len(kept) == 1
+    assert "Traceback" not in kept[0]

@@ -94,7 +94,10 @@ def test_the_embedded_set_and_its_slices() -> None:
         ({"dataset": "{folder}", "data_dir": "a", "split": "train[5:5]"}, r"no data.* Set KEY\.split"),
         ({"dataset": "{folder}", "data_dir": "a", "name": "x"}, r"'x' not found.* Set KEY\.name"),
         ({"dataset": "{folder}/empty"}, r"empty.* can't be read: .* Check KEY\.dataset"),
-        ({"dataset": "{folder}/broken.jsonl"}, r"broken\.jsonl.* can't be read: .* Check KEY\.dataset"),
+        (
+            {"dataset": "{folder}/broken.jsonl"},
+            r"broken\.jsonl, line 2 is not valid JSON \(Expecting value at col",
+        ),
         ({"dataset": "{folder}/cut.jsonl.gz"}, r"cut\.jsonl\.gz.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/notes.txt"}, r"notes\.txt has an unknown format \(known: \.jsonl"),
         ({}, r"KEY\.dataset is missing"),
