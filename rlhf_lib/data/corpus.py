@@ -54,7 +54,7 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
         funnel = Funnel(where, len(loaded[f"corpus/{split}"]))
         texts = text_column(loaded[f"corpus/{split}"], settings.column, where, "data.corpus.column")
         full = [bool(text.strip()) for text in texts]
-        texts = funnel.keep("empty", texts, full, f"Does column '{settings.column}' hold the texts?")
+        texts = funnel.keep("empty", texts, full, f"Does '{settings.column}' hold the texts? Set data.corpus.column")
         texts = funnel.keep("duplicate", texts, first_seen(texts), "")
         if split == "train":
             held_out = {text for text, _, _ in rows["test"]}

@@ -92,9 +92,9 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
             for row, (text, values) in enumerate(zip(texts, labels, strict=True))
         ]
         full = (bool(text.strip()) for text, _ in found)
-        found = funnel.keep("empty", found, full, f"Does column '{settings.text}' hold the texts?")
+        found = funnel.keep("empty", found, full, f"Does '{settings.text}' hold the texts? Set {KEY}.text")
         some = (bool(numbers) for _, numbers in found)
-        found = funnel.keep("no label", found, some, f"Does column '{settings.label}' hold the labels?")
+        found = funnel.keep("no label", found, some, f"Does '{settings.label}' hold the labels? Set {KEY}.label")
         found = funnel.keep("duplicate", found, first_seen(found), "")
         if split == "train":
             held_out = {text for text, _ in rows["test"]}

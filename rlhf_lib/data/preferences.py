@@ -166,7 +166,8 @@ def _read(dataset: Dataset, preferences: PreferencesConfig, where: str) -> list[
         }
     else:
         sides = {
-            name: [_split(text, i, where, name) for i, text in enumerate(texts)] for name, texts in columns.items()
+            name: [_split(text, i, where, getattr(preferences, name)) for i, text in enumerate(texts)]
+            for name, texts in columns.items()
         }
     margins = _margins(dataset, preferences.margin, where)
     return [
@@ -181,7 +182,9 @@ def _split(text: str, row: int, where: str, column: str) -> tuple[str, str]:
     try:
         prompt, answer = split_dialogue(text)
     except DataError as error:
-        raise DataError(f"{where}, row {row}, column '{column}' {error}") from None
+        raise DataError(
+            f"{where}, row {row}, column '{column}' {error}. Answers alone need a column 'prompt' beside them"
+        ) from None
     return prompt, _join(prompt, answer)
 
 
@@ -197,7 +200,10 @@ def _margins(dataset: Dataset, column: str | None, where: str) -> list[float | N
     margins = dataset.with_format(None)[column]
     for row, margin in enumerate(margins):
         if not isinstance(margin, (int, float)) or not np.isfinite(margin):
-            raise DataError(f"{where}, row {row}: margin column '{column}' holds {margin!r}, not a number")
+            raise DataError(
+                f"{where}, row {row}: margin column '{column}' holds {margin!r}, not a number. Set "
+                "data.preferences.margin to another column, or to null"
+            )
     return [float(margin) for margin in margins]
 
 
