@@ -30,7 +30,7 @@ def preflight(recipe: Recipe) -> Recipe:
     check_optimizer(recipe.ppo)
     import_metrics(recipe.evaluation.metrics)
     if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
-        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file")
+        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file. Name one, or set it to null")
     recipe = recipe.model_copy(deep=True)
     for section in (recipe.policy, recipe.reward):
         if section.model is not None:
