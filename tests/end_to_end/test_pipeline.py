@@ -49,6 +49,7 @@ RECORD = {
     "reward": {"reference", "policy", "delta", "ci95", "win_rate"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
+    "metrics": None,
 }
 
 
