@@ -34,6 +34,10 @@ def run_table(record: Record) -> str:
     def number(value: float | None, form: str = ".3f") -> str:
         return "-" if value is None else format(value, form)
 
+    def change(metric: Record) -> str:
+        interval = f", 95% [{', '.join(f'{end:+.3f}' for end in metric['ci95'])}]" if metric["ci95"] else ""
+        return f"delta {number(metric['delta'], '+.3f')}{interval}"
+
     reward, perplexity, model = record["reward"], record["perplexity"] or {}, record["model"] or {}
     learned = record["reward_model"]
     accuracy = "no held-out pairs or labels"
@@ -59,7 +63,7 @@ def run_table(record: Record) -> str:
             "",
         ),
         *(
-            (name, number(own["reference"]), number(own["policy"]), f"delta {number(own['delta'], '+.3f')}")
+            (name, number(own["reference"]), number(own["policy"]), change(own))
             for name, own in (record.get("metrics") or {}).items()
         ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
@@ -67,7 +71,8 @@ def run_table(record: Record) -> str:
         *([("evaluated on", "", "", f"{counted(evaluated['prompts'], 'training prompt')}: none are held out")] * seen),
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]
-    return "\n".join(f"{name:<14}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
+    width = max(14, *(len(name) + 2 for name, *_ in rows))
+    return "\n".join(f"{name:<{width}}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
 
 
 def stages_table(record: Record) -> str:

@@ -63,8 +63,8 @@ def train_base_model(
 
     From scratch (`train.from_scratch`) with the given `tokenizer`, or from `model`, whose tokenizer is used where none
     is given. With `lora` an adapter is trained and merged before saving. Texts longer than `train.max_length` lose
-    tokens on the left, so that answers stay whole. `compute`: on which device and in which precision; by default a GPU if
-    there is one. `on_log(step, metrics)` is called as training goes on.
+    tokens on the left, so that answers stay whole. `compute`: device and precision; by default a GPU if there is one.
+    `on_log(step, metrics)` is called as training goes on.
 
     Returns the metrics (`loss/held_out` in nats per token of the chosen answers given their prompts, EOS included, and
     its exponential `perplexity/held_out`) and the logged metrics per step.

@@ -147,6 +147,10 @@ FOUND = {
         [f"{SET}={LOCAL}", "policy.train=null", "policy.model=lvwerra/gpt2-imdb"],
         ["model lvwerra/gpt2-imdb", "HF_HUB_OFFLINE is set", "point to a local folder"],
     ),
+    "no such metric": (
+        [f"{SET}={LOCAL}", "evaluation.metrics=[nowhere:metric]"],
+        ["evaluation.metrics nowhere:metric", "module nowhere can't be imported"],
+    ),
     "model not in the registry": (
         [f"{SET}={LOCAL}", "policy.train=null", "policy.model=models:/nothing@champion"],
         ["models:/nothing@champion", "models:/NAME@ALIAS"],

@@ -58,6 +58,7 @@ RECORD = {
     "reward": {"reference", "policy", "delta", "ci95", "win_rate", "prompts"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
+    "metrics": None,
     "evaluation": {"prompts", "distinct_prompts", "held_out"},
     "until": None,
     "stages": set(STAGES),

@@ -218,9 +218,9 @@ def told(operated, tmp_path) -> Iterator[list[dict[str, str]]]:
 
 
 def test_runs_that_fail_at_once_are_told(operated, told):
-    """Whether a batch is a multiple of its mini-batch no schema tells, nor whether a version is there."""
+    """Whether a batch is as large as its mini-batch no schema tells, nor whether a version is there."""
     failing = {
-        "rlhf/train-on-demand": {"recipe": "embedded", "batch_size": 50},
+        "rlhf/train-on-demand": {"recipe": "embedded", "batch_size": 40},
         "compare/compare-versions": {"models": ["models:/embedded/99", "reference"]},
     }
     runs = []
@@ -232,7 +232,7 @@ def test_runs_that_fail_at_once_are_told(operated, told):
         settled(lambda run=run: _ended(api(operated, "GET", f"flow_runs/{run}")), "a bad run's end") for run in runs
     ]
     assert [run["state_type"] for run in ended] == ["FAILED", "FAILED"]
-    assert "batch_size (50) must be a multiple of mini_batch_size" in ended[0]["state"]["message"]
+    assert "mini_batch_size (48) is more than batch_size (40)" in ended[0]["state"]["message"]
     assert not api(operated, "POST", "task_runs/filter", flow_runs={"id": {"any_": [runs[0]]}})
     subjects = [f"{run['name']}: Failed" for run in ended]
     # with another writer in its way the server evaluates an event anew: told twice, rather than not at all
