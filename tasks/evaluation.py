@@ -129,7 +129,7 @@ def evaluate_policy(
             f"Evaluation of {recipe.name}", comparison, perplexity, notes, probes=probes, seed=recipe.seed
         )
         s.log_metrics(metrics)
-        mlflow.set_tag("evaluation.held_out", str(comparison.comparison.held_out).lower())
+        mlflow.set_tag("held_out_prompts", str(comparison.comparison.held_out).lower())
         mlflow.log_table(comparison.table(), "before_after.json")
         page = publish(report, drawings, s.folder, key="evaluation", description=f"{recipe.name}: before and after")
         s.finish(

@@ -64,7 +64,8 @@ class GatesConfig(Section):
         0.5, ge=0, description="share of bigrams that differ, policy to reference"
     )
     allow_unheld: bool = Field(
-        False, description="true: a version may become champion by its training prompts alone (data.prompts.held_out 0)"
+        False,
+        description="with data.prompts.held_out 0: true lets a version become champion by its training prompts alone",
     )
 
 
