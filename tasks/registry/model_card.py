@@ -72,8 +72,8 @@ def model_card(
 ## Intended use and limits
 
 Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served, it \
-answers greedily. It was optimised for one reward on one kind of prompt: a higher score is that reward's opinion, no \
-proof of quality, and nothing here vouches for facts, safety or other domains. Read samples before use.
+answers greedily. It was optimised for one reward on one kind of prompt: a higher score is that reward's opinion, not \
+proof of quality, and says nothing about facts, safety or other domains. Read samples before use.
 
 ## Before and after
 
