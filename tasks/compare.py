@@ -147,7 +147,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     report = build_comparison_report(
         f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed
     )
-    mlflow.set_tag("evaluation.held_out", str(done.held_out).lower())
+    mlflow.set_tag("held_out_prompts", str(done.held_out).lower())
     mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
     mlflow.log_table(done.table(), "responses.json")
     page = publish(report, drawings, Path(folder), key="compare", description=report.title)

@@ -142,7 +142,7 @@ def evaluate_policy(
             seed=recipe.seed,
         )
         s.log_metrics(metrics)
-        mlflow.set_tag("evaluation.held_out", str(comparison.comparison.held_out).lower())
+        mlflow.set_tag("held_out_prompts", str(comparison.comparison.held_out).lower())
         table = comparison.table()
         for when, values in zip(("before", "after"), own, strict=True):
             table |= {f"{name}_{when}": column for name, column in metric_columns(values).items()}

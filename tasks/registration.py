@@ -108,7 +108,7 @@ def register_policy(
             "stage_key": s.key,
             "base_model_fingerprint": str(policy.fingerprint),
             "reward_fingerprint": str(reward.fingerprint),
-            "evaluation.held_out": str(evaluation.held_out).lower(),
+            "held_out_prompts": str(evaluation.held_out).lower(),
             "promoted": str(promoted).lower(),
             "reason": reason,
         }

@@ -176,7 +176,7 @@ class RegisteredModel(StageResult):
 
     @property
     def about(self) -> str:
-        return "champion" if self.promoted else "challenger"
+        return "champion" if self.promoted else f"challenger: {self.reason}"
 
 
 def _figure(metrics: Mapping[str, float], name: str, words: str) -> str:

@@ -44,8 +44,7 @@ def run_table(record: Record) -> str:
     if learned["accuracy"] is not None:
         accuracy = f"held-out accuracy, {_interval(learned['ci95'], learned['held_out'], '.3f', 'example')}"
     promoted = "champion" if model.get("promoted") else "challenger"
-    evaluated = record.get("evaluation") or {"held_out": True}
-    seen = 0 if evaluated["held_out"] else 1
+    unheld = _unheld(record.get("evaluation") or {"held_out": True})
     rows = [
         ("", "before", "after", ""),
         (
@@ -68,9 +67,12 @@ def run_table(record: Record) -> str:
         ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
         ("reward model", "", number(learned["accuracy"]), accuracy),
-        *([("evaluated on", "", "", f"{counted(evaluated['prompts'], 'training prompt')}: none are held out")] * seen),
+        *([("evaluated on", "", "", unheld)] if unheld else []),
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]
+    told = record.get("stages", {}).get("registration", {}).get("about", "")
+    if told.startswith("challenger: "):
+        rows.append(("not promoted", "", "", told.removeprefix("challenger: ")))
     width = max(14, *(len(name) + 2 for name, *_ in rows))
     return "\n".join(f"{name:<{width}}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
 
@@ -82,6 +84,14 @@ def stages_table(record: Record) -> str:
     lines = [f"{name:<15}{about:<{width}}  {made}".rstrip() for name, about, made in rows]
     told = f"Stopped after {record['until']}, as asked. Run the same command without --until to go on from here."
     return "\n".join([*lines, "", told])
+
+
+def _unheld(evaluated: Record) -> str:
+    """What there is to say of an evaluation on training prompts; empty for any other."""
+    if evaluated["held_out"]:
+        return ""
+    prompts = counted(evaluated["distinct_prompts"], "training prompt")
+    return f"{prompts}, {counted(evaluated['prompts'], 'answer')}: no prompts are held out"
 
 
 def _interval(ci95: Sequence[float] | None, count: int, form: str, what: str) -> str:

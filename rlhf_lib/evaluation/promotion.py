@@ -59,7 +59,8 @@ def judge(
     """
     reward, perplexity, diversity = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
     results: list[Gate] = []
-    if gates.min_prompts is not None:
+    held_out = evaluation.get("held_out", True)
+    if gates.min_prompts is not None and held_out:  # of a closed set there are no more
         found = "the number of evaluation prompts (evaluation.prompts, data.prompts.held_out or .test) is "
         found += f"{reward['prompts']} and"
         results.append(Gate.judge("min_prompts", reward["prompts"], "at least", gates.min_prompts, found))
@@ -75,7 +76,7 @@ def judge(
     ratio, found = _ratio("distinct-2", diversity.get("distinct_2_reference"), diversity.get("distinct_2_policy"))
     if ratio is not None and gates.min_distinct_2_ratio is not None:
         results.append(Gate.judge("min_distinct_2_ratio", ratio, "at least", gates.min_distinct_2_ratio, found))
-    if not (evaluation.get("held_out", True) or gates.allow_unheld):
+    if not (held_out or gates.allow_unheld):
         results.append(Gate("held_out", 0.0, 1.0, False, _UNHELD))
     if duel:
         results.append(_beats_champion(gates, duel, reward["prompts"]))

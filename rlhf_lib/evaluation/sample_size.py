@@ -23,7 +23,13 @@ def check_sample_sizes(recipe: Recipe, prompts: int, pairs: int | None) -> list[
         )
     warnings = []
     evaluated = min(prompts, recipe.evaluation.prompts)
-    if gates.min_prompts is not None and evaluated < gates.min_prompts and recipe.registration.promote:
+    if recipe.data.prompts.unheld:
+        if recipe.registration.promote and not gates.allow_unheld:
+            warnings.append(
+                "no prompts are held out (data.prompts.held_out is 0), so this run's version can't become champion; "
+                "registration.gates.allow_unheld: true would let it"
+            )
+    elif gates.min_prompts is not None and evaluated < gates.min_prompts and recipe.registration.promote:
         warnings.append(
             f"with {counted(evaluated, 'evaluation prompt')} this run's version can't become champion: "
             f"registration.gates.min_prompts is {gates.min_prompts}. Evaluate on more (evaluation.prompts, "

@@ -84,11 +84,11 @@ class SourceConfig(Section):
     )
     name: str | None = Field(None, description="the data set's configuration name, where it has several")
     data_dir: str | None = Field(
-        None, description="sub-folder of the data set; null where dataset is null too: that of data.prompts; '.': none"
+        None, description="sub-folder of the data set; null with dataset null: the one of data.prompts; '.': none"
     )
     split: str = Field(
         "train",
-        description="split, including slices such as train[:1000]; a single file counts as whichever split you name",
+        description="split, or a slice of one such as train[:1000]; a single file counts as any split you name",
     )
 
     @model_validator(mode="after")
@@ -103,7 +103,7 @@ class EvaluationSourceConfig(SourceConfig):
 
     weighted: ClassVar[bool] = False
 
-    split: str = Field("test", description="split, including slices such as test[:1000]")
+    split: str = Field("test", description="split, or a slice of one such as test[:1000]")
 
 
 class QueryConfig(Section):
@@ -111,12 +111,12 @@ class QueryConfig(Section):
 
     kind: Literal["first_tokens", "first_words", "first_turn", "dialogue", "text"] = Field(
         "text",
-        description="first_tokens / first_words: that many of the row's text; first_turn: the first human turn of a "
-        "dialogue, newlines to spaces; dialogue: everything up to the last assistant turn; text: the row as it is",
+        description="first_tokens, first_words: the beginning of the row's text; first_turn: the first human turn of a "
+        "dialogue, with newlines as spaces; dialogue: everything up to the last assistant turn; text: the whole row",
     )
     min: Positive = Field(2, description="fewest tokens or words")
     max: Positive = Field(
-        8, description="most tokens or words, exclusive (TRL's LengthSampler); min = max - 1 is fixed"
+        8, description="most tokens or words, exclusive as in TRL's LengthSampler; for a fixed number: min + 1"
     )
 
     @model_validator(mode="after")
@@ -133,7 +133,7 @@ class PromptsConfig(SourceConfig):
         None,
         description="hub id, local folder or file, or embedded/customer-service; a list joins several; required",
     )
-    column: str = Field("text", description="column that holds the text or the dialogue")
+    column: str = Field("text", description="column with the text or dialogue")
     min_chars: int | None = Field(None, description="drop rows of at most this many characters")
     max_query_chars: int | None = Field(None, description="drop queries of at least this many characters")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
@@ -164,14 +164,14 @@ class RankingsConfig(Section):
     """Human rankings of several responses to a prompt, or thumbs up and down, made into preference pairs."""
 
     tasks: list[str] = Field([], description="files that `rlhf collect` wrote: prompts and their responses, by id")
-    rankings: list[str] = Field([], description="annotators' rankings of these, JSONL or CSV; rounds join")
+    rankings: list[str] = Field([], description="annotators' rankings of these, JSONL or CSV, of one or more rounds")
     feedback: list[str] = Field([], description="files of thumbs up and down: prompt, response, thumb, annotator")
     consensus: Literal["majority", "bradley_terry", "none"] = Field(
         "majority",
-        description="of several annotators: majority of each pair's votes, a Bradley-Terry fit of each prompt's, or "
-        "none: every annotator's own pairs",
+        description="majority: of each pair's votes; bradley_terry: fitted to all votes on a prompt; none: every "
+        "annotator's own pairs",
     )
-    annotators: list[str] | None = Field(None, description="only these; null: all")
+    annotators: list[str] | None = Field(None, description="use only these; null: all")
     criterion: str | None = Field(
         None, description="helpful, honest, harmless or your own; null: the one named in the files"
     )
@@ -179,11 +179,11 @@ class RankingsConfig(Section):
         0.2,
         ge=-1,
         le=1,
-        description="annotators whose alpha against the others' majority is below this are flagged (0 is chance)",
+        description="flag annotators whose alpha against the others' majority is below this (0 is chance)",
     )
     drop_flagged: bool = Field(False, description="exclude flagged annotators from the consensus")
     held_out: Fraction = Field(
-        0.1, description="fraction of the prompts whose pairs are the test pairs, the same prompts in every round"
+        0.1, description="fraction of the prompts whose pairs are test pairs; the same prompts in every round"
     )
 
     @model_validator(mode="after")
@@ -196,7 +196,7 @@ class RankingsConfig(Section):
 
 
 class PreferencesConfig(Section):
-    """Two answers to one prompt, one of them preferred; reward models and base models are trained on them."""
+    """Two answers to a prompt, one of them preferred: what reward models and base models are trained on."""
 
     rankings: RankingsConfig | None = Field(
         None, description="pairs from human rankings, instead of `train` and `test`"
@@ -213,8 +213,8 @@ class PreferencesConfig(Section):
     rejected: str = Field("rejected", description="column of the other one")
     margin: str | None = Field(
         None,
-        description="column with how much better the chosen one is; with rankings `consensus`: the share of votes for "
-        "the chosen one less that against it, or the difference of Bradley-Terry strengths",
+        description="column that says by how much the chosen one is better; with rankings, consensus: the share of "
+        "votes for it minus the share against it, or the difference of Bradley-Terry strengths",
     )
 
     @model_validator(mode="after")
@@ -244,7 +244,9 @@ class LabelledConfig(Section):
     test: EvaluationSourceConfig = EvaluationSourceConfig()
     text: str = Field("text", description="column of the texts")
     label: str = Field("label", description="column of a text's label (number or name), or of the list of its labels")
-    names: list[str] | None = Field(None, description="the labels' names in their numbers' order; null: as the set's")
+    names: list[str] | None = Field(
+        None, description="the labels' names, in the order of their numbers; null: as in the data set"
+    )
     limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
 
 

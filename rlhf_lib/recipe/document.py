@@ -16,9 +16,9 @@ _HEAD = """\
 
 <!-- Generated from rlhf_lib/recipe/ and rlhf_lib/recipes/ by `make docs`: edit those. -->
 
-A recipe is one YAML file. `rlhf recipes` lists those that are shipped, `rlhf show NAME` prints one with all its
-settings, `rlhf run NAME --set section.key=value` runs it with others. [A new one](how-to/new-recipe.md) takes ten
-lines.
+A recipe is one YAML file. `rlhf recipes` lists the shipped ones, `rlhf show NAME` prints one with all its settings,
+and `rlhf run NAME --set section.key=value` runs it with a setting changed. [A new one](how-to/new-recipe.md) takes
+ten lines.
 
 | recipe | what | models | hardware | time |
 |---|---|---|---|---|

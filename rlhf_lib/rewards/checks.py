@@ -1,4 +1,4 @@
-"""Sanity checks on a reward, before any PPO is paid for.
+"""Sanity checks on a reward, before PPO spends time on it.
 
 Each check gives one figure against one threshold of the recipe (`reward.checks`). A check that doesn't apply - accuracy
 without pairs, probes where none are given - is left out, never 0; one whose threshold is null is reported ungated.

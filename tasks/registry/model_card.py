@@ -73,7 +73,7 @@ def model_card(
 
 Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served \
 (`rlhf serve {name}`), it answers greedily unless a request sets a temperature. It was optimised for one reward on \
-one kind of prompt: a higher score is that reward's opinion, no proof of quality, and nothing here vouches for facts, \
+one kind of prompt: a higher score is that reward's opinion, not proof of quality, and says nothing about facts, \
 safety or other domains. Read samples before use.
 
 ## Before and after

@@ -45,7 +45,7 @@ class PipelineRun(BaseModel):
         for key, value in (record["model"] or {}).items():
             client.set_tag(self.parent_run_id, f"model.{key}", value)
         if evaluation := record.get("evaluation"):
-            client.set_tag(self.parent_run_id, "evaluation.held_out", str(evaluation["held_out"]).lower())
+            client.set_tag(self.parent_run_id, "held_out_prompts", str(evaluation["held_out"]).lower())
         if record.get("until") is None:  # the next run goes on from one that was told to stop early
             run_folder.forget(Path(self.run_dir), self.parent_run_id)
 

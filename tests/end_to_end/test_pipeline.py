@@ -195,7 +195,7 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     tags = first.parent.data.tags
     assert tags["recipe"] == "embedded"
     assert tags["model.version"] == "1"
-    assert tags["evaluation.held_out"] == "true"
+    assert tags["held_out_prompts"] == "true"
     assert tags["prefect_flow_run_url"].endswith(tags["prefect_flow_run_id"])
     assert {name for name in tags if name.startswith("fingerprint.")} == {
         f"fingerprint.{kind}/{split}" for kind in ("prompts", "preferences") for split in ("train", "test")
@@ -382,10 +382,10 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     assert record["evaluation"] == {"prompts": 32, "distinct_prompts": 32, "held_out": False}
     assert "evaluated on" in printed
     assert "training prompts" in printed
-    assert again.parent.data.tags["evaluation.held_out"] == "false"
+    assert again.parent.data.tags["held_out_prompts"] == "false"
     assert record["model"] == {"name": "closed", "version": "1", "promoted": False}
     version = mlflow.MlflowClient().get_model_version("closed", "1")
-    assert version.tags["evaluation.held_out"] == "false"
+    assert version.tags["held_out_prompts"] == "false"
     assert version.tags["reason"].startswith("held_out: it was evaluated on its training prompts")
     page = Path(record["stages"]["evaluation"]["made"]).read_text()
     card = Path(record["stages"]["registration"]["folder"], "model_card.md").read_text()

@@ -68,3 +68,12 @@ def test_the_data_stage_counts_what_its_report_keeps(caplog):
     assert "only 70 evaluation prompts" in caplog.text
     with pytest.raises(DataError, match="on 5 held-out pairs"):
         _check_sizes(recipe(), report | {"preferences": {"test": {"kept": 5}}})
+
+
+def test_prompts_that_are_not_held_out_are_told_beforehand():
+    closed = ("data.prompts.test=null", "data.prompts.held_out=0")
+    (warning,) = check_sample_sizes(recipe(*closed), 8, None)
+    assert warning.startswith(
+        "no prompts are held out (data.prompts.held_out is 0), so this run's version can't become"
+    )
+    assert check_sample_sizes(recipe(*closed, "registration.gates.allow_unheld=true"), 8, None) == []
