@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -132,7 +132,8 @@ class Telling:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.curves.flush()
+        with suppress(Exception):  # what MLflow has refused by now, the stage's end raises
+            self.curves.flush()
         if kind is None:
             self.artifact.update(100.0, last=True)
             if len(self.history) < self.steps:

@@ -54,7 +54,7 @@ def describe(recipe: str, overrides: Sequence[str]) -> str:
     while len(name := " ".join(shown)) > _LONGEST and len(shown) > 1:
         shown.pop()
     left = len(changes) + 1 - len(shown)
-    return redact(f"{name} +{left} more" if left else name)
+    return f"{name} +{left} more" if left else name
 
 
 def _recipe_name(recipe: str, overrides: Sequence[str]) -> str:
@@ -71,7 +71,7 @@ def _place(key: str, order: list[str]) -> int:
 
 
 def _short(value: str) -> str:
-    value = value.strip("\"'")
+    value = redact(value.strip("\"'"))
     if len(value) <= _VALUE:
         return value
     if value.startswith(("{", "[")):

@@ -23,7 +23,7 @@ class Curves:
 
     def __init__(self, run_id: str, later: Callable[..., object]) -> None:
         self.run_id, self._later = run_id, later
-        self._drawn = max((point.step for point in history(run_id, CURVES[0])), default=0)
+        self._drawn = drawn(run_id)
         self._waiting: list[Metric] = []
         self._sent = time.monotonic()
 
@@ -40,15 +40,21 @@ class Curves:
 
 
 def copy(source: str, target: str) -> None:
-    """Draw the curves of one run on another."""
-    send(target, [point for name in CURVES for point in history(source, name)])
+    """Draw the curves of one run on another, as far as they aren't there."""
+    known = drawn(target)
+    send(target, [point for name in CURVES for point in _history(source, name) if point.step > known])
 
 
-def history(run_id: str, name: str) -> list[Metric]:
+def drawn(run_id: str) -> int:
+    """The last step that a run's curves show; 0 where they show none."""
+    return max((point.step for point in _history(run_id, CURVES[-1])), default=0)
+
+
+def _history(run_id: str, name: str) -> list[Metric]:
     return list(mlflow.MlflowClient().get_metric_history(run_id, name))
 
 
 def send(run_id: str, metrics: list[Metric]) -> None:
-    """Log them all; what a run has already it doesn't get twice."""
+    """Log them all: if one is sent again with its time, it counts once."""
     for first in range(0, len(metrics), _BATCH):
         mlflow.MlflowClient().log_batch(run_id, metrics[first : first + _BATCH])

@@ -137,6 +137,12 @@ def test_an_interrupted_run_goes_on_with_another_micro_batch_too(train):
         "step-000002",
     ]
 
+    train()  # finds its work done, and its run gets the curves all the same
+    reused = mlflow.last_active_run().info.run_id
+    assert reused != parent
+    curve = mlflow.MlflowClient().get_metric_history(reused, "ppo/mean_scores")
+    assert [(point.step, point.value) for point in curve] == list(enumerate(scores, start=1))
+
 
 @pytest.mark.parametrize(
     ("fault", "call", "error", "kept"),
