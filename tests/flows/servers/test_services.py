@@ -126,6 +126,16 @@ def test_a_failed_deployment_stops_the_servers_and_a_second_up_only_what_it_star
     services.down()
 
 
+def test_a_worker_that_dies_stops_the_servers(folder, monkeypatch):
+    ports = stand_ins(monkeypatch, folder, ANSWERS, ANSWERS)
+    monkeypatch.setattr(services.environment, "check", lambda: None)
+    monkeypatch.setattr(deployments, "deploy", lambda: None)
+    monkeypatch.setattr(deployments, "workers", lambda: {"an earlier one"})
+    monkeypatch.setattr(services, "_worker", lambda: Service("worker", [sys.executable, "-c", DIES], {}))
+    with pytest.raises(EnvironmentFault, match="worker exited: the database is from another version"):
+        services.up(*ports)
+
+
 @pytest.mark.parametrize(
     ("command", "number"), [("up", signal.SIGINT), ("up", signal.SIGHUP), ("ui", signal.SIGINT), ("ui", signal.SIGTERM)]
 )
