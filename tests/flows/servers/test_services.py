@@ -42,7 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_HOME"):
         monkeypatch.setenv(name, os.environ[name])
     monkeypatch.setenv("RLHF_RUN_DIR", str(tmp_path))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", "")  # up sets it: put back afterwards
+    monkeypatch.delenv("PREFECT_API_URL")
     monkeypatch.chdir(ROOT)
     yield tmp_path
     assert not left(tmp_path)
