@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow.entities import LoggedModel, Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.file_utils import local_file_uri_to_path
 from prefect import task
 
 from rlhf_lib.errors import EnvironmentFault
@@ -273,7 +273,7 @@ def _remove_stored(place: str) -> None:
     store.delete_artifacts()
     if place.startswith("file:"):
         with suppress(OSError):  # ID/artifacts is gone, and ID is empty
-            Path(local_file_uri_to_path(place)).parent.rmdir()
+            Path(unquote(urlparse(place).path)).parent.rmdir()
 
 
 def _logged_bytes(runs: list[Run], models: list[LoggedModel]) -> int:
