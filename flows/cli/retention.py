@@ -41,15 +41,13 @@ def _clean(args: argparse.Namespace) -> int:
     policy = load(root).retention.changed(args.newest, args.days, only)
     print(_told(policy))
     record = clean(root, policy, dry_run=args.dry_run)
-    for piece in record["removed"]:
-        print(f"{piece['kind']:<12}{readable_size(piece['bytes']):>9}  {piece['run']}")
-    kept = record["kept"]
-    count = len(record["removed"])
+    for line in _lines(record["removed"]):
+        print(line)
+    count, kept = len(record["removed"]), record["kept"]
     total = f"{count} {'piece' if count == 1 else 'pieces'}, {readable_size(record['bytes'])}"
-    print(
-        f"{total} {'would be removed' if args.dry_run else 'removed'}; {kept['live']} live runs and {kept['versions']} "
-        "runs of registered versions were left alone"
-    )
+    total += " would be removed" if args.dry_run else " removed"
+    needed = f"what the registered versions of {kept['versions']} runs need"
+    print(f"{total}. Left alone: {kept['live']} live runs, and {needed}")
     raise_failures(record)
     return 0
 
@@ -68,3 +66,18 @@ def _told(policy: Retention) -> str:
             parts.append(f"those younger than {keep.days:g} days")
         lines.append(f"{kind + ':':<13}keep {' and '.join(parts) or 'all'}")
     return "\n".join(lines) + "\n"
+
+
+def _lines(pieces: list[dict[str, Any]]) -> list[str]:
+    """A line for each run and kind, with the stages whose folders it is about."""
+    from tasks.stage.full_disk import readable_size
+
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for piece in pieces:
+        grouped.setdefault((piece["kind"], piece["run"]), []).append(piece)
+    lines = []
+    for (kind, run), parts in grouped.items():
+        stages = ", ".join(part["stage"] for part in parts if part["stage"])
+        size = readable_size(sum(part["bytes"] for part in parts))
+        lines.append(f"{kind:<12}{size:>9}  {run}{': ' if stages else ''}{stages}")
+    return lines

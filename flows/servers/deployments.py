@@ -36,6 +36,14 @@ def deploy() -> None:
             print(line)
 
 
+def workers() -> set[str]:
+    """Names of the pool's workers that Prefect has heard of; each start of a worker has another name."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return {worker.name for worker in client.read_workers_for_work_pool(POOL)}
+
+
 def _create_pool_and_limit(client: SyncPrefectClient) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound

@@ -151,8 +151,10 @@ def up(prefect_port: int, mlflow_port: int) -> None:
             environment.check()
             os.environ["RLHF_RUN_DIR"] = str(environment.run_dir())  # flow runs have working directories of their own
             deployments.deploy()
-            worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", deployments.POOL]
-            _start(Service("worker", [*worker, "--type", "process", "--install-policy", "never"], {}), started)
+            before = deployments.workers()
+            _start(_worker(), started)
+            if "worker" in started:
+                _await_worker(before)
         except BaseException:
             with _undisturbed():
                 _stop(reversed(started))
@@ -316,6 +318,22 @@ def _await(services: Sequence[Service]) -> None:
 
     for service in services:
         await_page(f"http://{HOST}:{service.port}/{service.health}", service.name, ended, _hint)
+
+
+def _worker() -> Service:
+    start = [sys.executable, "-m", "prefect", "worker", "start", "--pool", deployments.POOL]
+    return Service("worker", [*start, "--type", "process", "--install-policy", "never"], {})
+
+
+def _await_worker(before: set[str]) -> None:
+    """Wait until Prefect knows a worker that it didn't know before. Raises EnvironmentFault if ours has ended."""
+    until = time.monotonic() + PATIENCE
+    while not deployments.workers() - before:
+        if _running("worker") is None:
+            raise EnvironmentFault(f"worker exited: {_hint('worker')}")
+        if time.monotonic() > until:
+            raise EnvironmentFault(f"the worker hasn't reported to Prefect for {PATIENCE:.0f} s: {_hint('worker')}")
+        time.sleep(0.5)
 
 
 def _hint(name: str) -> str:

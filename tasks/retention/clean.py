@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow.entities import LoggedModel, Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.file_utils import local_file_uri_to_path
 from prefect import task
 
 from rlhf_lib.errors import EnvironmentFault
@@ -32,19 +32,21 @@ _RUN, _ARTIFACTS, _DONE = "removing run", "removing artifacts", "artifacts remov
 
 @dataclass
 class Piece:
-    """Something that may go. `kind`: as in the settings."""
+    """Something that may go. `kind`: as in the settings. `stage`: whose folder it is, if it is one stage's."""
 
     kind: str
     run: str
     bytes: int
     remove: Callable[[], bool]  # False: something has come to need it meanwhile
+    stage: str | None = None
 
 
 def clean(root: Path, policy: Retention, *, dry_run: bool = False) -> dict[str, Any]:
     """Remove what the policy doesn't keep.
 
-    Never goes what a registered version needs, or what a live run made or uses. Returns `removed` (kind, run, bytes of
-    each piece), `bytes`, `failed` (the same with the reason) and `kept`: how many runs are live, or needed by versions.
+    Never goes what a registered version needs, or what a live run made or uses. Returns `removed` (kind, run, stage and
+    bytes of each piece), `bytes`, `failed` (the same with the reason) and `kept`: how many runs are live, and how many
+    have made what a version needs.
     """
     root = root.resolve()
     if dry_run:
@@ -89,7 +91,7 @@ def _told(removed: list[Piece], failed: list[tuple[Piece, str]], kept: dict[str,
 
 
 def _described(piece: Piece) -> dict[str, Any]:
-    return {"kind": piece.kind, "run": piece.run, "bytes": piece.bytes}
+    return {"kind": piece.kind, "run": piece.run, "stage": piece.stage, "bytes": piece.bytes}
 
 
 def _plan(root: Path, policy: Retention) -> tuple[list[Piece], dict[str, int]]:
@@ -134,12 +136,12 @@ def _folders(
         owner = found.get(folder.parent.name, users[0])
         checkpoints = folder / "checkpoints"
         if all((goes(run, "work") or run.id in records) and run.id not in needed.folders for run in users):
-            plan.append(Piece("work", f"{owner.name}, {folder.name}", run_folder.size(folder), _Folder(root, folder)))
+            plan.append(Piece("work", owner.name, run_folder.size(folder), _Folder(root, folder), folder.name))
             continue
         held.add(folder.parent.name)
         if checkpoints.is_dir() and all(goes(run, "checkpoints") for run in users):
             size = run_folder.size(checkpoints)
-            plan.append(Piece("checkpoints", owner.name, size, _Folder(root, folder, checkpoints)))
+            plan.append(Piece("checkpoints", owner.name, size, _Folder(root, folder, checkpoints), folder.name))
     return plan, held
 
 
@@ -271,7 +273,7 @@ def _remove_stored(place: str) -> None:
     store.delete_artifacts()
     if place.startswith("file:"):
         with suppress(OSError):  # ID/artifacts is gone, and ID is empty
-            Path(local_file_uri_to_path(place)).parent.rmdir()
+            Path(unquote(urlparse(place).path)).parent.rmdir()
 
 
 def _logged_bytes(runs: list[Run], models: list[LoggedModel]) -> int:

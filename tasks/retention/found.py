@@ -50,8 +50,8 @@ class Found:
 
     @property
     def name(self) -> str:
-        when = f"{datetime.fromtimestamp(self.ended, UTC):%Y-%m-%d %H:%M}"
-        return f"{self.record.info.run_name if self.record else self.id[:8]} of {when}"
+        known = f"{self.record.info.run_name} ({self.id[:8]})" if self.record else self.id[:8]
+        return f"{known}, {datetime.fromtimestamp(self.ended, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass

@@ -52,4 +52,6 @@ def _share(folder: Path) -> float:
 
 
 def readable_size(count: float) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+    if count >= 1e8:
+        return f"{count / 1e9:.3g} GB"
+    return f"{count / 1e6:.3g} MB" if count >= 1e5 or not count else f"{count / 1e3:.3g} kB"

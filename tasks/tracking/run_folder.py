@@ -83,18 +83,16 @@ def unless_locked(root: Path, name: str) -> Iterator[bool]:
 
 @contextmanager
 def unless_running(root: Path, parent: str) -> Iterator[bool]:
-    """Keep a new attempt at the pipeline from starting during the block; yield False at once if one is running."""
+    """Keep a new attempt at a failed pipeline from starting during the block; yield False at once if one is running."""
     mark = root / "work" / parent / _RUNNING
-    if not mark.parent.is_dir():
+    if not mark.is_file():
         yield True
         return
-    marked, lock = mark.exists(), FileLock(mark)
+    lock = FileLock(mark)
     free = _free(lock)
     try:
         yield free
     finally:
-        if free and not marked:
-            mark.unlink(missing_ok=True)
         lock.release()
 
 

@@ -38,9 +38,10 @@ def test_a_dry_run_lists_what_the_next_call_removes(folder, capsys):
         "runs:        keep all",
     ]
     (line,) = [line for line in listed if line.startswith("work  ")]
-    assert line.split()[1:4] == ["3", "MB", "aaaaaaaa"]
+    assert line.split()[1:4] == ["3", "MB", "aaaaaaaa,"]
+    assert line.endswith("UTC: ppo")
     assert listed[-1] == (
-        "1 piece, 3 MB would be removed; 0 live runs and 0 runs of registered versions were left alone"
+        "1 piece, 3 MB would be removed. Left alone: 0 live runs, and what the registered versions of 0 runs need"
     )
     assert old.is_dir()
     assert cli.main(["clean"]) == 0

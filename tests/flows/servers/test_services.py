@@ -42,7 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_HOME"):
         monkeypatch.setenv(name, os.environ[name])
     monkeypatch.setenv("RLHF_RUN_DIR", str(tmp_path))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", "")  # up sets it: put back afterwards
+    monkeypatch.delenv("PREFECT_API_URL")
     monkeypatch.chdir(ROOT)
     yield tmp_path
     assert not left(tmp_path)
@@ -124,6 +125,16 @@ def test_a_failed_deployment_stops_the_servers_and_a_second_up_only_what_it_star
     (running,) = left(folder)
     assert running.cmdline()[-2] == str(ports[0])
     services.down()
+
+
+def test_a_worker_that_dies_stops_the_servers(folder, monkeypatch):
+    ports = stand_ins(monkeypatch, folder, ANSWERS, ANSWERS)
+    monkeypatch.setattr(services.environment, "check", lambda: None)
+    monkeypatch.setattr(deployments, "deploy", lambda: None)
+    monkeypatch.setattr(deployments, "workers", lambda: {"an earlier one"})
+    monkeypatch.setattr(services, "_worker", lambda: Service("worker", [sys.executable, "-c", DIES], {}))
+    with pytest.raises(EnvironmentFault, match="worker exited: the database is from another version"):
+        services.up(*ports)
 
 
 @pytest.mark.parametrize(
