@@ -72,7 +72,7 @@ def run_ppo(
             checkpoints=str(checkpoints),
             key=key,
         )
-        current.last_step = lambda: last_step(checkpoints)
+        current.kept = lambda: (last_step(checkpoints), recipe.ppo.steps)
         start = time.perf_counter()
         try:
             with closing(train(job)) as events, Telling(recipe, run, current) as telling:  # type: ignore[type-var]

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class _ToldOnce(logging.Filter):
         if error is not None:
             if getattr(error, "logged", False):
                 return False
-            error.logged = True  # type: ignore[attr-defined]
+            with suppress(AttributeError):  # some take no attributes
+                error.logged = True  # type: ignore[attr-defined]
             if isinstance(error, RLHFError):
                 record.msg, record.args, record.exc_info, record.exc_text = str(error), (), None, None
             record.told = True

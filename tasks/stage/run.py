@@ -41,7 +41,7 @@ class StageRun(Generic[Result]):
     buffer: MetricsBuffer | None = None  # None: reused
     _result: Result | None = None
     _progress: StageProgress | None = None
-    last_step: Callable[[], int] | None = None  # of a stage that resumes: the step that it has kept; 0: none
+    kept: Callable[[], tuple[int, int]] | None = None  # of a stage that resumes: the step that it has saved, of all
 
     @property
     def reused(self) -> bool:
@@ -112,7 +112,7 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
                 with _worked(current):
                     yield current
             except SIGNALLED as signal:
-                kept = what_is_kept(name, run, current.last_step() if current.last_step else None)
+                kept = what_is_kept(name, run, *(current.kept() if current.kept else ()))
                 run_logger().warning(kept, extra={"told": True})
                 signal.add_note(kept)
                 raise

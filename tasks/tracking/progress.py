@@ -79,7 +79,7 @@ class StageProgress:
     def remaining(self) -> float | None:
         """Seconds that the rest will take at the present speed; None where that can't be told."""
         recent = list(self._recent)
-        if self.total is None or not recent:
+        if self.total is None or self.done >= self.total or not recent:
             return None
         (first, before), (last, done) = recent[0], recent[-1]
         if done <= before:
@@ -116,7 +116,7 @@ class StageProgress:
         styles = {"work": "", "metrics": "cyan", "time": "grey50", "remark": "yellow3"}
         told = [Text(parts[name], style) for name, style in styles.items() if parts[name]]
         cells: list[RenderableType] = [self._spinner, Text(self.stage, "bold"), *told]
-        room = options.max_width - sum(map(len, (self.stage, *told))) - len(cells) - 2
+        room = options.max_width - len(self.stage) - sum(len(part) + 1 for part in told) - 4
         if self.total and room > _BAR:
             cells.insert(2, ProgressBar(self.total, self.done, _BAR, False, "grey35", "cyan", "green"))
         line = Table.grid(padding=(0, 1))
@@ -153,7 +153,7 @@ def _live(progress: StageProgress) -> AbstractContextManager[object] | None:
         return None
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # one line for each model that is loaded
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # one line for each model that is loaded
     return _LiveLine(
         progress,
         console=console,
