@@ -59,7 +59,7 @@ def rlhf(
     from tasks.results import run_record
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
-    from tasks.stage.preflight import preflight_task
+    from tasks.stage.preflight import announce, preflight_task
     from tasks.tracking.runs import headline, mlflow_link, pipeline_run
 
     filled = form.settings(locals())
@@ -72,13 +72,14 @@ def rlhf(
         )
         resolved = preflight_task(loaded)
         data = prepare_data(resolved, run)
+        announce(resolved, data)
         with gpu_limit():
             trained = resolved.policy.train is not None
             policy = train_base_model(resolved, run, data) if trained else given_policy(resolved, data)
             reward = prepare_reward_model(resolved, run, data, policy)
             checks = check_reward_model(resolved, run, data, reward)
             ppo = run_ppo(resolved, run, data, policy, reward)
-            evaluation = evaluate_policy(resolved, run, policy, reward, ppo)
+            evaluation = evaluate_policy(resolved, run, policy, reward, ppo, data)
             model = register_policy(resolved, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         record = run_record(loaded.name, run.parent_run_id, checks, ppo, evaluation, model)
         run.finish(record)

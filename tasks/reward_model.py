@@ -14,6 +14,7 @@ from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, 
 from tasks.stage.keys import REWARD_MODEL, content_key
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
+from tasks.tracking import tell_losses
 from tasks.tracking.runs import PipelineRun
 
 REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
@@ -27,6 +28,7 @@ def prepare_reward_model(
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
+    from rlhf_lib.data.losses import training_losses
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import check_reward
 
@@ -53,6 +55,7 @@ def prepare_reward_model(
         if reward.kind == "preference" and data.criterion:
             mlflow.MlflowClient().set_tag(current.run.info.run_id, "criterion", data.criterion)
         if current.reused:
+            tell_losses("reward_model", training_losses({}, current.result.metrics))
             return current.result
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
         model, metrics = reward.model, dict[str, float]()
@@ -64,6 +67,7 @@ def prepare_reward_model(
             normalization = _normalize(recipe, policy, model, current.folder)
             metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
         current.log_metrics(metrics)
+        tell_losses("reward_model", training_losses({}, metrics))
         current.finish(
             RewardArtifact(
                 model=model, fingerprint=_fingerprint(reward, model), normalization=normalization, metrics=metrics
