@@ -196,8 +196,8 @@ def _explain(error: Exception, where: str, key: str, away: str | None) -> str:
         return f"{where}: {message}. Set {key}.name"
     if away or isinstance(error, ConnectionError):
         return (
-            f"{where}: the hub is out of reach ({away or 'is there a network?'}) and the set isn't in the cache. Get it "
-            f"where there is a network and set {key}.dataset to the local folder"
+            f"{where}: the hub is out of reach ({away or 'is there a network?'}) and the set isn't in the cache. Get "
+            f"it where there is a network and set {key}.dataset to the local folder"
         )
     return f"{where} can't be read: {message}. Check {key}.dataset (a hub id, or a local folder or file)"
 

@@ -97,9 +97,10 @@ def t5_config(size: FromScratchConfig, vocab_size: int, **special: int | None) -
         num_heads=size.heads,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
+        tie_word_embeddings=False,
         eos_token_id=special["eos_token_id"],
         pad_token_id=special["pad_token_id"],
-        **{"tie_word_embeddings": False, "decoder_start_token_id": special["pad_token_id"]},
+        decoder_start_token_id=special["pad_token_id"],  # type: ignore[call-arg]
     )
     config.dense_act_fn = "gelu_pytorch_tanh"  # gelu_new in one kernel
     return config
