@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lib.plan import words
+
 if TYPE_CHECKING:
     from rlhf_lib.plan.plan import Plan, Size
 
-WIDTH = 100
+WIDTH, LABEL = 100, 17
 
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -52,55 +54,49 @@ def _check(args: argparse.Namespace) -> int:
 
 def page(plan: Plan, description: str = "") -> list[str]:
     """The plan as lines for a terminal."""
-    lines = [*_wrapped(f"{plan.recipe}: {description}" if description else plan.recipe), "", *_rows(plan)]
-    lines += ["", *(line for loss in plan.losses for line in _wrapped(_marked(loss, loss in plan.warnings)))]
-    texts = "; ".join(f"{NAMES[name]} {found.longest:,} of {found.limit:,}" for name, found in plan.lengths.items())
-    lines += _wrapped(f"longest, tokens  {texts}")
-    lines += size_lines(plan.size)
-    lines += _wrapped(f"time             {_time(plan)}")
+    lines = [*_wrapped(f"{plan.recipe}: {description}" if description else plan.recipe), "", *_rows(plan), ""]
+    for loss in plan.losses:
+        lines += _wrapped(f"warning: {loss}" if loss in plan.warnings else loss)
+    names = {"prompt": "prompt", "base_model": "base model", "reward_model": "reward model"}
+    longest = (f"{names[name]} {found.longest:,} of {found.limit:,}" for name, found in plan.lengths.items())
     scored = ""
     if plan.scores:
         scored = f"; tried on {len(plan.scores)} texts, scores {min(plan.scores):.3g} to {max(plan.scores):.3g}"
     elif "trained here" not in plan.reward:
         scored = "; not tried, since it is large or not downloaded yet"
-    lines += _wrapped(f"reward           {plan.reward}{scored}")
-    lines += _wrapped(f"reward.checks    {thresholds(plan.checks)}")
-    lines += _wrapped(f"gates            {thresholds(plan.gates)} (registration.gates)")
+    told = {
+        "longest, tokens": "; ".join(longest),
+        **_size(plan.size),
+        "time": _time(plan),
+        "reward": plan.reward + scored,
+        "reward.checks": words.thresholds(plan.checks),
+        "gates": f"{words.thresholds(plan.gates)} (registration.gates)",
+    }
+    for label, text in told.items():
+        lines += wrap(f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=" " * LABEL, break_long_words=False)
+    if plan.size is not None and plan.size.free is not None and plan.size.memory["total"] > plan.size.free:
+        lines += _wrapped("warning: PPO needs more than is free: lower ppo.micro_batch_tokens, or set policy.lora")
     return lines
 
 
-NAMES = {"prompt": "prompt", "base_model": "base model", "reward_model": "reward model"}
-
-
-def size_lines(size: Size | None) -> list[str]:
-    """Parameters, and the memory that PPO needs part by part, with a warning where the device has less."""
+def _size(size: Size | None) -> dict[str, str]:
+    """Parameters, and the memory that PPO needs part by part."""
     from rlhf_lib.plan.memory import LIBRARIES
 
     if size is None:
-        return ["parameters, memory   unknown for this architecture"]
-    counts, needed = size.parameters, size.memory
-    lines = _wrapped(
-        f"parameters       policy {_count(counts['policy'])}, of which {_count(counts['trained'])} learn in PPO; "
-        f"reward {_count(counts['reward'])}"
-    )
+        return {"parameters": "unknown for this architecture, and so is the memory"}
+    needed = size.memory
+    policy, trained, reward = (words.count(size.parameters[name]) for name in ("policy", "trained", "reward"))
     sampling = needed["sampling"] > needed["activations"] + needed["logits"]
     left_out = {"total", *(("activations", "logits") if sampling else ("sampling",))}
-    parts = " + ".join(f"{part} {_bytes(value)}" for part, value in needed.items() if part not in left_out and value)
-    also = f", and {_bytes(LIBRARIES)} for the libraries" if size.device == "cpu" else ""
-    free = "" if size.free is None else f"; {_bytes(size.free)} free"
-    lines += _wrapped(
-        f"memory in PPO    about {_bytes(needed['total'])}{also}{free} ({size.device}, {size.dtype}): {parts}"
-    )
-    if size.free is not None and needed["total"] > size.free:
-        lines += _wrapped(
-            "warning: PPO needs more memory than is free: lower ppo.micro_batch_tokens, or set policy.lora"
-        )
-    return lines
-
-
-def thresholds(found: dict[str, float]) -> str:
-    """Each gate by its key."""
-    return ", ".join(f"{key} {value:g}" for key, value in found.items()) or "none"
+    parts = (f"{part} {words.size(value)}" for part, value in needed.items() if part not in left_out and value)
+    also = f", and {words.size(LIBRARIES)} for the libraries" if size.device == "cpu" else ""
+    free = "" if size.free is None else f"; {words.size(size.free)} free"
+    total = f"about {words.size(needed['total'])}{also}{free} ({size.device}, {size.dtype})"
+    return {
+        "parameters": f"policy {policy}, of which {trained} learn in PPO; reward {reward}",
+        "memory in PPO": f"{total}: {' + '.join(parts)}",
+    }
 
 
 def _rows(plan: Plan) -> Iterator[str]:
@@ -127,34 +123,14 @@ def _time(plan: Plan) -> str:
     if plan.seconds is None:
         return f"unknown: the policy is too large to be tried here; PPO takes {steps}"
     names = {"base_model": "base model", "reward_model": "reward model", "evaluation": "evaluation"}
-    stages = [f"{name} {_duration(plan.seconds[key])}" for key, name in names.items() if plan.seconds[key]]
+    stages = [f"{name} {words.duration(plan.seconds[key])}" for key, name in names.items() if plan.seconds[key]]
     total = sum(value for key, value in plan.seconds.items() if key != "ppo_step")
-    ppo = f"PPO {_duration(plan.seconds['ppo'])} ({steps}, {plan.seconds['ppo_step']:.2g} s each)"
+    ppo = f"PPO {words.duration(plan.seconds['ppo'])} ({steps}, {plan.seconds['ppo_step']:.2g} s each)"
     return (
-        f"about {_duration(total)}, judging by a few passes of an untrained model here: {ppo}; {'; '.join(stages)}; "
-        "loading and logging come on top"
+        f"about {words.duration(total)} by a few passes of an untrained model here, loading and logging left out: "
+        f"{'; '.join([ppo, *stages])}"
     )
 
 
-def _marked(text: str, worrying: bool) -> str:
-    return f"warning: {text}" if worrying else text
-
-
 def _wrapped(text: str) -> list[str]:
-    indent = " " * 17 if text[15:17] == "  " or text[16:17] == " " else "  "
-    return wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False)
-
-
-def _count(number: float) -> str:
-    return f"{number / 1e9:.3g}B" if number >= 1e9 else f"{number / 1e6:.3g}M" if number >= 1e5 else f"{number:,.0f}"
-
-
-def _bytes(number: float) -> str:
-    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.0f} s"
+    return wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False)

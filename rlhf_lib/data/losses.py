@@ -8,21 +8,22 @@ from typing import Any
 
 # what each filter's name in a report means; those of LIMITS are asked for and lose nothing unforeseen
 REASONS = {
-    "min_chars": "at most data.prompts.min_chars characters",
-    "max_query_chars": "data.prompts.max_query_chars characters or more",
-    "query too long": "data.prompts.max_query_chars characters or more",
+    "min_chars": "too short (data.prompts.min_chars)",
+    "max_query_chars": "too long (data.prompts.max_query_chars)",
+    "query too long": "too long (data.prompts.max_query_chars)",
     "empty": "empty",
-    "duplicate": "duplicates",
+    "duplicate": "repeated",
     "in test": "also in the evaluation or test rows",
     "in train": "also training prompts",
-    "too long": "no room left for the response",
-    "prompts differ": "prompts of the two answers differ",
-    "empty answer": "an answer is empty",
-    "identical answers": "chosen and rejected are the same",
-    "repeated pair": "repeated pairs",
-    "prompt in test": "prompt also in the test pairs",
+    "too long": "without room for the response",
+    "prompts differ": "whose two prompts differ",
+    "empty answer": "with an empty answer",
+    "identical answers": "with the same chosen and rejected answer",
+    "repeated pair": "repeated",
+    "prompt in test": "whose prompt is also a test pair's",
     "no label": "without a label",
-    "no text after the query": "nothing after the query",
+    "no text after the query": "with nothing after the query",
+    "limit": "above the limit",
 }
 LIMITS = ("limit", "held out")
 # harmless to drop, or asked for in the recipe: worth a warning only where they are most of the rows

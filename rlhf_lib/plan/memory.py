@@ -19,6 +19,7 @@ The formulas, in bytes, for P parameters of which T learn, a micro-batch of N to
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from rlhf_lib.recipe import Recipe, RewardConfig
 
-LIBRARIES = 0.9e9  # bytes that Python, torch, Prefect and MLflow take by themselves on a CPU (docs/log.md)
+LIBRARIES = 0.65e9  # bytes that Python, torch, Prefect and MLflow take by themselves on a CPU (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ def reward_parameters(recipe: Recipe, reward: RewardConfig, policy: PreTrainedCo
         return (size.vocab_size + size.positions) * size.width + 12 * size.layers * size.width**2
     config = policy if reward.model is None else load_config(reward.model, reward.trust_remote_code)
     kind = "policy" if reward.kind == "likelihood" or config.is_encoder_decoder else "classifier"
+    if reward.kind == "preference":
+        config = copy.deepcopy(config)
+        config.num_labels = 1
     return sum(p.numel() for p in outline(config, kind, reward.trust_remote_code).parameters())
 
 
@@ -171,12 +175,11 @@ def estimate(recipe: Recipe, policy: Policy, counted: Parameters, batch: Batch, 
     """What PPO will need at its peak, beside the libraries."""
     config = policy.config.get_text_config()
     width, halved = int(config.hidden_size), dtype == torch.bfloat16
-    learning, every = _learning_blocks(policy), len(_all_blocks(policy.model))
-    per_block = [activation_bytes(policy, block, halved) for block in learning]
+    every = len(_blocks(policy.model))
+    kept = [(tokens, activation_bytes(policy, block, halved)) for block, tokens in learning_blocks(policy, batch)]
+    activations = sum(tokens * each for tokens, each in kept)
     if policy.gradient_checkpointing:
-        activations = batch.tokens * (4 * width * len(learning) + max(per_block))
-    else:
-        activations = batch.tokens * sum(per_block)
+        activations = sum(4 * width * tokens for tokens, _ in kept) + max(tokens * each for tokens, each in kept)
     responses = batch.tokens * batch.response / (batch.prompt + batch.response)
     logits = min(responses * config.vocab_size, LOGITS_ALIVE) * (2 if halved else 4)
     cached = batch.rows * (batch.prompt + batch.response) * every * 2 * width * (2 if halved else 4)
@@ -208,15 +211,21 @@ def activation_bytes(policy: Policy, block: nn.Module, halved: bool) -> int:
     return 4 * 2 * width + (2 if halved else 4) * rest
 
 
-def _all_blocks(model: Any) -> list[nn.Module]:
+def learning_blocks(policy: Policy, batch: Batch) -> list[tuple[nn.Module, int]]:
+    """The blocks that keep activations, all or the top ones where only these learn, with the tokens that each sees of a
+    micro-batch: a seq2seq model's encoder reads the prompts, its decoder the responses."""
+    every = _blocks(policy.model)
+    learning = every if policy.unfrozen_layers is None else every[-policy.unfrozen_layers :]
+    if not policy.config.is_encoder_decoder:
+        return [(block, batch.tokens) for block in learning]
+    encoder = {id(block) for block in blocks(policy.model.get_encoder())[1]}
+    prompts = batch.tokens * batch.prompt // (batch.prompt + batch.response)
+    return [(block, prompts if id(block) in encoder else batch.tokens - prompts) for block in learning]
+
+
+def _blocks(model: Any) -> list[nn.Module]:
     parts = [model.get_encoder()] if model.config.is_encoder_decoder else []
     return [block for part in (*parts, trunk_and_head(model)[0]) for block in blocks(part)[1]]
-
-
-def _learning_blocks(policy: Policy) -> list[nn.Module]:
-    """The blocks that keep activations: all of them, or the top ones where only these learn."""
-    every = _all_blocks(policy.model)
-    return every if policy.unfrozen_layers is None else every[-policy.unfrozen_layers :]
 
 
 def available(device: torch.device) -> float | None:

@@ -39,6 +39,7 @@ def announce(recipe: Recipe, data: PreparedData) -> None:
     """
     from datasets import load_from_disk
 
+    from rlhf_lib.plan import words
     from rlhf_lib.plan.memory import Batch
     from rlhf_lib.plan.plan import check_thresholds, gate_thresholds, measure_size
     from rlhf_lib.plan.trial import try_reward
@@ -52,21 +53,21 @@ def announce(recipe: Recipe, data: PreparedData) -> None:
     if size is not None:
         needed, free = size.memory["total"], size.free
         logger.info(
-            "plan: PPO of %d steps, %d responses each; %.3g of %.3g million parameters learn, in about %.2g GB",
+            "plan: PPO of %d steps, %d responses each; %s of %s parameters learn, in about %s of memory",
             recipe.ppo.steps,
             recipe.ppo.batch_size,
-            size.parameters["trained"] / 1e6,
-            size.parameters["policy"] / 1e6,
-            needed / 1e9,
+            words.count(size.parameters["trained"]),
+            words.count(size.parameters["policy"]),
+            words.size(needed),
         )
         if free is not None and needed > free:
             logger.warning(
-                "PPO needs about %.2g GB of memory and %.2g are free: lower ppo.micro_batch_tokens, or set policy.lora",
-                needed / 1e9,
-                free / 1e9,
+                "PPO needs about %s of memory, and %s are free: lower ppo.micro_batch_tokens, or set policy.lora",
+                words.size(needed),
+                words.size(free),
             )
     for name, found in (("reward.checks", check_thresholds(recipe)), ("gates", gate_thresholds(recipe))):
-        logger.info("%s: %s", name, ", ".join(f"{key} {value:g}" for key, value in found.items()) or "none")
+        logger.info("%s: %s", name, words.thresholds(found))
 
 
 preflight_task = task(name="preflight", **OPTIONS)(preflight)

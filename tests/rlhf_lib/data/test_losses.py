@@ -28,17 +28,17 @@ def test_every_set_that_lost_rows_has_a_line_and_what_is_asked_for_has_none():
         "evaluation prompts in training pairs": 3,
     }
     assert told(data_losses(report)) == {
-        "30 of 100 (30%) training prompts dropped: 30 duplicates": False,  # harmless, unless it is most of them
-        "1 of 40 (2%) training prompts dropped once tokenized: 1 no room left for the response": False,
+        "30 of 100 (30%) training prompts dropped: 30 repeated": False,  # harmless, unless it is most of them
+        "1 of 40 (2%) training prompts dropped once tokenized: 1 without room for the response": False,
         "2 of 10 (20%) evaluation prompts dropped once tokenized: 2 also training prompts": True,
-        "504 of 1,000 (50%) training pairs dropped: 500 chosen and rejected are the same; 4 prompt also in the test "
-        "pairs": True,
-        "1 of 200 (under 1%) test pairs dropped: 1 repeated pairs": False,
+        "504 of 1,000 (50%) training pairs dropped: 500 with the same chosen and rejected answer; 4 whose prompt "
+        "is also a test pair's": True,
+        "1 of 200 (under 1%) test pairs dropped: 1 repeated": False,
         "3 of 10 (30%) evaluation prompts are in the training pairs too: a reward model trained on these has seen "
         "them": True,
     }
     lines = table(report).splitlines()
-    assert "| training prompts | 100 | 30 duplicates; 20 limit; 10 held out | 40 |" in lines
+    assert "| training prompts | 100 | 30 repeated; 20 above the limit; 10 held out | 40 |" in lines
     assert "| evaluation prompts, as tokens | 10 | 2 also training prompts | 8 |" in lines
 
 
@@ -52,7 +52,7 @@ def test_nothing_lost_is_nothing_told():
 def test_texts_that_are_cut_are_told_of_the_training_stages_metrics():
     base = {"rows": 50.0, "truncated": 4.0, "prompts/train/rows": 30.0, "prompts/train/too_long": 9.0}
     assert told(training_losses(base, {"pairs": 10.0, "truncated": 3.0})) == {
-        "9 of 30 (30%) training prompts dropped once tokenized: 9 no room left for the response": True,
+        "9 of 30 (30%) training prompts dropped once tokenized: 9 without room for the response": True,
         "4 of 50 (8%) texts of the base model lost their beginning: too long for the model or for "
         "policy.train.max_length": False,
         "3 of 20 (15%) dialogues of the reward model lost their beginning: too long for the model or for "
