@@ -62,7 +62,7 @@ def announce(recipe: Recipe, data: PreparedData) -> None:
         )
         if free is not None and needed > free:
             logger.warning(
-                "PPO needs about %s of memory, and %s are free: lower ppo.micro_batch_tokens, or set policy.lora",
+                "PPO needs about %s of memory, but %s is free: lower ppo.micro_batch_tokens, or set policy.lora",
                 words.size(needed),
                 words.size(free),
             )
