@@ -127,8 +127,8 @@ def _time(plan: Plan) -> str:
     total = sum(value for key, value in plan.seconds.items() if key != "ppo_step")
     ppo = f"PPO {words.duration(plan.seconds['ppo'])} ({steps}, {plan.seconds['ppo_step']:.2g} s each)"
     return (
-        f"about {words.duration(total)} by a few passes of an untrained model here, loading and logging left out: "
-        f"{'; '.join([ppo, *stages])}"
+        f"about {words.duration(total)}, extrapolated from a few passes of an untrained model, without loading and "
+        f"logging: {'; '.join([ppo, *stages])}"
     )
 
 

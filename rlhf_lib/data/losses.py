@@ -27,7 +27,7 @@ REASONS = {
 }
 LIMITS = ("limit", "held out")
 # harmless to drop, or asked for in the recipe: worth a warning only where they are most of the rows
-HARMLESS = ("min_chars", "max_query_chars", "query too long", "duplicate", "repeated pair")
+HARMLESS = ("min_chars", "max_query_chars", "query too long", "duplicate", "repeated pair", "in train")
 WORRYING = 0.1  # the share of rows lost, cut or shared above which a line is a warning
 MOST = 0.5  # the same for what is harmless
 SETS = {

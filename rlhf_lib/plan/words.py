@@ -5,7 +5,10 @@ from __future__ import annotations
 
 def count(number: float) -> str:
     """Of parameters: 124M."""
-    return f"{number / 1e9:.3g}B" if number >= 1e9 else f"{number / 1e6:.3g}M" if number >= 1e5 else f"{number:,.0f}"
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
 
 
 def size(number: float) -> str:

@@ -55,6 +55,13 @@ def test_of_pairs_both_answers_are_scored_and_then_empty_ones(make):
     assert called == [(["q", "q", "r", "r"], [" yes", " no", " yes", " no"]), (["q", "q", "r", "r"], [""] * 4)]
 
 
+def test_an_empty_query_gets_no_empty_response(make):
+    called.clear()
+    pairs = Dataset.from_dict({"prompt": ["", "r"], "chosen": ["yes", " yes"], "rejected": ["no", " no"]})
+    assert try_reward(make(function("length")), pairs) == [3.0, 2.0, 4.0, 3.0, 0.0, 0.0]
+    assert called[1] == (["r", "r"], ["", ""])
+
+
 def test_a_reward_that_fails_says_on_what(make):
     with pytest.raises(RewardFailed) as raised:
         try_reward(make(function("fussy")), None)
@@ -65,6 +72,13 @@ def test_a_reward_that_fails_says_on_what(make):
     assert f'File "{__file__}", line' in frames[0]
     with pytest.raises(ModelError, match="inconstant gave inf for the query"):
         try_reward(make(function("inconstant")), None)
+
+
+def test_a_model_with_anothers_tokenizer_is_told(make, tmp_path):
+    tiny_gpt2(vocabulary=3).save_pretrained(tmp_path / "m")
+    word_tokenizer(61).save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match=r"/m can't score real texts .*index out of range.*tokenizer belong together"):
+        try_reward(make({"kind": "likelihood", "model": str(tmp_path / "m")}), None)
 
 
 def test_what_is_not_there_yet_or_dear_is_not_tried(make, tmp_path, monkeypatch):
@@ -79,4 +93,6 @@ def test_what_is_not_there_yet_or_dear_is_not_tried(make, tmp_path, monkeypatch)
     assert not can_try(make({"kind": "likelihood", "model": "nobody/not-downloaded"}))
     monkeypatch.setattr("rlhf_lib.plan.trial.CHEAP", 100)
     assert not can_try(make(terms))
+    called.clear()
     assert try_reward(make(terms), None) is None
+    assert len(called) == 2  # the function is tried all the same
