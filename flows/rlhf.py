@@ -103,9 +103,11 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
     from tasks.registration import register_policy
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
+    from tasks.stage.preflight import announce
 
     data = chain(prepare_data, recipe, run)
     yield "data", data
+    announce(recipe, data)
     with gpu_limit():
         trained = recipe.policy.train is not None
         policy = chain(train_base_model, recipe, run, data) if trained else given_policy(recipe, data)
@@ -116,7 +118,7 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
         yield "reward_checks", checks
         ppo = chain(run_ppo, recipe, run, data, policy, reward)
         yield "ppo", ppo
-        evaluation = chain(evaluate_policy, recipe, run, policy, reward, ppo)
+        evaluation = chain(evaluate_policy, recipe, run, policy, reward, ppo, data)
         yield "evaluation", evaluation
         model = chain(register_policy, recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         yield "registration", model

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows.cli import annotation, faults, registry, retention, servers
+from flows.cli import annotation, check, faults, registry, retention, servers
 from flows.cli.configure import configure
 from flows.cli.starting import starting
 from flows.orchestration import logs
@@ -51,6 +51,7 @@ def _main(argv: list[str] | None) -> int:
     show.add_argument("recipe")
     _override_option(show)
 
+    check.add_commands(commands, _override_option)
     annotation.add_commands(commands, _override_option)
     registry.add_commands(commands, _override_option)
     retention.add_commands(commands)
