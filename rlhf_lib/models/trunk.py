@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_lib.errors import ModelError
 
@@ -45,13 +44,6 @@ def count_top(unfrozen: int, count: int, model: str) -> int:
         has = "1 block, which can't be frozen in part" if count == 1 else f"{count} blocks"
         raise ModelError(f"policy.unfrozen_layers is {unfrozen}, but {model} has {has}: {fix}")
     return unfrozen if unfrozen > 0 else count + unfrozen
-
-
-def check_unfrozen(config: PreTrainedConfig, unfrozen: int) -> None:
-    """Raise what `top_blocks` would, from the configuration alone, if it is a language model's."""
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"), suppress(ValueError):
-        top_blocks(auto.from_config(config), unfrozen)
 
 
 def freeze_below(model: PreTrainedModel, unfrozen: int) -> None:
