@@ -100,9 +100,11 @@ def _stages(recipe: Recipe, run: PipelineRun) -> Generator[tuple[str, StageResul
     from tasks.registration import register_policy
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
+    from tasks.stage.preflight import announce
 
     data = prepare_data(recipe, run)
     yield "data", data
+    announce(recipe, data)
     with gpu_limit():
         trained = recipe.policy.train is not None
         policy = train_base_model(recipe, run, data) if trained else given_policy(recipe, data)
@@ -113,7 +115,7 @@ def _stages(recipe: Recipe, run: PipelineRun) -> Generator[tuple[str, StageResul
         yield "reward_checks", checks
         ppo = run_ppo(recipe, run, data, policy, reward)
         yield "ppo", ppo
-        evaluation = evaluate_policy(recipe, run, policy, reward, ppo)
+        evaluation = evaluate_policy(recipe, run, policy, reward, ppo, data)
         yield "evaluation", evaluation
         model = register_policy(recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         yield "registration", model

@@ -24,6 +24,11 @@ class ModelError(RLHFError):
     """A model or tokenizer that is missing or can't do what the recipe asks of it."""
 
 
+class RewardFailed(ModelError):
+    """A reward function of the user's own that raised. The first line says what; the lines after it are the user's own
+    stack frames."""
+
+
 class EnvironmentFault(RLHFError):
     """A folder that can't be written, or a server that is configured but doesn't answer."""
 

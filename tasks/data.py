@@ -17,12 +17,13 @@ from tasks.results import Folders, PreparedData
 from tasks.stage.keys import DATA
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
-from tasks.tracking import run_logger
+from tasks.tracking import run_logger, tell_losses
 from tasks.tracking.reports import FILES, ranking_fingerprints, show_feedback
 from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from rlhf_lib.data.corpus import Corpus
     from rlhf_lib.data.labelled import LabelledTexts
@@ -37,11 +38,10 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
 
     Raises DataError, and ModelError for a missing model or a rewarded label that the labelled texts don't have.
     """
-    from rlhf_lib.data.corpus import is_seq2seq, load_corpus
+    from rlhf_lib.data.corpus import is_seq2seq
     from rlhf_lib.data.joined import items
-    from rlhf_lib.data.labelled import load_labelled
-    from rlhf_lib.data.preferences import load_preferences
-    from rlhf_lib.data.prompts import load_prompts, shared_with_pairs
+    from rlhf_lib.data.losses import data_losses
+    from rlhf_lib.data.prepare import prepare
     from rlhf_lib.data.sources import fingerprint, load_sources, sources
     from rlhf_lib.models.loading import fingerprint as model_fingerprint
 
@@ -67,44 +67,39 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     with run_stage(DATA, run, key=key) as current:
         if current.reused:
             _check_label(recipe, current.result.label_names)
+            _tell(recipe, current.result.report)
             _check_sizes(recipe, current.result.report)
             return current.result
-        prompts = load_prompts(recipe, loaded)
-        texts = {"train": prompts.train, "test": prompts.test}
-        report: dict[str, Any] = {"prompts": prompts.report}
-        tokenized = None
-        if model:
-            tokenized, report["tokenized"] = _tokenize(recipe, model, texts)
-        pairs = criterion = None
+        made = prepare(recipe, loaded, _tokenizer(recipe, model) if model else None)
+        report, labelled = made.report, made.labelled
+        pairs = {"train": made.pairs.train, "test": made.pairs.test} if made.pairs else None
+        criterion = None
         shown: dict[str, float] = {}
-        if recipe.data.preferences is not None:
-            found = load_preferences(recipe, loaded)
-            pairs, report["preferences"] = {"train": found.train, "test": found.test}, found.report
-            shared = shared_with_pairs(prompts, found.train["prompt"], recipe.data.prompts.query)
-            report |= {"evaluation prompts in training pairs": shared} if shared is not None else {}
-            if found.feedback is not None and recipe.data.preferences.rankings is not None:
-                criterion = found.feedback.criterion
-                shown = show_feedback(found.feedback, recipe.data.preferences.rankings)
-
-        corpus = load_corpus(recipe, loaded) if recipe.data.corpus is not None else None
-        labelled = load_labelled(recipe, loaded) if recipe.data.labelled is not None else None
+        if (
+            made.pairs
+            and made.pairs.feedback is not None
+            and recipe.data.preferences
+            and recipe.data.preferences.rankings
+        ):
+            criterion = made.pairs.feedback.criterion
+            shown = show_feedback(made.pairs.feedback, recipe.data.preferences.rankings)
         names = labelled.names if labelled else None
         _check_label(recipe, names)
         _check_sizes(recipe, report)
-        report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
 
         metrics = {name.replace(" ", "_"): float(value) for name, value in leaves(report, "/").items()}
-        metrics |= shown | _show(tokenized or texts, pairs, corpus)
+        metrics |= shown | _show(made.tokenized or made.texts, pairs, made.corpus)
         if labelled:
             _show_labels(labelled)
         _log_sets(recipe, loaded, fingerprints)
-        mlflow.log_dict(report, "report.json")
+        mlflow.log_dict(report | {"losses": [str(loss) for loss in data_losses(report)]}, "report.json")
+        _tell(recipe, report)
         current.log_metrics(metrics)
         with _no_progress_bars():
-            made = {"prompts": tokenized, "texts": texts, "preferences": pairs}
-            for kind, rows in (("corpus", corpus), ("labelled", labelled)):
-                made[kind] = {"train": rows.train, "test": rows.test} if rows else None
-            folders: dict[str, Any] = {name: _save(rows, current.folder / name) for name, rows in made.items()}
+            kept = {"prompts": made.tokenized, "texts": made.texts, "preferences": pairs}
+            for kind, rows in (("corpus", made.corpus), ("labelled", labelled)):
+                kept[kind] = {"train": rows.train, "test": rows.test} if rows else None
+            folders: dict[str, Any] = {name: _save(rows, current.folder / name) for name, rows in kept.items()}
         current.finish(
             PreparedData(
                 **folders,
@@ -119,14 +114,28 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     return current.result
 
 
-def _tokenize(recipe: Recipe, model: str, texts: dict[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    from rlhf_lib.data.prompts import tokenize_splits
+def _tell(recipe: Recipe, report: dict[str, Any]) -> None:
+    """What was lost on the way and what leaks, in the terminal; and every count on the run's page in Prefect."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import TaskRunContext
+
+    from rlhf_lib.data.losses import data_losses, table
+
+    losses = data_losses(report)
+    tell_losses("data", losses)
+    if TaskRunContext.get() is not None:
+        lines = "\n".join(f"- {loss}" for loss in losses)
+        create_markdown_artifact(
+            f"{table(report)}\n\n{lines}", key="data", description=f"{recipe.name}: rows read, dropped and kept"
+        )
+
+
+def _tokenizer(recipe: Recipe, model: str) -> tuple[PreTrainedTokenizerBase, int]:
+    """The policy's tokenizer and positions."""
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
 
-    tokenizer = load_tokenizer(model, recipe.policy.trust_remote_code)
-    longest = positions(load_config(model, recipe.policy.trust_remote_code))
-    train, test, counts = tokenize_splits(texts["train"], texts["test"], recipe, tokenizer, longest)
-    return {"train": train, "test": test}, counts
+    remote = recipe.policy.trust_remote_code
+    return load_tokenizer(model, remote), positions(load_config(model, remote))
 
 
 def _save(splits: dict[str, Dataset] | None, folder: Path) -> Folders | None:

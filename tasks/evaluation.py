@@ -9,7 +9,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
+from tasks.results import EvaluationResult, PPOResult, PreparedData, RewardArtifact, StartingPolicy
 from tasks.stage.keys import EVALUATION
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
@@ -19,12 +19,19 @@ from tasks.tracking.runs import PipelineRun
 
 @task(name="evaluation", **OPTIONS)
 def evaluate_policy(
-    recipe: Recipe, run: PipelineRun, policy: StartingPolicy, reward: RewardArtifact, ppo: PPOResult
+    recipe: Recipe,
+    run: PipelineRun,
+    policy: StartingPolicy,
+    reward: RewardArtifact,
+    ppo: PPOResult,
+    data: PreparedData | None = None,
 ) -> EvaluationResult:
-    """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report."""
+    """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report, which tells what
+    `data` lost and leaks."""
     import mlflow
 
     from rlhf_lib.data.corpus import load_texts
+    from rlhf_lib.data.losses import data_losses, training_losses
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_policy
@@ -78,7 +85,8 @@ def evaluate_policy(
             logger.warning("evaluation: %s", comparison.caveat)
 
         perplexity = counts = None
-        notes = [how_sampled(recipe)]
+        losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
+        notes = [f"Data: {loss}." for loss in losses] + [how_sampled(recipe)]
         if len(prompts) < SMALL_SAMPLE:
             notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:

@@ -15,6 +15,7 @@ from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, 
 from tasks.stage.keys import REWARD_MODEL, content_key
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
+from tasks.tracking import tell_losses
 from tasks.tracking.runs import PipelineRun
 
 REFERENCE_SAMPLES = 256  # responses of the reference policy, for the normalisation and the checks
@@ -28,6 +29,7 @@ def prepare_reward_model(
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
+    from rlhf_lib.data.losses import training_losses
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import check_reward
     from rlhf_lib.rewards.check_texts import has_answers
@@ -56,6 +58,7 @@ def prepare_reward_model(
         if reward.kind == "preference" and data.criterion:
             mlflow.MlflowClient().set_tag(current.run.info.run_id, "criterion", data.criterion)
         if current.reused:
+            tell_losses("reward_model", training_losses({}, current.result.metrics))
             return current.result
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
         model, metrics = reward.model, dict[str, float]()
@@ -72,6 +75,7 @@ def prepare_reward_model(
                 samples = str(current.folder / "samples.json")
                 Path(samples).write_text(json.dumps(list(zip(queries, responses, strict=True))))
         current.log_metrics(metrics)
+        tell_losses("reward_model", training_losses({}, metrics))
         current.finish(
             RewardArtifact(
                 model=model,

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows.cli import annotation, registry, servers
+from flows.cli import annotation, check, registry, servers
 from flows.cli.configure import configure
 from rlhf_lib.errors import GateFailed, RLHFError
 
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("recipe")
     _override_option(show)
 
+    check.add_commands(commands, _override_option)
     annotation.add_commands(commands, _override_option)
     registry.add_commands(commands, _override_option)
     servers.add_commands(commands)

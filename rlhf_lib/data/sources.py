@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from huggingface_hub.errors import OfflineModeIsEnabled
+
 from rlhf_lib.data.joined import Datasets, Mixture, is_list, items, join, missing
 from rlhf_lib.errors import DataError
+from rlhf_lib.models.hub import offline_if_unreachable
 from rlhf_lib.recipe import Recipe, SourceConfig
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ def load_split(source: SourceConfig, default: Datasets = None, key: str = "data.
     assert isinstance(name, str), "one set, not a list"
     where = describe_source(source)
     base = re.split(r"[\[+]", source.split)[0].strip()
-    path = Path(name).expanduser()
+    path, away = Path(name).expanduser(), None
     folder = None if source.data_dir == "." else source.data_dir
     try:
         if name.startswith("embedded/"):
@@ -71,12 +74,15 @@ def load_split(source: SourceConfig, default: Datasets = None, key: str = "data.
                 raise DataError(f"{where}: no such folder in {path}, which has: {folders}. Set {key}.data_dir")
         elif _looks_local(name):
             raise DataError(f"{where}: {path} doesn't exist. Set {place_key} to a hub id or an existing folder or file")
-        place = str(path) if path.is_dir() else name
-        return load_dataset(place, source.name, data_dir=folder, split=source.split, cache_dir=_own_cache(path))
+        if path.is_dir():
+            return load_dataset(str(path), source.name, data_dir=folder, split=source.split, cache_dir=_own_cache(path))
+        with offline_if_unreachable() as away:
+            return load_dataset(name, source.name, data_dir=folder, split=source.split)
     except DataError:
         raise
     except Exception as error:  # the readers of the formats raise whatever they like
-        raise DataError(_explain(error, where, key, place_key)) from error
+        told = OfflineModeIsEnabled(away) if away else error  # which another attempt doesn't change
+        raise DataError(_explain(error, where, key, place_key, away)) from told
 
 
 def load_sources(recipe: Recipe, section: str = "") -> dict[str, Dataset]:
@@ -208,9 +214,8 @@ def _looks_local(name: str) -> bool:
     return name[0] in "/.~" or name.count("/") > 1 or Path(name).suffix in (*_BUILDERS, *_COMPRESSIONS)
 
 
-def _explain(error: Exception, where: str, key: str, place_key: str) -> str:
-    """One line that says what is wrong and how to fix it."""
-    from datasets import config
+def _explain(error: Exception, where: str, key: str, place_key: str, away: str | None) -> str:
+    """One line that says what is wrong and how to fix it. `away`: why the hub is out of reach, if it is."""
     from datasets.exceptions import DatasetBuildError
 
     # "An error occurred while generating the dataset" keeps what matters in its cause
@@ -222,11 +227,10 @@ def _explain(error: Exception, where: str, key: str, place_key: str) -> str:
         return f"{where}: {message}. Set {key}.split"
     if "BuilderConfig" in message or "Config name is missing" in message:
         return f"{where}: {message}. Set {key}.name"
-    if isinstance(error, ConnectionError):
-        reason = "HF_HUB_OFFLINE is set" if config.HF_HUB_OFFLINE else "is there a network?"
+    if away or isinstance(error, ConnectionError):
         return (
-            f"{where}: the hub is out of reach ({reason}) and the set isn't in the cache. Get it where there is a "
-            f"network and set {place_key} to the local folder"
+            f"{where}: the hub is out of reach ({away or 'is there a network?'}) and the set isn't in the cache. Get "
+            f"it where there is a network and set {place_key} to the local folder"
         )
     return f"{where} can't be read: {message}. Check {place_key} (a hub id, or a local folder or file)"
 

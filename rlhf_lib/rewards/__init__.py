@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError
@@ -15,13 +15,15 @@ Reward = Callable[[list[str], list[str]], list[float]]
 
 
 def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:
-    """A reward's answer as a tensor (B,), fp64. `where` tells in the message which reward, or when.
+    """A reward's scores as a tensor (B,), fp64. `where` tells in the message which reward, or when.
 
     Raises ModelError unless it is one finite number for each response.
     """
     import torch
 
     try:
+        if isinstance(given, str | bytes | Mapping | Set) or any(isinstance(score, str) for score in given):
+            raise TypeError("numbers are wanted, in order")
         scores = [float(score) for score in given]
     except (TypeError, ValueError) as error:
         raise ModelError(f"the reward {where} must give a list of numbers, not {given!r:.80}") from error

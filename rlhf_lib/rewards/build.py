@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
 from rlhf_lib.rewards import Reward, checked_scores
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
+from rlhf_lib.rewards.failure import explained
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 
 if TYPE_CHECKING:
@@ -80,14 +81,18 @@ def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> 
 
 
 def import_function(path: str) -> Callable[..., Any]:
-    """Import `package.module:name`, from Python's path or the working directory. Raises RecipeError."""
+    """Import `package.module:name`, from Python's path or the working directory.
+
+    Raises RecipeError if there is no such function, RewardFailed if its module raises while it is imported.
+    """
     module_name, separator, name = path.partition(":")
     if not (separator and module_name and name):
         raise RecipeError(f"reward.function {path!r} must have the form package.module:name")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        with explained(f"reward.function {path}: importing {module_name}", passing=(ImportError,)):
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise RecipeError(
             f"reward.function {path}: module {module_name} can't be imported ({error}): install it, or run where it is"
@@ -102,11 +107,14 @@ def import_function(path: str) -> Callable[..., Any]:
 def function_reward(path: str) -> Reward:
     """The imported function as a Reward with checked scores: one finite number per response.
 
-    Raises RecipeError if it can't be imported; calling it raises ModelError for bad scores.
+    Raises RecipeError if it can't be imported; calling it raises RewardFailed if it raises, ModelError for bad scores.
     """
     function = import_function(path)
 
     def checked(queries: list[str], responses: list[str]) -> list[float]:
-        return checked_scores(function(queries, responses), queries, responses, f"function {path}").tolist()
+        with explained(f"reward.function {path}"):
+            given = function(queries, responses)
+            given = list(given) if isinstance(given, Iterator) else given  # a generator runs, and may raise, only now
+        return checked_scores(given, queries, responses, f"function {path}").tolist()
 
     return checked

@@ -332,6 +332,10 @@ def _check_degenerate(
     rates: dict[str, float] = {}
     for kind, make in makers.items():
         some = good[:OVER_LONG_TEXTS] if kind == "over_long" else good
+        if kind == "empty":  # an empty response to an empty query is no text at all: no reward has to score it
+            some = np.array([i for i in some if texts[i][0].strip()], dtype=int)
+            if not some.size:
+                continue
         made = [(texts[i][0], make(texts[i][1])) for i in some]
         scores_N = scorer(kind, made)
         # a one-word answer is its own shuffle and its own repetition: nothing to compare

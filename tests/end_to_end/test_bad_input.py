@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, PreTrainedTokenizerFast
@@ -14,6 +15,23 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from flows import cli
 
 DIALOGUE = "\n\nHuman: Is number {} odd?\n\nAssistant: {}"
+BAD_REWARDS = """\
+def raises(queries, responses):
+    return [{"odd": 1.0}[response] for response in responses]
+def first_word(queries, responses):
+    return [float(len(response.split()[0])) for response in responses]
+def nothing(queries, responses):
+    pass
+def text(queries, responses):
+    return ["good" for _ in responses]
+def nan(queries, responses):
+    return [float("nan") for _ in responses]
+def one(queries, responses):
+    return [1.0]
+import os
+def needs_key(queries, responses):
+    return [float(os.environ["NO_SUCH_KEY"])]
+"""
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
@@ -53,16 +71,20 @@ def files(tmp_path_factory) -> Path:
     (root / "list.yaml").write_text("- name: x\n")
     (root / "broken.yaml").write_text("name: [x\n")
     (root / "file").write_text("")
+    (root / "bad_rewards.py").write_text(BAD_REWARDS)
     return root
 
 
 @pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """A run folder of this test's own; the command line may change these, and they come back."""
+def environment(tmp_path, monkeypatch, files):
+    """A run folder of this test's own; the command line may change these, and they come back. No process is left."""
+    before = psutil.Process().children(recursive=True)
+    monkeypatch.syspath_prepend(str(files))
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_HOME"):
         monkeypatch.setenv(name, os.environ[name])
     monkeypatch.setenv("RLHF_RUN_DIR", str(tmp_path / "runs"))
-    return tmp_path / "runs"
+    yield tmp_path / "runs"
+    assert psutil.Process().children(recursive=True) == before
 
 
 def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Path) -> None:
@@ -131,6 +153,7 @@ def test_a_run_folder_without_permission(files, environment, capsys):
 
 SET, LOCAL = "data.prompts.dataset", "{files}/good"
 GIVEN = ["policy.train=null", "policy.model={files}/endless"]
+FUNCTION = [f"{SET}={LOCAL}", "reward.kind=function"]
 CLASSIFIER = ["reward.kind=classifier", "reward.model={files}/classifier"]
 FOUND = {
     "no such folder": ([f"{SET}=/no/such/set"], ["/no/such/set doesn't exist", SET]),
@@ -228,6 +251,21 @@ FOUND = {
         [f"{SET}={LOCAL}", "reward.kind=function", "reward.function=nowhere:score"],
         ["nowhere:score", "can't be imported"],
     ),
+    **{
+        f"a reward that {does}": ([*FUNCTION, f"reward.function=bad_rewards:{name}"], said)
+        for does, name, said in (
+            ("raises", "raises", ["error: reward.function bad_rewards:raises raised KeyError: ' yes'"]),
+            ("raises for an empty response", "first_word", ["IndexError: list index", "for empty responses, which a"]),
+            ("gives None", "nothing", ["bad_rewards:nothing must give a list of numbers, not None"]),
+            ("gives text", "text", ["bad_rewards:text must give a list of numbers, not ['good', "]),
+            ("gives NaN", "nan", ["bad_rewards:nan gave nan for the query", "Is number", "' yes'"]),
+            ("gives too few scores", "one", ["bad_rewards:one gave 1 scores for 8 responses"]),
+        )
+    },
+    "more unfrozen layers than there are": (
+        [f"{SET}={LOCAL}", "policy.unfrozen_layers=7"],
+        ["policy.unfrozen_layers is 7, but GPT2LMHeadModel has 2 blocks"],
+    ),
     "a device that isn't there": ([f"{SET}={LOCAL}", "compute.device=cuda:77"], ["compute.device cuda:77", "set auto"]),
 }
 
@@ -238,6 +276,28 @@ def test_found_before_anything_is_trained(case, files, environment, prefect_serv
     options = [word for setting in settings for word in ("--set", setting.format(files=files))]
     with mlflow_store(environment):
         code = cli.main(["run", "embedded", *options])
+    check(code, capsys.readouterr().err, mentions, files, environment)
+
+
+def test_a_reward_that_raises_shows_the_users_own_frames(files, environment, prefect_server, mlflow_store, capsys):
+    options = [f"{SET}={files}/good", "reward.kind=function", "reward.function=bad_rewards:raises"]
+    with mlflow_store(environment):
+        code = cli.main(["run", "embedded", *(word for setting in options for word in ("--set", setting))])
+    printed = capsys.readouterr().err
+    check(code, printed, ["reward.function bad_rewards:raises raised KeyError"], files, environment)
+    assert f'File "{files}/bad_rewards.py", line 2, in raises' in printed
+    assert "rlhf_lib" not in printed
+
+
+@pytest.mark.parametrize("setting", [f"{SET}=Anthropic/hh-rlhf", "policy={train: null, model: lvwerra/gpt2-imdb}"])
+def test_a_hub_that_does_not_answer(setting, files, environment, prefect_server, mlflow_store, capsys, monkeypatch):
+    """Not offline by the environment: one short request finds it out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
+    with mlflow_store(environment):
+        code = cli.main(["run", "embedded", "--set", setting])
+    mentions = [f"the hub is out of reach ({NOWHERE} doesn't answer", "local folder"]
     check(code, capsys.readouterr().err, mentions, files, environment)
 
 

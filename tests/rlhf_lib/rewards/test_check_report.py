@@ -96,7 +96,7 @@ def test_degenerate_texts():
     [
         ("dialogue", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant:", " e f"),
         ("first_turn", "a b", " c"),
-        ("text", "", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e f"),
+        ("text", "\n\nHuman: a\nb\n\nAssistant: c", "\n\nHuman: d\n\nAssistant: e f"),
         ("first_words", "Human: a", " b Assistant: c Human:"),
     ],
 )

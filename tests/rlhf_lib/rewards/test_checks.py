@@ -297,3 +297,21 @@ def test_an_honest_sentiment_classifier_passes_and_its_flip_is_stopped_by_probes
     run_checks(classifier, SENTIMENT, None, texts, calibrated=False).raise_if_failed()
     flipped = run_checks(lambda q, r: [-score for score in classifier(q, r)], SENTIMENT, None, texts, calibrated=False)
     assert [check.name for check in flipped.failed] == ["probes"]
+
+
+def test_no_reward_has_to_score_a_blank_query_with_a_blank_response():
+    """Prompts in a column of their own may be empty, and a whole text may be the query."""
+
+    def strict(queries: list[str], responses: list[str]) -> list[float]:
+        assert all((query + response).strip() for query, response in zip(queries, responses, strict=True))
+        return [float(len(query + response) % 7) for query, response in zip(queries, responses, strict=True)]
+
+    pairs = [("" if i % 2 else f"query {i}", f" good {i} answer", f" bad {i}") for i in range(20)]
+    report = run_checks(strict, ChecksConfig(), pairs, None, calibrated=False)
+    assert "degenerate_empty" in report.metrics  # of the ten with a query
+    report = run_checks(
+        strict, ChecksConfig(), [("", chosen, rejected) for _, chosen, rejected in pairs], None, calibrated=False
+    )
+    assert "degenerate_empty" not in report.metrics
+    assert "degenerate_repeated" in report.metrics
+    run_checks(strict, ChecksConfig(), None, [(f"query {i}", f" and {i} more") for i in range(20)], calibrated=False)
