@@ -71,8 +71,8 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     with run_stage(DATA, run, key=key) as current:
         if current.reused:
             _check_label(recipe, current.result.label_names)
-            _check_sizes(recipe, current.result.report)
             _tell(recipe, current.result.report)
+            _check_sizes(recipe, current.result.report)
             return current.result
         made = prepare(recipe, loaded, _tokenizer(recipe, model) if model else None)
         report, labelled = made.report, made.labelled

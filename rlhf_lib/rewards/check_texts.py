@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,10 +39,26 @@ def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
     """At most `limit` (query, response) texts for a reward that has no preference pairs to be checked on.
 
     They come from the rows that the prompts come from, evaluation's where it has its own: of a dialogue the answer, of
-    a plain text the words that follow the query, from 4 to as many as the policy may generate tokens. Where the whole
-    row is the query, its second half stands for the response to its first. Neither is ever blank. Raises DataError
-    where no row has such texts.
+    a plain text the words that follow the query, from 4 to as many as the policy may generate tokens. Where no row goes
+    on after its query (see `has_answers`), its second half stands for the response to its first. Neither is ever blank.
+    Raises DataError where all rows are.
     """
+    texts = _texts(recipe, limit, split_text) or _texts(recipe, limit, lambda text, *_: _halves(text))
+    if not texts:
+        column = recipe.data.prompts.column
+        raise DataError(f"column '{column}' has no text to try the reward on: set data.prompts.column to one that has")
+    return texts
+
+
+def has_answers(recipe: Recipe) -> bool:
+    """Whether the prompts' rows go on after their query, so that there are real responses to check a reward on."""
+    return recipe.data.prompts.query.kind != "text" and bool(_texts(recipe, 1, split_text))
+
+
+Split = Callable[[str, Recipe, np.random.Generator], tuple[str, str]]
+
+
+def _texts(recipe: Recipe, limit: int, split: Split) -> list[tuple[str, str]]:
     from rlhf_lib.data.sources import describe_source, load_split, text_column
 
     prompts = recipe.data.prompts
@@ -55,23 +72,12 @@ def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
     for i in rng.permutation(len(rows)):
         text = rows[int(i)][prompts.column] or ""
         if len(text) > (prompts.min_chars or 0):
-            query, response = split_text(text, recipe, rng)
+            query, response = split(text, recipe, rng)
             if query.strip() and response.strip():
                 texts.append((query, response))
         if len(texts) == limit:
             break
-    if not texts:
-        cut = query_cut(recipe)
-        raise DataError(f"{where}: no row has text after its query, so there is nothing to check the reward on. {cut}")
     return texts
-
-
-def query_cut(recipe: Recipe) -> str:
-    """What would leave text after the queries."""
-    kind = recipe.data.prompts.query.kind
-    if kind in ("first_tokens", "first_words"):
-        return "Lower data.prompts.query.min and .max, or give data.preferences"
-    return f"Set data.prompts.column to one whose texts go on after the query ({kind}), or give data.preferences"
 
 
 def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str, str]:
@@ -89,16 +95,6 @@ def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str
     words = text.split()
     at, length = query.max - 1, int(rng.integers(min(4, longest), longest + 1))
     return " ".join(words[:at]), " " + " ".join(words[at : at + length])
-
-
-def has_answers(recipe: Recipe) -> bool:
-    """Whether the prompts' rows go on after their query, so that there are real responses to check a reward on."""
-    if recipe.data.prompts.query.kind == "text":  # the whole row is the query
-        return False
-    try:
-        return bool(real_texts(recipe, 1))
-    except DataError:
-        return False
 
 
 def _halves(text: str) -> tuple[str, str]:
