@@ -123,7 +123,7 @@ PROMISES = {
 }
 TYPED = {"rlhf chat": "where is my parcel?\n"}
 PORTS = {"rlhf serve": [4300], "MLFLOW_TRACKING_URI=": [4301], "make up": [4200, 5000]}
-SERVERS = {name: name for name in ("rlhf serve", "MLFLOW_TRACKING_URI=")}  # until Ctrl-C, in terminals of their own
+SERVERS = ("rlhf serve", "MLFLOW_TRACKING_URI=")  # go on until Ctrl-C, each in a terminal of its own
 BEFORE = {"prefect deployment run": "make up"}  # a page that has shown make down too
 AFTER = {"prefect deployment run": "make down"}
 
@@ -218,8 +218,8 @@ class Walk:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     pytest.skip(f"{self.page}: {command} needs port {port}, which is taken here")
-        if entry(SERVERS, command):
-            self.serve(command, *PORTS[entry(SERVERS, command)])
+        if command.startswith(SERVERS):
+            self.serve(command, *entry(PORTS, command))
             return
         if before := entry(BEFORE, command):
             self.run(before)

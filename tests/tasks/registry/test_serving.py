@@ -10,20 +10,31 @@ import mlflow
 import pytest
 import yaml
 from fastapi.testclient import TestClient
-from registered import PROMPTS, greedy_texts, make_recipe, own_store, policy_folders, register  # noqa: F401
+from registered import PROMPTS, greedy_texts, make_recipe, policy_folders, register  # noqa: F401
 from tiny_models import one_thread  # noqa: F401
 
 from rlhf_lib.errors import ModelError
 from tasks.registry import policies, serving, versions
+from tasks.tracking.runs import PipelineRun
 
 QUESTION = "where is my parcel?"  # of PROMPTS[0]
 
 
-@pytest.fixture
-def client(store, folders):
+@pytest.fixture(scope="module", name="registered")
+def one_version(tmp_path_factory, mlflow_store, folders):
+    """Version 1 of `letters`, for dialogues, in a store that the tests share."""
+    root = tmp_path_factory.mktemp("serving")
     recipe = make_recipe(data={"prompts": {"dataset": "local", "query": {"kind": "dialogue"}}})
-    mlflow.log_text(yaml.safe_dump(recipe.model_dump(mode="json")), "recipe.yaml")
-    register(store, folders, folders["plain"], recipe)
+    with mlflow_store(root), pytest.MonkeyPatch.context() as patch, mlflow.start_run() as parent:
+        patch.chdir(root)
+        mlflow.log_text(yaml.safe_dump(recipe.model_dump(mode="json")), "recipe.yaml")
+        run = PipelineRun(run_dir=str(root / "runs"), parent_run_id=parent.info.run_id)
+        register(run, folders, folders["plain"], recipe)
+        yield Path(policies.fetch("models:/letters/1")[0])
+
+
+@pytest.fixture(scope="module")
+def client(registered):
     return TestClient(serving.application(serving.load("letters")))
 
 
@@ -102,10 +113,10 @@ def test_the_printed_command_asks_a_question_of_the_data(client):
     )
 
 
-def test_a_version_registered_before_its_settings_had_the_form(client, folders):
-    root, _ = policies.fetch("models:/letters/1")
-    file = Path(root, "MLmodel")
-    described = yaml.safe_load(file.read_text())
+def test_a_version_registered_before_its_settings_had_the_form(registered, folders):
+    file = registered / "MLmodel"
+    before, run = file.read_text(), versions.named("letters").tags["parent_run_id"]
+    described = yaml.safe_load(before)
     for key in ("template", "turn", "example"):
         del described["flavors"]["python_function"]["config"][key]
     file.write_text(yaml.safe_dump(described))
@@ -115,17 +126,18 @@ def test_a_version_registered_before_its_settings_had_the_form(client, folders):
     mlflow.MlflowClient().delete_model_version_tag("letters", "1", "parent_run_id")
     with pytest.raises(ModelError, match="models:/letters/1: its run's recipe is gone"):
         serving.load("letters")
+    mlflow.MlflowClient().set_model_version_tag("letters", "1", "parent_run_id", run)
+    file.write_text(before)
 
 
-def test_an_uploaded_version_runs_none_of_its_code(client, tmp_path):
-    root, _ = policies.fetch("models:/letters/1")
-    [code] = Path(root).glob("*.py")
+def test_a_version_runs_none_of_the_code_that_came_with_it(registered, tmp_path):
+    [code] = registered.glob("*.py")
     code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + code.read_text())
     assert serving.load("letters").model.predict([QUESTION])
     assert not (tmp_path / "ran").exists()
 
 
-def test_versions_by_every_name(client):
+def test_versions_by_every_name(registered):
     for name in ("letters", "letters/1", "letters@champion", "models:/letters@challenger"):
         assert versions.uri_of(versions.named(name)) == "models:/letters/1"
         assert versions.address(name) == (name if ":" in name else "models:/letters/1")
@@ -141,6 +153,6 @@ def test_versions_by_every_name(client):
     ):
         with pytest.raises(ModelError, match=re.escape(error)):
             versions.named(name)
-    mlflow.MlflowClient().delete_registered_model_alias("letters", "champion")
+    mlflow.MlflowClient().delete_registered_model_alias("letters", "champion")  # the last test of this file
     with pytest.raises(ModelError, match="letters has no champion: give letters/VERSION"):
         versions.named("letters")
