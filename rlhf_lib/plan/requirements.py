@@ -15,7 +15,6 @@ def check_requirements(recipe: Recipe) -> None:
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_config, load_tokenizer
-    from rlhf_lib.models.trunk import check_unfrozen, count_top
     from rlhf_lib.plan.memory import NoOutline, policy_config, policy_outline
     from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.optimizer import check_optimizer
@@ -33,11 +32,6 @@ def check_requirements(recipe: Recipe) -> None:
         tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
         probe_tokens(recipe.evaluation.probes, tokenizer)
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
-    if (unfrozen := recipe.policy.unfrozen_layers) is not None:
-        if scratch is not None:
-            count_top(unfrozen, scratch.layers, "the model from scratch")
-        elif not recipe.policy.trust_remote_code:  # whose code may want its weights
-            check_unfrozen(load_config(recipe.policy.model or "", False), unfrozen)
     if recipe.policy.lora is not None or recipe.policy.unfrozen_layers is not None:
         with suppress(NoOutline):
             policy_outline(recipe, policy_config(recipe))  # raises where they don't fit the architecture
