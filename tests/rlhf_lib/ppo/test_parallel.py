@@ -251,7 +251,7 @@ def test_an_error_of_a_process_keeps_its_own_words(job):
 
 
 def test_a_configuration_file_of_accelerate_takes_the_place_of_our_options(job):
-    configured = job("configured", 4)
+    configured = job("configured", 4, mini_batch_size=4)
     configured.recipe.compute.accelerate = "fsdp2.yaml"
     command = launch_command(configured, Path("job.json"))
     assert command[4:] == ["--num_processes", "4", "--config_file", "fsdp2.yaml", "-m", "rlhf_lib.ppo.run", "job.json"]
