@@ -133,6 +133,9 @@ def _folders(
     plan, held = [], set()
     for folder, names in sorted(run_folder.stage_folders(root).items()):
         users = [found[name] for name in names if name in found]
+        if len(users) < len(names):  # a run that has begun meanwhile
+            held.add(folder.parent.name)
+            continue
         owner = found.get(folder.parent.name, users[0])
         checkpoints = folder / "checkpoints"
         if all((goes(run, "work") or run.id in records) and run.id not in needed.folders for run in users):
@@ -233,6 +236,7 @@ def _artifacts(root: Path, run: Found, needed: Needed) -> list[Piece]:
     assert run.record is not None
     models = [model for model in run.models if model.model_id not in needed.models]
     runs = [each for each in run.tree if each.info.run_id not in needed.runs]
+    whole = (runs, models) == (run.tree, run.models)
     client, parent = mlflow.MlflowClient(), run.record.info.run_id
 
     def remove() -> bool:
@@ -244,7 +248,8 @@ def _artifacts(root: Path, run: Found, needed: Needed) -> list[Piece]:
                 _remove_model(model)
             for each in runs:
                 _remove_artifacts(each)
-            client.set_tag(parent, MARK, f"{_DONE} {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+            done = f"{_DONE} {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            client.set_tag(parent, MARK, done if whole else f"unneeded {done}")
         return True
 
     piece = Piece("artifacts", run.name, _logged_bytes(runs, models), remove)
@@ -252,7 +257,7 @@ def _artifacts(root: Path, run: Found, needed: Needed) -> list[Piece]:
 
 
 def _emptied(run: Found) -> bool:
-    """Whether its artifacts were removed since it ended."""
+    """Whether all its artifacts were removed since it ended."""
     assert run.record is not None
     said, _, when = run.record.data.tags.get(MARK, "").rpartition(" ")
     return said == _DONE and when >= f"{datetime.fromtimestamp(run.ended, UTC):%Y-%m-%dT%H:%M:%SZ}"

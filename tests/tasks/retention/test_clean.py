@@ -262,6 +262,14 @@ def test_another_run_folders_runs_are_left_alone(root, tmp_path):
     assert stages(tmp_path / "other", elsewhere) == {"data", "ppo"}
 
 
+def test_a_run_that_begins_after_the_look_around_is_untouched(root, monkeypatch):
+    run = pipeline(root, days_ago=50)
+    look = cleaning.find_runs
+    monkeypatch.setattr(cleaning, "find_runs", lambda root: {k: v for k, v in look(root).items() if k != run})
+    assert clean(root, Retention(checkpoints=ALL, work=ALL, artifacts=ALL, runs=ALL))["removed"] == []
+    assert stages(root, run) == {"data", "ppo"}
+
+
 # ---------------------------------------------------------------- registered versions
 
 
@@ -313,11 +321,12 @@ def test_a_champion_and_those_before_it_still_load_after_cleaning_everything(roo
 
     # a version that a person deletes takes with it what it alone needed
     mlflow.MlflowClient().delete_model_version("letters", second[1])
-    assert "runs" in kinds(clean(root, everything))
+    assert kinds(clean(root, keeping(artifacts=ALL))) == ["artifacts"]
+    assert kinds(clean(root, everything)) == ["runs"]
     assert policies.resolve_model("models:/letters/1")
     assert versions.reference_of(versions.version_of("models:/letters/1"))
-    with pytest.raises(MlflowException):
-        mlflow.MlflowClient().get_logged_model(second[1])
+    models = mlflow.search_logged_models(output_format="list")
+    assert [model.source_run_id for model in models] == [versions.version_of("models:/letters/1").run_id]
 
 
 def test_a_folder_that_a_versions_recipe_names_stays(root, folders):
