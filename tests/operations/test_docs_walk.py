@@ -6,6 +6,7 @@ Whatever isn't run is named below with the reason; a block that is neither run n
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -77,22 +78,45 @@ FILES = {
 }
 
 # Runs that can't be as printed here: with what, and why. The tiny GPT-2 that stands in for the hub's learns nothing.
-TINY = (
-    " --set ppo.steps=2 --set ppo.batch_size=16 --set ppo.mini_batch_size=16 --set reward.train.max_steps=2"
-    " --set evaluation.prompts=16 --set 'reward.checks={min_accuracy: null, min_probe_accuracy: null,"
-    " min_score_std: null, max_calibration_error: null, max_length_correlation: null, max_degenerate_win_rate: null}'"
-)
-CHANGED = {"rlhf run mine.yaml": f"rlhf run mine.yaml{TINY} --set generation.max_new_tokens=12"}
-SMALL = (
-    f"{TINY} --set data.prompts.limit=96 --set data.preferences.limit=256 --set policy.train.max_steps=10"
-    " --set generation.max_new_tokens=12 --set evaluation.perplexity.limit=20"
-    " --set 'registration.gates={min_reward_delta: null, max_perplexity_ratio: null, min_distinct_2_ratio: null}'"
-)
+TINY = {
+    "ppo.steps": 2,
+    "ppo.batch_size": 16,
+    "ppo.mini_batch_size": 16,
+    "reward.train.max_steps": 2,
+    "evaluation.prompts": 16,
+    "generation.max_new_tokens": 12,
+    **{
+        f"reward.checks.{gate}": "null"
+        for gate in (
+            *("min_accuracy", "min_probe_accuracy", "min_score_std"),
+            *("max_calibration_error", "max_length_correlation", "max_degenerate_win_rate"),
+        )
+    },
+}
+SMALL = TINY | {
+    "data.prompts.limit": 96,
+    "data.preferences.limit": 256,
+    "policy.train.max_steps": 10,
+    "evaluation.perplexity.limit": 20,
+    **{f"registration.gates.{gate}": "null" for gate in ("min_reward_delta", "max_perplexity_ratio")},
+    "registration.gates.min_distinct_2_ratio": "null",
+}
+
+
+def with_(command: str, settings: dict) -> str:
+    return command + "".join(f" --set {key}={value}" for key, value in settings.items())
+
+
+CHANGED = {"rlhf run mine.yaml": with_("rlhf run mine.yaml", TINY)}
 if SHORT:
-    CHANGED["make run"] = f'make run ARGS="{SMALL}"'
-    CHANGED["rlhf run embedded --set ppo.steps=100"] = (
-        f"rlhf run embedded --set ppo.kl_coef=0.1 --summary run.json{SMALL} --set ppo.steps=3"
-    )
+    CHANGED |= {
+        "make run": f'make run ARGS="{with_("", SMALL)}"',
+        "rlhf run embedded --set ppo.steps=100": with_(
+            "rlhf run embedded --set ppo.kl_coef=0.1 --summary run.json", SMALL | {"ppo.steps": 3}
+        ),
+        "prefect deployment run": "prefect deployment run rlhf/on-demand -p recipe=embedded --watch -p 'overrides="
+        f"{json.dumps([f'{key}={value}' for key, value in SMALL.items()])}'",
+    }
 
 # what a page says, or lets expect, of a command's output
 PROMISES = {
