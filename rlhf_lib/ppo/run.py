@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -322,7 +321,7 @@ def main(accelerator: Accelerator | None = None) -> None:
     if parent := os.environ.get(PARENT):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     accelerator = accelerator or Accelerator()
-    told, log = file.with_name("progress.jsonl"), file.with_name("log.txt")
+    told = file.with_name("progress.jsonl")
 
     def tell(event: dict[str, Any]) -> None:
         if accelerator.is_main_process:
@@ -335,11 +334,6 @@ def main(accelerator: Accelerator | None = None) -> None:
     except RLHFError as error:
         tell({"error": str(error), "rows": getattr(error, "rows", None)})
         raise SystemExit(str(error)) from None  # to the log: what one process alone has met with is told there
-    except Exception as error:  # as a reward may raise; its traceback goes to the log
-        summary = " ".join(f"{type(error).__name__}: {error}".split())
-        *_, place = traceback.extract_tb(error.__traceback__)
-        tell({"error": f"{summary} (in {place.name}, {place.filename}:{place.lineno}; see {log})", "rows": None})
-        raise
     accelerator.end_training()
 
 
