@@ -233,9 +233,11 @@ def launch(job: Job) -> Iterator[Progress]:
             )
         try:
             with told.open() as lines:
-                ended, partial = False, ""
+                ended, begun, partial = False, False, ""
                 while not ended:
                     ended = process.poll() is not None  # looked at before the lines, so that none of them is missed
+                    if request and not begun:
+                        break  # no step is done yet that could be lost
                     if request and not stop.exists():
                         stop.touch()
                     *whole, partial = (partial + lines.read()).split("\n")
@@ -243,6 +245,7 @@ def launch(job: Job) -> Iterator[Progress]:
                         if "error" in event:
                             error = event
                         else:
+                            begun = True
                             yield Progress.model_validate(event)
                     if not ended:
                         time.sleep(POLL)
@@ -254,6 +257,7 @@ def launch(job: Job) -> Iterator[Progress]:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+    request.pass_on()
     if error:
         raise Diverged(error["error"], error["rows"]) if error["rows"] else RLHFError(error["error"])
     if process.returncode:
@@ -265,7 +269,6 @@ def launch(job: Job) -> Iterator[Progress]:
             f"{process.returncode}), and all have ended. Start the run again: it resumes from its last checkpoint. The "
             f"end of {log}:\n{tail}"
         )
-    request.pass_on()
 
 
 def _scratch(job: Job) -> Path:
