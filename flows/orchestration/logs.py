@@ -97,7 +97,8 @@ def leave_to_caller() -> None:
             handler.addFilter(_of_stages)
             handler.setFormatter(_Short())
     close_file()
-    root.addHandler(_to_file())
+    with suppress(OSError):  # of a run folder that can't be written, which the flow says itself
+        root.addHandler(_to_file())
 
 
 def close_file() -> None:

@@ -232,7 +232,8 @@ def _broken_line(path: Path) -> str | None:
                 except UnicodeDecodeError:
                     return f"{file}, line {number} is not UTF-8"
                 except json.JSONDecodeError as error:
-                    return f"{file}, line {number} is not valid JSON ({error.msg} at column {error.colno})"
+                    reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                    return f"{file}, line {number} is not valid JSON ({reason})"
     return None
 
 

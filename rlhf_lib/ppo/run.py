@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,9 +234,11 @@ def launch(job: Job) -> Iterator[Progress]:
             )
         try:
             with told.open() as lines:
-                ended, partial = False, ""
+                ended, begun, partial = False, False, ""
                 while not ended:
                     ended = process.poll() is not None  # looked at before the lines, so that none of them is missed
+                    if request and not begun:
+                        break  # no step is done yet that could be lost
                     if request and not stop.exists():
                         stop.touch()
                     *whole, partial = (partial + lines.read()).split("\n")
@@ -245,6 +246,7 @@ def launch(job: Job) -> Iterator[Progress]:
                         if "error" in event:
                             error = event
                         else:
+                            begun = True
                             yield Progress.model_validate(event)
                     if not ended:
                         time.sleep(POLL)
@@ -256,6 +258,7 @@ def launch(job: Job) -> Iterator[Progress]:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+    request.pass_on()
     if error:
         raise Diverged(error["error"], error["rows"]) if error["rows"] else RLHFError(error["error"])
     if process.returncode:
@@ -267,7 +270,6 @@ def launch(job: Job) -> Iterator[Progress]:
             f"{process.returncode}), and all have ended. Start the run again: it resumes from its last checkpoint. The "
             f"end of {log}:\n{tail}"
         )
-    request.pass_on()
 
 
 def _scratch(job: Job) -> Path:
@@ -312,7 +314,7 @@ def main(accelerator: Accelerator | None = None) -> None:
     file = Path(sys.argv[1])
     job = Job.model_validate_json(file.read_text())
     accelerator = accelerator or Accelerator()
-    told, log = file.with_name("progress.jsonl"), file.with_name("log.txt")
+    told = file.with_name("progress.jsonl")
 
     def tell(event: dict[str, Any]) -> None:
         if accelerator.is_main_process:
@@ -325,11 +327,6 @@ def main(accelerator: Accelerator | None = None) -> None:
     except RLHFError as error:
         tell({"error": str(error), "rows": getattr(error, "rows", None)})
         raise SystemExit(str(error)) from None  # to the log: what one process alone has met with is told there
-    except Exception as error:  # as a reward may raise; its traceback goes to the log
-        summary = " ".join(f"{type(error).__name__}: {error}".split())
-        *_, place = traceback.extract_tb(error.__traceback__)
-        tell({"error": f"{summary} (in {place.name}, {place.filename}:{place.lineno}; see {log})", "rows": None})
-        raise
     accelerator.end_training()
 
 
