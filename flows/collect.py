@@ -54,7 +54,10 @@ def collect(
     if Path(out).suffix != ".jsonl" or not Path(out).absolute().parent.is_dir():
         raise EnvironmentFault(f"{out}: must be a .jsonl file in an existing folder")
     if responses < 2 or prompts < 1:
-        raise DataError(f"{responses} responses to {prompts} prompts: there is nothing to rank")
+        raise DataError(
+            f"{responses} responses to {prompts} prompts: there is nothing to rank. Set --responses to 2 or more and "
+            "--prompts to 1 or more"
+        )
     check()
     if policy is None:
         trained = loaded.policy.train is not None or loaded.policy.model is None

@@ -66,7 +66,7 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
         texts = text_column(loaded[f"corpus/{split}"], settings.column, where, "data.corpus.column")
         sets = mixture(recipe, f"corpus/{split}", loaded[f"corpus/{split}"], texts)
         full = [bool(text.strip()) for text in texts]
-        texts = funnel.keep("empty", texts, full, f"Does column '{settings.column}' hold the texts?")
+        texts = funnel.keep("empty", texts, full, f"Does '{settings.column}' hold the texts? Set data.corpus.column")
         texts = funnel.keep("duplicate", texts, first_seen(texts), "")
         if split == "train":
             held_out = {text for text, _, _ in rows["test"]}

@@ -97,9 +97,9 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
         ]
         sets = mixture(recipe, f"labelled/{split}", loaded[f"labelled/{split}"], found)
         full = (bool(text.strip()) for text, _ in found)
-        found = funnel.keep("empty", found, full, f"Does column '{settings.text}' hold the texts?")
+        found = funnel.keep("empty", found, full, f"Does '{settings.text}' hold the texts? Set {KEY}.text")
         some = (bool(numbers) for _, numbers in found)
-        found = funnel.keep("no label", found, some, f"Does column '{settings.label}' hold the labels?")
+        found = funnel.keep("no label", found, some, f"Does '{settings.label}' hold the labels? Set {KEY}.label")
         found = funnel.keep("duplicate", found, first_seen(found), "")
         if split == "train":
             held_out = {text for text, _ in rows["test"]}

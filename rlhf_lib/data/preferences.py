@@ -179,7 +179,7 @@ def _read(dataset: Dataset, preferences: PreferencesConfig, where: str) -> list[
     prompts = _prompts(dataset, where)
     sides = {
         name: [
-            _split(text, row_place(dataset, i, where), name)
+            _split(text, row_place(dataset, i, where), getattr(preferences, name))
             if prompt is None
             else (prompt, _join(prompt, text.removeprefix(prompt).rstrip()))
             for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
@@ -214,7 +214,9 @@ def _split(text: str, place: str, column: str) -> tuple[str, str]:
     try:
         prompt, answer = split_dialogue(text)
     except DataError as error:
-        raise DataError(f"{place}, column '{column}' {error}") from None
+        raise DataError(
+            f"{place}, column '{column}' {error}. Answers alone need a column 'prompt' beside them"
+        ) from None
     return prompt, _join(prompt, answer)
 
 
@@ -230,8 +232,10 @@ def _margins(dataset: Dataset, column: str | None, where: str) -> list[float | N
     margins = dataset.with_format(None)[column]
     for row, margin in enumerate(margins):
         if not isinstance(margin, (int, float)) or not np.isfinite(margin):
-            place = row_place(dataset, row, where)
-            raise DataError(f"{place}: margin column '{column}' holds {margin!r}, not a number")
+            raise DataError(
+                f"{row_place(dataset, row, where)}: margin column '{column}' holds {margin!r}, not a number. Set "
+                "data.preferences.margin to another column, or to null"
+            )
     return [float(margin) for margin in margins]
 
 

@@ -114,7 +114,7 @@ def tokenize_prompts(
     if room < 1:
         raise DataError(
             f"responses of {recipe.generation.response_limit} tokens leave no room for a prompt within the model's "
-            f"{positions} positions. Lower generation.max_new_tokens or generation.length_sampler.max"
+            f"{positions} positions. Lower {recipe.generation.response_limit_key}"
         )
     rows: dict[str, list[Any]] = {"query": [], "prompt": [], "input_ids": []}
     long_queries = too_long = 0
@@ -152,8 +152,8 @@ def tokenize_prompts(
         raise DataError(
             f"none of the {len(dataset)} prompts leaves room for a response of {recipe.generation.response_limit} "
             f"tokens within the model's {positions} positions (the shortest has {shortest} tokens). Shorten the "
-            "prompts (data.prompts.query, .max_query_chars) or the responses (generation), or take a model with more "
-            "positions"
+            "prompts (data.prompts.query, .max_query_chars) or the responses "
+            f"({recipe.generation.response_limit_key}), or take a model with more positions"
         )
     return Dataset.from_dict(rows), counts
 
@@ -222,7 +222,8 @@ def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[li
         least = settings.min_chars
         rows = funnel.keep("min_chars", rows, (len(text) > least for text, _ in rows), "Lower data.prompts.min_chars")
     queries = [query for _, query in rows]
-    queries = funnel.keep("empty", queries, map(bool, queries), f"Does column '{settings.column}' hold the texts?")
+    fix = f"Does column '{settings.column}' hold the texts? Set data.prompts.column"
+    queries = funnel.keep("empty", queries, map(bool, queries), fix)
     if settings.max_query_chars is not None and settings.query.kind not in _OPENINGS:
         most = settings.max_query_chars
         short = (len(query) < most for query in queries)
@@ -308,10 +309,13 @@ def _hold_out(queries: list[str], fraction: float, where: str) -> tuple[list[str
     """(held out, the rest). Raises DataError if either is empty."""
     count = round(len(queries) * fraction)
     if not 0 < count < len(queries):
+        fix = "Raise it" if not count else "Lower it"
+        if len(queries) < 2:
+            fix = "Give it more prompts"
         raise DataError(
             f"{where}: data.prompts.held_out={fraction} of {len(queries)} prompts leaves {count} for evaluation and "
-            f"{len(queries) - count} for training. Change it, name evaluation prompts in data.prompts.test, or set it "
-            "to 0 to evaluate on the training prompts"
+            f"{len(queries) - count} for training. {fix}, name evaluation prompts in data.prompts.test, or set held_out to "
+            "0 to evaluate on the training prompts"
         )
     return queries[:count], queries[count:]
 

@@ -169,7 +169,7 @@ def encode_for_all(
     if not rows:
         raise ModelError(
             f"no evaluation prompt leaves {' and '.join(folders)} room for a response of {longest} tokens: lower "
-            "generation.max_new_tokens (or generation.length_sampler.max)"
+            f"{generation.response_limit_key}"
         )
     return tokenizers, [[ids[row] for row in rows] for ids in encoded], rows
 

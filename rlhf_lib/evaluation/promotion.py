@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -61,9 +61,12 @@ def judge(
     results: list[Gate] = []
     held_out = evaluation.get("held_out", True)
     if gates.min_prompts is not None and held_out:  # of a closed set there are no more
-        found = "the number of evaluation prompts (evaluation.prompts, data.prompts.held_out or .test) is "
-        found += f"{reward['prompts']} and"
-        results.append(Gate.judge("min_prompts", reward["prompts"], "at least", gates.min_prompts, found))
+        found = f"the number of evaluation prompts is {reward['prompts']} and"
+        gate = Gate.judge("min_prompts", reward["prompts"], "at least", gates.min_prompts, found)
+        if not gate.passed:
+            more = "evaluation.prompts and data.prompts.held_out or .test set it"
+            gate = replace(gate, detail=f"{gate.detail} ({more})")
+        results.append(gate)
     if gates.min_reward_delta is not None:
         least, found = _gain(reward, "the reference")
         results.append(Gate.judge("min_reward_delta", least, "above", gates.min_reward_delta, found))

@@ -23,7 +23,7 @@ def check_requirements(recipe: Recipe) -> None:
     pick_device(recipe.compute)
     check_optimizer(recipe.ppo)
     if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
-        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file")
+        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file. Name one, or set it to null")
     scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
     seq2seq = scratch is not None and scratch.architecture == "t5"
     if recipe.policy.model is not None:

@@ -267,6 +267,11 @@ class GenerationConfig(Section):
         """Tokens of the longest response."""
         return self.length_sampler.max - 1 if self.length_sampler else self.max_new_tokens
 
+    @property
+    def response_limit_key(self) -> str:
+        """The recipe's key that sets it."""
+        return f"generation.{'length_sampler.max' if self.length_sampler else 'max_new_tokens'}"
+
 
 class PPOConfig(Section):
     """Proximal policy optimization (docs/ppo.md), with the field's usual names."""

@@ -141,7 +141,10 @@ def registered(name: str | None = None) -> list[str]:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}? " if near and len(names) > 1 else ""
-        listed = f"the registry has {', '.join(names)}" if names else "the registry is empty: run a recipe first"
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        listed = (
+            f"the registry has {', '.join(names[:10])}{more}" if names else "the registry is empty: run a recipe first"
+        )
         raise ModelError(f"there is no registered model named {name}: {hint}{listed}")
     return [name]
 

@@ -101,7 +101,11 @@ def test_the_reference_is_kept_once(store):
     [
         (["models:/remainders/9", "reference"], "models:/remainders/9 is not in the registry"),
         (["models:/remainders/1"], "name at least two models"),
-        (["reference", "gpt2", "--recipe", "embedded"], "none of reference, gpt2 is a registered version"),
+        (
+            ["gpt2", "distilgpt2"],
+            "none of gpt2, distilgpt2 is a registered version (models:/NAME/VERSION), whose recipe",
+        ),
+        (["reference", "gpt2", "--recipe", "embedded"], "'reference' is what the first registered version was trained"),
         (["models:/remainders/1", "/nowhere/model"], "/nowhere/model: no such folder"),
         (["models:/remainders/1", "reference", "--recipe", "embedded"], "is trained by a run of it"),
         (["models:/remainders/1", "reference", "--set", "seeds=1"], "unknown key 'seeds'"),

@@ -175,8 +175,7 @@ def test_a_policy_evaluated_on_one_prompt_stays_challenger_and_says_so_everywher
     one = figures(reward={"reference": 0.1, "policy": 0.103, "delta": 0.003, "ci95": None, "win_rate": 1, "prompts": 1})
     record = register(store, folders, folders["lettered"], recipe, one)
     assert not record.promoted
-    assert record.reason.startswith("min_prompts: the number of evaluation prompts")
-    assert record.reason.endswith("is 1 and must be at least 50")
+    assert record.reason.startswith("min_prompts: the number of evaluation prompts is 1 and must be at least 50")
     version = mlflow.MlflowClient().get_model_version("letters", "1")
     assert "Reward delta 0.003 (no 95% interval: 1 prompt is too few), win rate 1" in version.description
     assert "Not promoted: min_prompts" in version.description

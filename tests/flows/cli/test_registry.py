@@ -129,7 +129,9 @@ def test_a_slip_of_the_pen_is_told_and_long_registries_are_read_to_their_end(sto
         client.create_registered_model(f"model-{number:03}")
     assert len(registered()) == 101
     assert cli.main(["models", "modle-007"]) == 2
-    assert "no registered model named modle-007: did you mean model-007? the registry has" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no registered model named modle-007: did you mean model-007? the registry has model-000, " in error
+    assert error.endswith("model-009 and 91 more\n")
 
 
 def test_chat_answers_as_the_two_models_sample(versions, folders, capsys, monkeypatch):

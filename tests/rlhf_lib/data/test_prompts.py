@@ -131,8 +131,9 @@ def test_dialogue_and_first_turn(tmp_path) -> None:
             {"column": "review"},
             r"column 'review' not found in .*text\)\. Set data\.prompts\.column",
         ),
-        (["a", "a"], {}, r"held_out=0\.1 of 1 prompts leaves 0 for evaluation"),
-        (["a", "b"], {"held_out": 1.0}, r"leaves 2 for evaluation and 0 for training"),
+        (["a", "a"], {}, r"held_out=0\.1 of 1 prompts leaves 0 for evaluation.*\. Give it more prompts, or name"),
+        (["a", "b", "c"], {}, r"held_out=0\.1 of 3 prompts leaves 0 for evaluation.*\. Raise it, or name"),
+        (["a", "b"], {"held_out": 1.0}, r"leaves 2 for evaluation and 0 for training\. Lower it, or name"),
         (["a", "b"], {"test": ["a", "b", "c"]}, r"filter 'in test' left none of 2 rows.*data\.prompts\.test"),
         (["a", "b"], {"test": [" "]}, r"test\.jsonl.*filter 'empty' left none"),
     ],
@@ -159,7 +160,7 @@ def test_room_for_the_response(tmp_path, tokenizer) -> None:
     assert counts == {"rows": 3, "query too long": 0, "too long": 1, "kept": 2}
     with pytest.raises(DataError, match=r"none of the 1 prompts .* of 4 tokens .* 6 positions .*shortest has 4 tokens"):
         tokenize_prompts(texts("a b c d"), recipe, tokenizer, positions=6)
-    with pytest.raises(DataError, match=r"responses of 4 tokens leave no room .* 4 positions"):
+    with pytest.raises(DataError, match=r"responses of 4 tokens leave no room .* 4 positions\. Lower generation\."):
         tokenize_prompts(texts("a"), recipe, tokenizer, positions=4)
 
 

@@ -53,8 +53,8 @@ REWARD = figures()["reward"]
         (
             {"reward": REWARD | {"prompts": 49}},
             "min_prompts",
-            "the number of evaluation prompts (evaluation.prompts, data.prompts.held_out or .test) is 49 and must be "
-            "at least 50",
+            "the number of evaluation prompts is 49 and must be at least 50 (evaluation.prompts and "
+            "data.prompts.held_out or .test set it)",
         ),
         (
             {"reward": REWARD | {"ci95": [0.0, 0.4], "delta": 0.2}},

@@ -148,5 +148,7 @@ def test_texts_that_no_query_cuts_need_a_prompt_column(tmp_path):
     source.prompt = "question"
     assert load_texts(source, prompts=prompts) == (["b c"], ["say a:"])
     source.prompt = "asked"
-    with pytest.raises(DataError, match=r"perplexity\.prompt: column 'asked' not found in .*available: text, question"):
+    with pytest.raises(
+        DataError, match=r"'asked' not found in .*: text, question\)\. Set evaluation\.perplexity\.prompt"
+    ):
         load_texts(source)
