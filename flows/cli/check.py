@@ -14,7 +14,8 @@ from rlhf_lib.plan import words
 if TYPE_CHECKING:
     from rlhf_lib.plan.plan import Plan, Size
 
-WIDTH, LABEL = 100, 17
+WIDTH, HEIGHT, LABEL = 100, 40, 17
+UNLIMITED = 1_000_000  # tokens: of models without a table of positions
 
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -54,11 +55,13 @@ def _check(args: argparse.Namespace) -> int:
 
 def page(plan: Plan, description: str = "") -> list[str]:
     """The plan as lines for a terminal."""
-    lines = [*_wrapped(f"{plan.recipe}: {description}" if description else plan.recipe), "", *_rows(plan), ""]
-    for loss in plan.losses:
-        lines += _wrapped(f"warning: {loss}" if loss in plan.warnings else loss)
+    head = [*_wrapped(f"{plan.recipe}: {description}" if description else plan.recipe), "", *_rows(plan), ""]
+    lines: list[str] = []
     names = {"prompt": "prompt", "base_model": "base model", "reward_model": "reward model"}
-    longest = (f"{names[name]} {found.longest:,} of {found.limit:,}" for name, found in plan.lengths.items())
+    longest = (
+        f"{names[name]} {found.longest:,}" + f" of {found.limit:,}" * (found.limit < UNLIMITED)
+        for name, found in plan.lengths.items()
+    )
     scored = ""
     if plan.scores:
         scored = f"; tried on {len(plan.scores)} texts, scores {min(plan.scores):.3g} to {max(plan.scores):.3g}"
@@ -76,6 +79,19 @@ def page(plan: Plan, description: str = "") -> list[str]:
         lines += wrap(f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=" " * LABEL, break_long_words=False)
     if plan.size is not None and plan.size.free is not None and plan.size.memory["total"] > plan.size.free:
         lines += _wrapped("warning: PPO needs more than is free: lower ppo.micro_batch_tokens, or set policy.lora")
+    return [*head, *_losses(plan, HEIGHT - len(head) - len(lines)), *lines]
+
+
+def _losses(plan: Plan, room: int) -> list[str]:
+    """As many of the losses as there is room for, the worrying ones first."""
+    ordered = sorted(plan.losses, key=lambda loss: loss not in plan.warnings)
+    lines: list[str] = []
+    for number, loss in enumerate(ordered):
+        new = _wrapped(f"warning: {loss}" if loss in plan.warnings else loss)
+        last = number == len(ordered) - 1
+        if len(lines) + len(new) + (not last) > room:
+            return [*lines, f"and {len(ordered) - number} more: rlhf check --json"]
+        lines += new
     return lines
 
 
@@ -124,6 +140,8 @@ def _time(plan: Plan) -> str:
         return f"unknown: the policy is too large to be tried here; PPO takes {steps}"
     names = {"base_model": "base model", "reward_model": "reward model", "evaluation": "evaluation"}
     stages = [f"{name} {words.duration(plan.seconds[key])}" for key, name in names.items() if plan.seconds[key]]
+    if "classifier trained here" in plan.reward:
+        stages.append("the classifier's training comes on top")
     total = sum(value for key, value in plan.seconds.items() if key != "ppo_step")
     ppo = f"PPO {words.duration(plan.seconds['ppo'])} ({steps}, {plan.seconds['ppo_step']:.2g} s each)"
     return (

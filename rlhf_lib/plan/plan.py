@@ -97,8 +97,8 @@ def make_plan(recipe: Recipe) -> Plan:
     small = check_sample_sizes(recipe, len(made.tokenized["test"]), len(made.pairs.test) if made.pairs else None)
     lengths = _lengths(recipe, made, tokenizer)
     for stage, setting, name in (
-        ("base_model", "policy.train.max_length", "texts of the base model"),
-        ("reward_model", "reward.train.max_length", "dialogues of the reward model"),
+        ("base_model", "policy.train.max_length", "sampled texts of the base model"),
+        ("reward_model", "reward.train.max_length", "sampled dialogues of the reward model"),
     ):
         if (found := lengths.get(stage)) is not None:
             losses += cut(name, found.looked_at, round(found.cut * found.looked_at), setting)

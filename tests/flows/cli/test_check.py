@@ -8,6 +8,8 @@ import psutil
 import pytest
 
 from flows import cli
+from flows.cli.check import page
+from rlhf_lib.plan.plan import Lengths, Plan
 
 SMALL = {
     "data.prompts.limit": 60,
@@ -120,3 +122,33 @@ def test_what_would_stop_the_run_is_one_line_and_exit_code_1(arguments, said, ca
     assert printed.out == ""
     assert cli.main(["check", *arguments, "--json"]) == 1
     assert said in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_more_losses_than_fit_are_counted():
+    plan = Plan(
+        recipe="x",
+        rows={
+            "prompts": {"train": {"rows": 9, "dropped": {}, "kept": 9}},
+            "tokenized": {"train": {"rows": 9, "kept": 9}},
+        },
+        perplexity_texts=None,
+        losses=[f"loss {i}" for i in range(50)],
+        warnings=["loss 7", "loss 49"],
+        lengths={"prompt": Lengths(mean=1, longest=2, limit=1 << 20, cut=0, looked_at=9)},
+        size=None,
+        steps=1,
+        batch_size=1,
+        scores=None,
+        reward="function x:y",
+        checks={},
+        gates={},
+        seconds=None,
+    )
+    lines = page(plan)
+    assert len(lines) == 40
+    assert lines[5:8] == ["warning: loss 7", "warning: loss 49", "loss 0"]
+    shown = sum("loss" in line for line in lines)
+    assert f"and {50 - shown} more: rlhf check --json" in lines
+    assert "longest, tokens  prompt 2" in lines
+    plan = plan.model_copy(update={"losses": ["loss"], "warnings": []})
+    assert "loss" in page(plan)
