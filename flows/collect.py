@@ -12,12 +12,19 @@ from prefect.runtime import flow_run
 
 from flows.orchestration.hooks import HOOKS
 from flows.orchestration.limits import gpu_limit
+from flows.orchestration.names import describe, typed_name
 from flows.servers.environment import check, run_dir
 from rlhf_lib.errors import DataError, EnvironmentFault
 from rlhf_lib.recipe import load_recipe
 
 
-@flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, result_serializer="json", **HOOKS)
+def run_name() -> str:
+    """The flow run's name: the one that was typed, else the recipe and what is overridden."""
+    given = flow_run.parameters
+    return typed_name() or f"collect {describe(given['recipe'], given.get('overrides') or [])}"
+
+
+@flow(name="collect", flow_run_name=run_name, persist_result=False, result_serializer="json", **HOOKS)
 def collect(
     recipe: str,
     out: str,
@@ -65,7 +72,7 @@ def collect(
     use_experiment(str(run_dir()))
     tags = {"recipe": loaded.name, "stage": "collect", "criterion": criterion, "git_commit": git_commit() or ""}
     tags["prefect_flow_run_id"] = str(flow_run.id)
-    with mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run, gpu_limit():
+    with mlflow.start_run(run_name=flow_run.name, tags=tags) as run, gpu_limit():
         record = collect_responses(
             loaded,
             str(policy),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
@@ -15,8 +14,10 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from flows.orchestration import form
+from flows.orchestration.chain import Chain
 from flows.orchestration.hooks import HOOKS
 from flows.orchestration.limits import gpu_limit, time_limit
+from flows.orchestration.names import describe, typed_name
 from flows.servers.environment import check, run_dir
 from rlhf_lib.recipe import Recipe, load_recipe
 
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
 
 def run_name() -> str:
-    """The flow run's name: `rlhf-RECIPE`."""
-    given = flow_run.parameters
-    return f"rlhf-{Path(given['recipe_file']).stem if given.get('recipe_file') else given['recipe']}"
+    """The flow run's name: the one that was typed, else the recipe and what is overridden."""
+    given = dict.fromkeys((*form.KNOBS, "recipe_file", "overrides")) | {"promote": True} | flow_run.parameters
+    overrides = [*form.settings(given), *(given["overrides"] or [])]
+    until = f" until {given['until']}" if given.get("until") else ""
+    return typed_name() or describe(given["recipe_file"] or given["recipe"], overrides) + until
 
 
 @flow(name="rlhf", flow_run_name=run_name, persist_result=False, result_serializer="json", **HOOKS)
@@ -63,23 +66,23 @@ def rlhf(
     from tasks.results import run_record
     from tasks.stage.keys import check_stage
     from tasks.stage.preflight import preflight_task
-    from tasks.tracking.runs import headline, mlflow_link, pipeline_run
+    from tasks.tracking.runs import headline, mlflow_link, pipeline_run, runs_link
 
     filled = form.settings(locals())
     loaded = load_recipe(recipe_file or recipe, [*filled, *(overrides or [])])
     last = check_stage(until) if until else None
     check()
     context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url, "until": last}
-    with time_limit(minutes), pipeline_run(loaded, str(run_dir()), fresh=fresh, tags=context) as run:
-        create_link_artifact(
-            mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=loaded.name
-        )
-        resolved = preflight_task(loaded)
+    name, chain = flow_run.name, Chain()
+    with time_limit(minutes), pipeline_run(loaded, str(run_dir()), name=name, fresh=fresh, tags=context) as run:
+        create_link_artifact(mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=name)
+        create_link_artifact(runs_link(), "All runs in MLflow", key="mlflow-runs", description="Reward, KL, promotion")
+        resolved = chain(preflight_task, loaded)
         done: dict[str, StageResult] = {}
-        with closing(_stages(resolved, run)) as stages:
-            for name, result in stages:
-                done[name] = result
-                if name == last:
+        with closing(_stages(resolved, run, chain)) as stages:
+            for stage, result in stages:
+                done[stage] = result
+                if stage == last:
                     break
         record = run_record(loaded.name, run.parent_run_id, done, until=last)
         run.finish(record)
@@ -91,7 +94,7 @@ def rlhf(
     return record
 
 
-def _stages(recipe: Recipe, run: PipelineRun) -> Generator[tuple[str, StageResult]]:
+def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[str, StageResult]]:
     """Name and result of each stage, as it is done; the next one starts when the next is asked for."""
     from tasks.base_model import given_policy, train_base_model
     from tasks.data import prepare_data
@@ -102,22 +105,22 @@ def _stages(recipe: Recipe, run: PipelineRun) -> Generator[tuple[str, StageResul
     from tasks.reward_model import prepare_reward_model
     from tasks.stage.preflight import announce
 
-    data = prepare_data(recipe, run)
+    data = chain(prepare_data, recipe, run)
     yield "data", data
     announce(recipe, data)
     with gpu_limit():
         trained = recipe.policy.train is not None
-        policy = train_base_model(recipe, run, data) if trained else given_policy(recipe, data)
+        policy = chain(train_base_model, recipe, run, data) if trained else given_policy(recipe, data)
         yield "base_model", policy
-        reward = prepare_reward_model(recipe, run, data, policy)
+        reward = chain(prepare_reward_model, recipe, run, data, policy)
         yield "reward_model", reward
-        checks = check_reward_model(recipe, run, data, reward)
+        checks = chain(check_reward_model, recipe, run, data, reward)
         yield "reward_checks", checks
-        ppo = run_ppo(recipe, run, data, policy, reward)
+        ppo = chain(run_ppo, recipe, run, data, policy, reward)
         yield "ppo", ppo
-        evaluation = evaluate_policy(recipe, run, policy, reward, ppo, data)
+        evaluation = chain(evaluate_policy, recipe, run, policy, reward, ppo, data)
         yield "evaluation", evaluation
-        model = register_policy(recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
+        model = chain(register_policy, recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         yield "registration", model
 
 

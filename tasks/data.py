@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow import entities
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from prefect import task
 
 from rlhf_lib.credentials import redact
@@ -64,6 +66,8 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
 
     for role, digest in fingerprints.items():
         mlflow.MlflowClient().set_tag(run.parent_run_id, f"fingerprint.{role}", digest)
+    sets = _sets(recipe, loaded, fingerprints)
+    mlflow.MlflowClient().log_inputs(run.parent_run_id, datasets=sets)
     with run_stage(DATA, run, key=key) as current:
         if current.reused:
             _check_label(recipe, current.result.label_names)
@@ -91,7 +95,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
         metrics |= shown | _show(made.tokenized or made.texts, pairs, made.corpus)
         if labelled:
             _show_labels(labelled)
-        _log_sets(recipe, loaded, fingerprints)
+        mlflow.MlflowClient().log_inputs(current.run.info.run_id, datasets=sets)
         mlflow.log_dict(report | {"losses": [str(loss) for loss in data_losses(report)]}, "report.json")
         _tell(recipe, report)
         current.log_metrics(metrics)
@@ -202,8 +206,8 @@ def _show(
     }
 
 
-def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str, str]) -> None:
-    """Each set once, whatever number of roles it has, its content's fingerprint as the digest."""
+def _sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str, str]) -> list[entities.DatasetInput]:
+    """Each set once for MLflow, whatever number of roles it has, its content's fingerprint as the digest."""
     from mlflow.data.huggingface_dataset import from_huggingface
 
     from rlhf_lib.data.joined import items
@@ -213,6 +217,7 @@ def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str
     for role, rows in loaded.items():
         roles.setdefault(id(rows), []).append(role)
     described = sources(recipe)
+    inputs = []
     for shared in roles.values():
         source, default, _ = described[shared[0]]
         sets = [one for one, _ in items(source, default)]
@@ -230,7 +235,9 @@ def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str
         )
         with warnings.catch_warnings():  # MLflow's hint that integer columns can't hold missing values
             warnings.simplefilter("ignore", UserWarning)
-            mlflow.log_input(logged, context=", ".join(shared))
+            entity = entities.Dataset(**logged.to_dict())
+        inputs.append(entities.DatasetInput(entity, [entities.InputTag(MLFLOW_DATASET_CONTEXT, ", ".join(shared))]))
+    return inputs
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -21,6 +21,7 @@ from tasks.results import PPOResult, PreparedData, RewardArtifact, StartingPolic
 from tasks.stage.keys import PPO
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
+from tasks.tracking import curves
 from tasks.tracking.retries import is_retryable
 from tasks.tracking.runs import PipelineRun
 
@@ -57,6 +58,7 @@ def run_ppo(
     with run_stage(PPO, run, key=key) as current:
         if current.reused:
             _keep(checkpoints, current)
+            curves.copy(current.result.mlflow_run_id, run.parent_run_id)
             return current.result
         job = Job(
             recipe=recipe,
@@ -70,7 +72,7 @@ def run_ppo(
         )
         start = time.perf_counter()
         try:
-            with closing(train(job)) as events, Telling(recipe, current) as telling:  # type: ignore[type-var]
+            with closing(train(job)) as events, Telling(recipe, run, current) as telling:  # type: ignore[type-var]
                 for progress in events:
                     telling.step(progress)
         except Diverged as error:
@@ -113,8 +115,9 @@ def _keep(checkpoints: Path, current: StageRun[PPOResult]) -> None:
 class Telling:
     """Tells MLflow, the terminal and Prefect of each step as it is done."""
 
-    def __init__(self, recipe: Recipe, current: StageRun[PPOResult]) -> None:
+    def __init__(self, recipe: Recipe, run: PipelineRun, current: StageRun[PPOResult]) -> None:
         self.steps, self.current = recipe.ppo.steps, current
+        self.curves = curves.Curves(run.parent_run_id, current.later)
         self.history: list[Stats] = []
         self.samples: list[dict[str, Any]] = []
         self.resumed = 0
@@ -128,6 +131,8 @@ class Telling:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
+        with suppress(Exception):  # what MLflow has refused by now, the stage's end raises
+            self.curves.flush()
         if kind is None:
             self.artifact.update(100.0, last=True)
             if len(self.history) < self.steps:
@@ -139,6 +144,7 @@ class Telling:
         stats = progress.stats
         self.history.append(stats)
         self.current.log_metrics(stats, step=progress.step)
+        self.curves.add(progress.step, stats)
         self.bar.update()
         self.bar.set_postfix(score=f"{stats['ppo/mean_scores']:.3f}", kl=f"{stats['objective/kl']:.2f}")
         if progress.resumed:

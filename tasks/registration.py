@@ -68,7 +68,7 @@ def register_policy(
         # an attempt that was killed may have got as far as this
         half = next((found for found in versions.versions(name) if found.tags.get("stage_key") == s.key), None)
         prompts = held_out_prompts(policy.prompts.test, recipe)  # the ones that the evaluation drew
-        logged = _log_checked(recipe, ppo.policy, prompts)
+        logged = _log_checked(recipe, ppo.policy, prompts, run.parent_run_id)
 
         present = policies.champion(name)
         crowned = half is not None and present == str(half.version)
@@ -121,13 +121,16 @@ def register_policy(
                 tags[kind] = kept
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
-        made = half or policies.create_version(name, logged, about=recipe.description, card=card, tags=tags)
+        made = half or policies.create_version(
+            name, logged, run_id=run.parent_run_id, about=recipe.description, card=card, tags=tags
+        )
         version = str(made.version)
         if promoted and not crowned:
             champions.crown(name, version, "gates", reason)
-        mlflow.set_tags(
-            {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
-        )
+        outcome = {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
+        mlflow.set_tags(outcome)
+        for key, value in outcome.items():
+            mlflow.MlflowClient().set_tag(run.parent_run_id, key, value)
         metrics |= {"promoted": float(promoted)}
         s.log_metrics(metrics)
         run_logger().info("registered models:/%s/%s (%s). %s", name, version, mlflow.get_registry_uri(), verdict)
@@ -145,8 +148,8 @@ def register_policy(
     return s.result
 
 
-def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
-    """Log the policy's folder and hold what MLflow loads back against it."""
+def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> Any:
+    """Log the policy's folder as the pipeline run's model, and hold what MLflow loads back against it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -172,6 +175,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
         prompt=prompts[0]["prompt"],
         settings=settings,
         params={"recipe": recipe.name, "base_model": recipe.policy.model or "from scratch", "seed": recipe.seed},
+        run_id=run_id,
     )
     served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
     texts = prompts[:CHECKED_PROMPTS]["prompt"]

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     run.set_defaults(function=_run)
     run.add_argument("recipe", help="the name of a shipped recipe, or a YAML file of your own")
     _override_option(run)
+    run.add_argument("--name", metavar="NAME", help="what to call the run (default: the recipe and what is overridden)")
     run.add_argument("--summary", type=Path, metavar="FILE", help="write the run's record as JSON")
     run.add_argument("--fresh", action="store_true", help="redo every stage instead of reusing unchanged ones")
     run.add_argument("--until", metavar="STAGE", help="stop after a stage: data, base_model, reward_model, ...")
@@ -116,7 +117,8 @@ def _run(args: argparse.Namespace) -> int:
     temporary_server.wait()
     gc.freeze()
     gc.enable()
-    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh, until=until)
+    flow = rlhf.with_options(flow_run_name=lambda: args.name) if args.name else rlhf
+    record = flow(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh, until=until)
 
     from flows.cli.tables import report_page, run_table, stages_table
     from tasks.tracking.runs import mlflow_link

@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +89,11 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     try:
         for service in pair:
             running.append(subprocess.Popen(service.command, env=os.environ | service.environment))
-        print(f"{_pages(prefect_port, mlflow_port)}; Ctrl-C stops both", flush=True)
+        for service, process in zip(pair, running, strict=True):
+            page = f"http://{HOST}:{service.port}/{service.health}"
+            await_page(page, service.name, partial(_ended, process), "its message is above")
+        runs = _runs_page(pair[1].environment["MLFLOW_BACKEND_STORE_URI"], f"http://{HOST}:{mlflow_port}")
+        print(f"{_pages(f'http://{HOST}:{prefect_port}', runs)}\nCtrl-C stops both", flush=True)
         while all(process.poll() is None for process in running):
             time.sleep(0.5)
         raise EnvironmentFault("a server exited; its message is above")
@@ -134,7 +139,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     _start(Service("worker", [*worker, "--install-policy", "never"], {}))
     api, tracking = os.environ.get("PREFECT_API_URL") or environment.prefect_api(), os.environ["MLFLOW_TRACKING_URI"]
-    print(f"{_pages(prefect_port, mlflow_port)}" if api == ours else f"Prefect {api}, MLflow {tracking}")
+    print(_pages(str(api).removesuffix("/api"), _runs_page(tracking, tracking)))
     print(f"for other commands in this shell: export PREFECT_API_URL={api} MLFLOW_TRACKING_URI={tracking}")
 
 
@@ -156,8 +161,27 @@ def down() -> None:
         print(f"{name}: {'stopped' if process else 'was not running'}")
 
 
-def _pages(prefect_port: int, mlflow_port: int) -> str:
-    return f"Prefect on http://{HOST}:{prefect_port}/runs, MLflow on http://{HOST}:{mlflow_port}/#/experiments/1/runs"
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+def _pages(prefect: str, runs: str) -> str:
+    return f"Prefect  {prefect}/runs\nMLflow   {runs}"
+
+
+def _runs_page(store: str, server: str) -> str:
+    """MLflow's page of all runs, in the view that is stored with their experiment; made where there is none yet."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from tasks.tracking.runs import runs_link, use_experiment
+
+    mlflow.set_tracking_uri(store)
+    try:
+        use_experiment(str(environment.run_dir()))
+        return runs_link(server)
+    except MlflowException:  # one who may only read
+        return server
 
 
 def _create_pool_and_limit() -> None:

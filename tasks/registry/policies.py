@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
@@ -25,8 +26,11 @@ _REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors",
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
-def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any]) -> ModelInfo:
-    """Log a Hugging Face folder to the active run as a model that `mlflow models serve` can serve; no version yet.
+def log_policy(
+    folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any], run_id: str | None = None
+) -> ModelInfo:
+    """Log a Hugging Face folder as a model that `mlflow models serve` can serve; no version yet. It is an output of the
+    active run and of `run_id`, beside which MLflow lists it (None: the active run).
 
     The folder is kept as it is, beside the code that serves it: no pickle, no copy that another library wrote.
     `settings` are GreedyPolicy's; `prompt` becomes the input example. Raises ModelError for weights that are not
@@ -38,15 +42,18 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
             f"the policy in {folder} is not safetensors only ({', '.join(pickles) or 'no *.safetensors'}): load it and "
             "save it again with save_pretrained()"
         )
+    described = {key: redact(str(value)) for key, value in params.items()}
+    made = mlflow.initialize_logged_model("policy", source_run_id=run_id, params=described)
+    if run_id is not None:
+        mlflow.MlflowClient().log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
     logged: ModelInfo = mlflow.pyfunc.log_model(
-        name="policy",
+        model_id=made.model_id,
         python_model=str(_SERVER),
         artifacts={_WEIGHTS: folder},
         # with the type hints of GreedyPolicy.predict this also makes the signature: strings -> strings, max_new_tokens
         input_example=([prompt], {"max_new_tokens": settings["max_new_tokens"]}),
         pip_requirements=requirements(),
         model_config=dict(settings),
-        params={key: redact(str(value)) for key, value in params.items()},
     )
     return logged
 
@@ -104,15 +111,17 @@ def champion(name: str) -> str | None:
     return None if version is None else str(version)  # SQL stores give numbers, servers strings
 
 
-def create_version(name: str, logged: ModelInfo, *, about: str, card: str, tags: Mapping[str, str]) -> ModelVersion:
-    """Register a logged model as the next version of `name`, and as its challenger."""
+def create_version(
+    name: str, logged: ModelInfo, *, run_id: str, about: str, card: str, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Register a logged model as the next version of `name`, made by the run `run_id`, and as its challenger."""
     client = mlflow.MlflowClient()
     if not client.search_registered_models(filter_string=f"name='{name}'"):
         client.create_registered_model(name, description=about or None)
     version = client.create_model_version(
         name,
         source=logged.model_uri,
-        run_id=logged.run_id,
+        run_id=run_id,
         model_id=logged.model_id,
         tags=dict(tags),
         description=card if len(card) <= DESCRIPTION_LIMIT else card[: DESCRIPTION_LIMIT - 1] + "…",

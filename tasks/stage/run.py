@@ -81,7 +81,8 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
             yield StageRun(stage, mlflow.get_run(result.mlflow_run_id), own, key, None, result)
             return
         tags = {"stage": name, "stage_key": key}
-        with mlflow.start_run(run_name=name, nested=True, parent_run_id=run.parent_run_id, tags=tags) as child:
+        title = f"{name}: {run.name}" if run.name else name
+        with mlflow.start_run(run_name=title, nested=True, parent_run_id=run.parent_run_id, tags=tags) as child:
             if not run.fresh and (result := _finished(stage, known)):
                 source = result.mlflow_run_id
                 link = mlflow_link(source)

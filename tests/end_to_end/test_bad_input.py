@@ -314,7 +314,7 @@ def test_the_terminal_tells_it_once_and_prefect_keeps_it(files, environment, pre
     printed = result.stdout + result.stderr
     check(result.returncode, printed, ["row 3, column 'chosen' is not a dialogue"], files, environment)
     assert printed.count("is not a dialogue") == 1
-    flow_run = re.search(r"Flow run '(rlhf-embedded)'", printed)
+    flow_run = re.search(r"Flow run '(embedded [^']*)'", printed)
     assert flow_run
     with get_client(sync_client=True) as client:
         logs = client.read_logs(LogFilter(level={"ge_": 40}), limit=200)

@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 from flows import cli
 from flows.cli.tables import run_table
 from rlhf_lib.recipe import flatten, load_recipe
+from tasks.tracking.runs import runs_link, use_experiment
 
 # Everything small, and no gate in the way: nothing is learnt in ten steps, what counts is how it is passed on.
 UNGATED = dict.fromkeys(
@@ -110,8 +112,9 @@ def run_dir(prefect_server, mlflow_store, tmp_path_factory):
 def first(run_dir):
     """The whole pipeline by its command, with what it printed and wrote."""
     options = [word for setting in overrides() for word in ("--set", setting)]
+    named = ["--name", "first {try}"]
     with redirect_stdout(StringIO()) as out:
-        assert cli.main(["run", "embedded", "--summary", str(run_dir / "summary.json"), *options]) == 0
+        assert cli.main(["run", "embedded", *named, "--summary", str(run_dir / "summary.json"), *options]) == 0
     printed = out.getvalue()
     record = json.loads((run_dir / "summary.json").read_text())
     run = started(record["mlflow_run_id"])
@@ -179,7 +182,7 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     assert set(metrics) == {
         "reward_model/accuracy", "reward_model/ci95_low", "reward_model/ci95_high", "reward_model/held_out",
         "reward_model/checks_passed",
-        "ppo/steps", "ppo/seconds", "ppo/kl",
+        "ppo/steps", "ppo/seconds", "ppo/kl", "ppo/mean_scores", "objective/kl",
         "reward/reference", "reward/policy", "reward/delta", "reward/ci95_low", "reward/ci95_high", "reward/win_rate",
         "reward/prompts",
         "perplexity/reference", "perplexity/policy",
@@ -218,10 +221,17 @@ def test_each_child_has_its_metrics_and_artifacts(first, stage, metrics, files):
 
 
 def test_ppo_logs_every_step_and_starts_at_the_reference(first):
-    history = mlflow.MlflowClient().get_metric_history(first.stage["ppo"].info.run_id, "objective/kl")
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(first.stage["ppo"].info.run_id, "objective/kl")
     assert [point.step for point in history] == [1, 2, 3]
     assert history[0].value == pytest.approx(0, abs=1e-3)
     assert history[-1].value != 0
+    for curve in ("objective/kl", "ppo/mean_scores"):  # for MLflow's charts of pipeline runs
+        drawn, logged = (
+            [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, curve)]
+            for run in (first.parent, first.stage["ppo"])
+        )
+        assert drawn == logged
 
 
 def test_prefect_ran_it(first):
@@ -230,14 +240,75 @@ def test_prefect_ran_it(first):
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(first.parent.data.tags["prefect_flow_run_id"])
     assert flow_run.state.is_completed()
-    assert flow_run.name == "rlhf-embedded"
+
+
+def test_the_graph_of_the_run_is_a_chain(first):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[first.parent.data.tags["prefect_flow_run_id"]]))
+    with get_client(sync_client=True) as client:
+        tasks = sorted(client.read_task_runs(flow_run_filter=wanted), key=lambda task: task.start_time)
+    assert [task.name.rpartition("-")[0] for task in tasks] == ["preflight", *STAGES]
+    for before, task in pairwise(tasks):
+        arrows = [given.id for taken in task.task_inputs.values() for given in taken if given.input_type == "task_run"]
+        assert arrows == [before.id]
+
+
+def test_runs_are_told_apart_by_name(first, second):
+    from prefect.client.orchestration import get_client
+
+    names = ("first {try}", "embedded data.prompts.limit=96 data.prompts.test.split=test[:60] +14 more")
+    for run, name in zip((first, second), names, strict=True):
+        assert run.parent.info.run_name == name
+        assert [child.info.run_name for child in run.children] == [f"{stage}: {name}" for stage in STAGES]
+        with get_client(sync_client=True) as client:
+            assert client.read_flow_run(run.parent.data.tags["prefect_flow_run_id"]).name == name
+
+
+def test_mlflows_list_of_runs_shows_data_model_and_outcome(first, second):
+    """Also where the data stage is reused."""
+    client = mlflow.MlflowClient()
+    for run in (first, second):
+        sets = {
+            given.tags[0].value: (given.dataset.name, given.dataset.digest)
+            for given in mlflow.get_run(run.id).inputs.dataset_inputs
+        }
+        assert any("prompts/train" in roles and "preferences/train" in roles for roles in sets)
+        digests = {value[:36] for key, value in run.parent.data.tags.items() if key.startswith("fingerprint.")}
+        assert {digest for _, digest in sets.values()} == digests
+        version = run.record["model"]["version"]
+        [model] = client.search_logged_models(
+            [run.parent.info.experiment_id], filter_string=f"source_run_id = '{run.id}'"
+        )
+        assert client.get_model_version("embedded", version).source == f"models:/{model.model_id}"
+        assert run.parent.data.tags["registered"] == f"models:/embedded/{version}"
+        assert run.parent.data.tags["promoted"] == str(run.record["model"]["promoted"]).lower()
+
+
+def test_the_view_of_all_runs_is_stored_with_them(first, run_dir):
+    experiment = mlflow.get_experiment(first.parent.info.experiment_id)
+    assert runs_link().endswith(
+        f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=rlhf"
+    )
+    view = json.loads(experiment.tags["mlflow.sharedViewState.rlhf"])
+    state = json.loads(view["state"])
+    shown = {column.partition("`")[2][:-1] for column in state["selectedColumns"] if column.startswith("metrics.")}
+    charted = {chart["metricKey"] for chart in state["compareRunCharts"]}
+    assert shown | charted <= set(first.parent.data.metrics)
+    use_experiment(str(run_dir))
+    assert mlflow.get_experiment(experiment.experiment_id).tags == experiment.tags  # written once
+    theirs = json.dumps(view | {"updatedAt": view["createdAt"] + 1, "state": "{}"})  # as "Override saved view" does
+    mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.rlhf", theirs)
+    use_experiment(str(run_dir))
+    assert mlflow.get_experiment(experiment.experiment_id).tags["mlflow.sharedViewState.rlhf"] == theirs
 
 
 def test_the_version_is_registered_and_champion(first):
     model = mlflow.MlflowClient().get_model_version_by_alias("embedded", "champion")
     assert first.record["model"] == {"name": "embedded", "version": "1", "promoted": True}
     assert str(model.version) == "1"
-    assert model.run_id == first.stage["registration"].info.run_id
+    assert model.run_id == first.id
 
 
 def test_a_second_run_reuses_the_first_four_stages_and_repeats_the_rest(first, second):
@@ -245,7 +316,7 @@ def test_a_second_run_reuses_the_first_four_stages_and_repeats_the_rest(first, s
     for stage in STAGES[:4]:
         tags = second.stage[stage].data.tags
         assert (tags["reused"], tags["reused_from"]) == ("true", first.stage[stage].info.run_id)
-        assert tags["reused_from_url"].endswith(first.stage[stage].info.run_id)
+        assert f"/runs/{first.stage[stage].info.run_id}?workflowType=" in tags["reused_from_url"]
         shown = set(first.stage[stage].data.metrics) - {"seconds"}
         assert {name for name in shown if not name.startswith("train/")} <= set(second.stage[stage].data.metrics)
     assert {second.stage[stage].data.tags["reused"] for stage in STAGES[4:]} == {"false"}

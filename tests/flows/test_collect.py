@@ -102,7 +102,7 @@ def train(folder, rounds: int, *settings: str):
     with suppress(GateFailed):
         rlhf(recipe=str(folder / "recipe.yaml"), overrides=[*given, *settings])
     search = {"search_all_experiments": True, "output_format": "list"}
-    [parent] = mlflow.search_runs(filter_string="attributes.run_name = 'rounds'", max_results=1, **search)
+    [parent] = mlflow.search_runs(filter_string="attributes.run_name LIKE 'rounds%'", max_results=1, **search)
     children = mlflow.search_runs(filter_string=f"tags.mlflow.parentRunId = '{parent.info.run_id}'", **search)
     return parent, {child.data.tags["stage"]: child for child in children}
 

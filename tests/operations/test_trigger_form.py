@@ -38,6 +38,7 @@ from tests.end_to_end.test_pipeline import SETTINGS
 
 FIELDS = ("ppo.steps", "ppo.batch_size")  # of the form
 FILLED = {"Learning rate": 0.0003, "KL coefficient": 0.1}
+NAME = "three times the learning rate"
 PICTURES = "RLHF_SCREENSHOTS" in os.environ
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -81,6 +82,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     assert len(triggered()) == before
     for label, value in {"PPO steps": ppo_steps, "Batch size": batch_size, **FILLED}.items():
         field.filter(has_text=label).locator("input").fill(str(value))
+    page.locator(".flow-run-name-input input").fill(NAME)  # in the place of the one that the page made up
     lines = field.filter(has_text="Overrides")
     for i, line in enumerate(given_lines):
         lines.get_by_role("button", name="Add item").click()
@@ -106,6 +108,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     page.goto("about:blank")  # the live graph, drawn without a GPU, takes half a core from the run
     ended = settled(lambda: _ended(api(operated, "GET", f"flow_runs/{run['id']}")), "its end", 2 * PATIENCE)
     assert ended["state_type"] == "COMPLETED", ended["state"]
+    assert ended["name"] == NAME
     given = ended["parameters"]
     assert (given["ppo_steps"], given["batch_size"], given["overrides"]) == (ppo_steps, batch_size, given_lines)
     assert (given["learning_rate"], given["kl_coef"]) == tuple(FILLED.values())
@@ -115,7 +118,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     page.get_by_text("Completed", exact=True).first.wait_for()
     page.set_viewport_size({"width": 1280, "height": 1100})
     page.get_by_text("Artifacts", exact=True).click()
-    for key in ("mlflow", "ppo-progress", "evaluation", "figures"):
+    for key in ("mlflow", "mlflow-runs", "ppo-progress", "evaluation", "figures"):
         page.get_by_text(key, exact=True).first.wait_for()
     keep(page, "flow-run")
     kept = {a["key"]: a for a in api(operated, "POST", "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})}
@@ -133,6 +136,25 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     for button in page.get_by_role("button", name="Close").all():  # the assistant's panel
         button.click()
     keep(page, "mlflow-run")
+
+    page.goto(f"{operated.prefect}/artifacts/artifact/{kept['mlflow-runs']['id']}", wait_until="domcontentloaded")
+    link = page.get_by_role("link", name="All runs in MLflow").get_attribute("href")
+    assert link in operated.said[0]  # what `rlhf up` prints
+    page.set_viewport_size({"width": 1800, "height": 600})
+    page.goto(link, wait_until="domcontentloaded")
+    page.get_by_text(NAME, exact=True).first.wait_for()
+    for button in page.get_by_role("button", name="Close").all():
+        button.click()
+    shown = ("promoted", "reward/delta", "ppo/kl", "perplexity/policy", "Models", "Dataset", "customer-service")
+    for text in (*shown, "embedded"):  # a registered model's link
+        page.locator(".ag-root").get_by_text(text).first.wait_for()
+    keep(page, "mlflow-runs")
+    page.set_viewport_size({"width": 1600, "height": 900})
+    page.goto(f"{link}&compareRunsMode=CHART", wait_until="domcontentloaded")
+    page.get_by_text("Reward and KL (3)").wait_for()
+    for metric in ("ppo/mean_scores", "objective/kl", "reward/delta"):
+        page.get_by_text(metric, exact=True).first.wait_for()
+    keep(page, "mlflow-charts")
     page.close()
 
 

@@ -56,7 +56,7 @@ def train(folder, tmp_path):
     faults.clear()
 
     @flow
-    def pipeline(name: str, **ppo):
+    def pipeline(name: str, parent_run_id: str | None = None, **ppo):
         recipe = Recipe.model_validate(
             {
                 "name": "remainders",
@@ -71,7 +71,7 @@ def train(folder, tmp_path):
         prompts = Folders(train=str(folder / "train"), test=str(folder / "test"))
         others = ("prompts", "preferences", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint")
         nothing = dict.fromkeys(others)
-        with mlflow.start_run() as parent:
+        with mlflow.start_run(parent_run_id) as parent:
             return run_ppo(
                 recipe,
                 PipelineRun(run_dir=str(tmp_path / name), parent_run_id=parent.info.run_id),
@@ -122,11 +122,21 @@ def test_an_interrupted_run_goes_on_with_another_micro_batch_too(train):
     faults[3] = "killed"
     with pytest.raises(KeyboardInterrupt):
         train()
-    record, again, tags = train(micro_batch_tokens=16000)  # which a message about memory may have asked for
+    parent = mlflow.last_active_run().info.run_id  # Prefect's retry goes on in the same one
+    record, again, tags = train(parent_run_id=parent, micro_batch_tokens=16000)  # a message about memory may ask for it
+    assert tags["mlflow.parentRunId"] == parent
+    curve = mlflow.MlflowClient().get_metric_history(parent, "ppo/mean_scores")
+    assert [(point.step, point.value) for point in curve] == list(enumerate(scores, start=1))
     assert tags["resumed_at_step"] == "2"
     assert again == scores
     assert same(exported(record), exported(whole))
     assert [path.name for path in checkpoints(Path(record.folder) / "checkpoints")] == ["step-000002"]
+
+    train()  # finds its work done, and its run gets the curves all the same
+    reused = mlflow.last_active_run().info.run_id
+    assert reused != parent
+    curve = mlflow.MlflowClient().get_metric_history(reused, "ppo/mean_scores")
+    assert [(point.step, point.value) for point in curve] == list(enumerate(scores, start=1))
 
 
 def test_sigterm_leaves_the_boundary_to_go_on_from(train, tmp_path):

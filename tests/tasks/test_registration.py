@@ -93,7 +93,12 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
     ):
         assert fact in version.description
     child = client.get_run(record.mlflow_run_id)
-    assert version.run_id == child.info.run_id
+    assert version.run_id == store.parent_run_id  # by which MLflow's list names the model beside its run
+    parent = client.get_run(store.parent_run_id)
+    assert version.source == f"models:/{parent.outputs.model_outputs[0].model_id}"
+    for run in (parent, child):
+        assert run.data.tags["registered"] == "models:/letters/1"
+        assert (run.data.tags["promoted"], run.data.tags["reason"]) == ("true", record.reason)
     assert child.data.tags["mlflow.parentRunId"] == store.parent_run_id
     assert child.data.metrics["reward/delta"] == 0.5
     assert child.data.metrics["promoted"] == 1.0
