@@ -8,8 +8,8 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-backends test-browser test-faults test-recipes lint format docs ui up down bench parity \
-	clean clean-runs
+.PHONY: help setup run test test-backends test-browser test-faults test-docs test-recipes lint format docs ui up down bench \
+	parity clean clean-old-runs clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-backends: $(READY)  ## Prefect and MLflow on a real PostgreSQL, with logins
 
 test-browser: $(READY)  ## what docs/operate.md tells, from make up to make down, in a real browser (Chromium)
 	$(BIN)/python -m pytest tests/operations/test_trigger_form.py tests/operations/test_compare_browser.py $(ARGS)
+
+test-docs: $(READY)  ## README and how-tos, command by command, in a fresh shell from a fresh clone: half an hour
+	$(BIN)/python -m pytest tests/operations/test_docs_walk.py $(ARGS)
 
 test-faults: $(READY)  ## kills in every stage, outages, full disks, clocks, cancellation: make test-faults ARGS='-k disk'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/operations/test_faults.py $(ARGS)
@@ -80,6 +83,9 @@ parity: $(READY)  ## compute TRL 0.11.4's PPO statistics anew and hold ours agai
 clean:  ## remove caches and build output; the runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find flows tasks rlhf_lib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+clean-old-runs: $(READY)  ## remove what old runs left, as runs/settings.yaml says: make clean-old-runs ARGS=--dry-run
+	$(BIN)/rlhf clean $(ARGS)
 
 clean-runs:  ## remove ./runs: every run, its models and both databases
 	rm -rf runs

@@ -57,7 +57,10 @@ class Run:
 def page(run: Run, samples: int) -> str:
     record = run.record
     reward, perplexity, diversity = record["reward"], record["perplexity"], record["diversity"]
-    low, high = reward["ci95"]
+    interval = "no interval"
+    if reward["ci95"]:
+        low, high = reward["ci95"]
+        interval = f"95% interval {number(low, True)} to {number(high, True)}"
     lines = [
         f"# {run.name}",
         "",
@@ -66,7 +69,7 @@ def page(run: Run, samples: int) -> str:
         "| | before | after | |",
         "|---|---:|---:|---|",
         f"| reward, raw score | {number(reward['reference'])} | {number(reward['policy'])} | "
-        f"{number(reward['delta'], True)}, 95% interval {number(low, True)} to {number(high, True)}; better on "
+        f"{number(reward['delta'], True)}, {interval}; better on "
         f"{reward['win_rate']:.0%} of {len(run.table['query'])} held-out prompts |",
     ]
     if perplexity:

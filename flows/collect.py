@@ -12,12 +12,19 @@ from prefect.runtime import flow_run
 
 from flows.orchestration.hooks import HOOKS
 from flows.orchestration.limits import gpu_limit
+from flows.orchestration.names import describe, typed_name
 from flows.servers.environment import check, run_dir
 from rlhf_lib.errors import DataError, EnvironmentFault
 from rlhf_lib.recipe import load_recipe
 
 
-@flow(name="collect", flow_run_name="collect-{recipe}", persist_result=False, result_serializer="json", **HOOKS)
+def run_name() -> str:
+    """The flow run's name: the one that was typed, else the recipe and what is overridden."""
+    given = flow_run.parameters
+    return typed_name() or f"collect {describe(given['recipe'], given.get('overrides') or [])}"
+
+
+@flow(name="collect", flow_run_name=run_name, persist_result=False, result_serializer="json", **HOOKS)
 def collect(
     recipe: str,
     out: str,
@@ -48,13 +55,17 @@ def collect(
     import mlflow
 
     from tasks.collect import collect_responses
+    from tasks.tracking import run_folder
     from tasks.tracking.runs import git_commit, use_experiment
 
     loaded = load_recipe(recipe, overrides)
     if Path(out).suffix != ".jsonl" or not Path(out).absolute().parent.is_dir():
         raise EnvironmentFault(f"{out}: must be a .jsonl file in an existing folder")
     if responses < 2 or prompts < 1:
-        raise DataError(f"{responses} responses to {prompts} prompts: there is nothing to rank")
+        raise DataError(
+            f"{responses} responses to {prompts} prompts: there is nothing to rank. Set --responses to 2 or more and "
+            "--prompts to 1 or more"
+        )
     check()
     if policy is None:
         trained = loaded.policy.train is not None or loaded.policy.model is None
@@ -62,7 +73,11 @@ def collect(
     use_experiment(str(run_dir()))
     tags = {"recipe": loaded.name, "stage": "collect", "criterion": criterion, "git_commit": git_commit() or ""}
     tags["prefect_flow_run_id"] = str(flow_run.id)
-    with mlflow.start_run(run_name=f"collect-{loaded.name}", tags=tags) as run, gpu_limit():
+    with (
+        mlflow.start_run(run_name=flow_run.name, tags=tags) as run,
+        run_folder.running(run_dir(), run.info.run_id),
+        gpu_limit(),
+    ):
         record = collect_responses(
             loaded,
             str(policy),

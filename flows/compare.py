@@ -5,6 +5,7 @@ rlhf compare models:/happy@champion models:/pessimistic@champion reference
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from prefect import flow
@@ -12,10 +13,20 @@ from prefect.runtime import flow_run
 
 from flows.orchestration.hooks import HOOKS
 from flows.orchestration.limits import gpu_limit
+from flows.orchestration.names import typed_name
 from flows.servers.environment import check, run_dir
 
 
-@flow(name="compare", flow_run_name="compare", persist_result=False, result_serializer="json", **HOOKS)
+def run_name() -> str:
+    """The flow run's name: the one that was typed, else the models'."""
+    models = (
+        uri.removeprefix("models:/").replace("/", " ") if uri.startswith("models:/") else PurePath(uri).name
+        for uri in flow_run.parameters["models"]
+    )
+    return typed_name() or f"compare {', '.join(models)}"
+
+
+@flow(name="compare", flow_run_name=run_name, persist_result=False, result_serializer="json", **HOOKS)
 def compare(
     models: list[str], recipe: str | None = None, overrides: list[str] | None = None, prompts: int | None = None
 ) -> dict[str, Any]:
@@ -31,6 +42,7 @@ def compare(
     import mlflow
 
     from tasks.compare import compare_models, plan_comparison
+    from tasks.tracking import run_folder
     from tasks.tracking.runs import git_commit, use_experiment
 
     check()
@@ -39,7 +51,10 @@ def compare(
     tags = {"recipe": plan.recipe.name, "stage": "compare", "git_commit": git_commit()}
     tags |= {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url}
     known = {key: str(value) for key, value in tags.items() if value is not None}
-    title = f"compare {', '.join(model.name for model in plan.models)}"
-    with mlflow.start_run(run_name=title, tags=known) as run, gpu_limit():
+    with (
+        mlflow.start_run(run_name=flow_run.name, tags=known) as run,
+        run_folder.running(run_dir(), run.info.run_id),
+        gpu_limit(),
+    ):
         record = compare_models(plan, str(run_dir() / "work" / run.info.run_id / "compare"))
     return record | {"mlflow_run_id": run.info.run_id}

@@ -28,6 +28,11 @@ class ModelError(RLHFError):
     """A model or tokenizer that is missing or can't do what the recipe asks of it."""
 
 
+class RewardFailed(ModelError):
+    """A reward function of the user's own that raised. The first line says what; the lines after it are the user's own
+    stack frames."""
+
+
 class EnvironmentFault(RLHFError):
     """A folder that can't be written, or a server that is configured but doesn't answer."""
 
@@ -42,3 +47,12 @@ class TimeLimit(RLHFError):
 
 class DiskFull(RLHFError):
     """A file that could not be written for want of space."""
+
+
+def notes(error: BaseException | None) -> list[str]:
+    """What was noted (`add_note`) on the error or on those that led to it, the latest first."""
+    found: list[str] = []
+    while error is not None:
+        found += getattr(error, "__notes__", [])
+        error = error.__cause__ or error.__context__
+    return found

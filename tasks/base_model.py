@@ -12,6 +12,7 @@ from tasks.results import Folders, PreparedData, StartingPolicy
 from tasks.stage.keys import BASE_MODEL
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
+from tasks.tracking import tell_losses
 from tasks.tracking.runs import PipelineRun
 
 
@@ -23,6 +24,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
     """
     from datasets import load_from_disk
 
+    from rlhf_lib.data.losses import training_losses
     from rlhf_lib.data.prompts import tokenize_splits
     from rlhf_lib.data.sources import fingerprint as rows_fingerprint
     from rlhf_lib.models.device import pick_device, pick_dtype
@@ -47,6 +49,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
     )
     with run_stage(BASE_MODEL, run, key=key) as current:
         if current.reused:
+            tell_losses("base_model", training_losses(current.result.metrics, {}))
             return current.result
         from rlhf_lib.training import scratch, sft  # with TRL's trainers, which take seconds to import
         from rlhf_lib.training.supervised import curve
@@ -90,6 +93,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
             for name, count in found.items()
         }
         current.log_metrics(metrics)
+        tell_losses("base_model", training_losses(metrics, {}))
         mlflow.log_figure(curve(log, "loss", "mean_token_accuracy", "learning_rate"), "curve.png")
         current.finish(
             StartingPolicy(

@@ -16,6 +16,7 @@ from tasks.registry import policies
 from tasks.registry.versions import uri_of, version_of
 from tasks.stage.options import OPTIONS
 from tasks.tracking import run_logger
+from tasks.tracking.progress import showing
 
 INSTRUCTIONS = (
     "Rank the responses to each prompt by how {criterion} they are: 1 is the best, equal ranks are a tie. Rank every "
@@ -49,7 +50,8 @@ def collect_responses(
 
     if policy.startswith("models:/"):  # an alias's version of now, so that the tasks say who answered
         policy = uri_of(version_of(policy))
-    rows, texts = _sample(recipe, policy, responses, prompts, seed)
+    with showing("collect"):
+        rows, texts = _sample(recipe, policy, responses, prompts, seed)
     instructions = instructions or INSTRUCTIONS.format(criterion=criterion)
     order = np.random.default_rng([seed, 3])
     tasks, equal = [], 0
@@ -100,6 +102,7 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     import numpy as np
 
     from rlhf_lib.data.prompts import load_prompts, tokenize_splits
+    from rlhf_lib.data.sources import first_seen
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import sample_responses
@@ -109,6 +112,7 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     texts = load_prompts(recipe)
     # the pipeline's own split: the evaluation's prompts are never shown to annotators
     train, _, _ = tokenize_splits(texts.train, texts.test, recipe, tokenizer, positions(load_config(folder, trust)))
+    train = train.select(np.flatnonzero(first_seen(train["query"])))  # weights and openings repeat some
     drawn = np.random.default_rng([seed, 4]).permutation(len(train))[:count]
     rows = train.select(drawn.tolist())
     device = pick_device(recipe.compute)

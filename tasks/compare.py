@@ -16,6 +16,7 @@ from tasks.registry import versions
 from tasks.registry.policies import resolve_model
 from tasks.stage.options import OPTIONS
 from tasks.tracking import run_logger
+from tasks.tracking.progress import showing
 from tasks.tracking.reports import publish
 from tasks.tracking.runs import model_link
 
@@ -63,8 +64,16 @@ def plan_comparison(
     made = {name: versions.version_of(name) for name in names if name.startswith("models:/")}
     first = next(iter(made.values()), None)
     if first is None and (recipe is None or REFERENCE in names):
-        wanted = "a reference to compare to" if recipe else "a recipe with it, or name one with --recipe"
-        raise ModelError(f"none of {', '.join(names)} is a registered version that would give {wanted}")
+        listed = ", ".join(names)
+        if recipe is None:
+            raise ModelError(
+                f"none of {listed} is a registered version (models:/NAME/VERSION), whose recipe would say which prompts"
+                " and which reward to compare on: name a recipe with --recipe"
+            )
+        raise ModelError(
+            f"'{REFERENCE}' is what the first registered version was trained from, and none of {listed} is one "
+            "(models:/NAME/VERSION): name the reference's folder or hub id instead"
+        )
     settings = overrides or []
     if prompts is not None:
         settings = [*settings, f"evaluation.prompts={prompts}"]
@@ -113,20 +122,22 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     recipe = plan.recipe
     _link(plan)
     device = pick_device(recipe.compute)
-    done = compare_folders(
-        [ModelSource(model.name, model.folder) for model in plan.models],
-        _prompts(plan),
-        build_reward(recipe.reward, plan.reward_model, device),
-        recipe.generation,
-        device=device,
-        dtype=pick_dtype(recipe.compute, device),
-        seed=recipe.seed,
-        anchor=plan.anchor,
-        perplexity_of=_perplexity_of(recipe),
-        trust_remote_code=recipe.policy.trust_remote_code,
-        micro_batch_tokens=recipe.ppo.micro_batch_tokens,
-        on_done=lambda name: run_logger().info("compare: %s has answered", name),
-    )
+    with showing("compare"):
+        done = compare_folders(
+            [ModelSource(model.name, model.folder) for model in plan.models],
+            _prompts(plan),
+            build_reward(recipe.reward, plan.reward_model, device),
+            recipe.generation,
+            device=device,
+            dtype=pick_dtype(recipe.compute, device),
+            seed=recipe.seed,
+            anchor=plan.anchor,
+            held_out=not recipe.data.prompts.unheld,
+            perplexity_of=_perplexity_of(recipe),
+            trust_remote_code=recipe.policy.trust_remote_code,
+            micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+            on_done=lambda name: run_logger().info("compare: %s has answered", name),
+        )
     drawings = {
         "scores": plots.score_boxes(done),
         "gains": plots.gain_intervals(done),
@@ -136,6 +147,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     report = build_comparison_report(
         f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed
     )
+    mlflow.set_tag("held_out_prompts", str(done.held_out).lower())
     mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
     mlflow.log_table(done.table(), "responses.json")
     page = publish(report, drawings, Path(folder), key="compare", description=report.title)
@@ -162,7 +174,7 @@ def _link(plan: Plan) -> None:
 
 
 def _prompts(plan: Plan) -> Dataset:
-    """The recipe's held-out prompts as its pipeline would draw them with the first model's tokenizer, columns query
+    """The recipe's evaluation prompts as its pipeline would draw them with the first model's tokenizer, columns query
     and prompt."""
     from rlhf_lib.data.prompts import draw_prompts, load_prompts, tokenize_splits
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
@@ -214,9 +226,9 @@ def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
             {
                 "name": model.name,
                 "uri": model.uri,
-                "reward": result.mean[0],
+                "reward": result.mean,
                 "delta": gain.delta if gain else None,
-                "ci95": list(gain.ci95) if gain else None,
+                "ci95": list(gain.ci95) if gain and gain.ci95 else None,
                 "win_rate": gain.win_rate if gain else None,
                 "perplexity": result.perplexity,
                 "kl": result.kl,
@@ -226,6 +238,8 @@ def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.name,
         "prompts": len(done.queries),
+        "distinct_prompts": done.distinct,
+        "held_out": done.held_out,
         "models": models,
         "win_rates": done.win_rates,
         "kl_to": done.anchor,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow import entities
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from prefect import task
 
 from rlhf_lib.credentials import redact
@@ -17,11 +19,13 @@ from tasks.results import Folders, PreparedData
 from tasks.stage.keys import DATA
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
+from tasks.tracking import run_logger, tell_losses
 from tasks.tracking.reports import FILES, ranking_fingerprints, show_feedback
 from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from rlhf_lib.data.corpus import Corpus
     from rlhf_lib.data.labelled import LabelledTexts
@@ -36,11 +40,11 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
 
     Raises DataError, and ModelError for a missing model or a rewarded label that the labelled texts don't have.
     """
-    from rlhf_lib.data.corpus import is_seq2seq, load_corpus
-    from rlhf_lib.data.labelled import load_labelled
-    from rlhf_lib.data.preferences import load_preferences
-    from rlhf_lib.data.prompts import load_prompts, shared_with_pairs
-    from rlhf_lib.data.sources import fingerprint, load_sources
+    from rlhf_lib.data.corpus import is_seq2seq
+    from rlhf_lib.data.joined import items
+    from rlhf_lib.data.losses import data_losses
+    from rlhf_lib.data.prepare import prepare
+    from rlhf_lib.data.sources import fingerprint, load_sources, sources
     from rlhf_lib.models.loading import fingerprint as model_fingerprint
 
     loaded = load_sources(recipe)
@@ -53,51 +57,53 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     splits: dict[str, Any] = {kind: {"train": True, "test": True} for kind in ("preferences", "corpus", "labelled")}
     splits["preferences"]["rankings"] = set(FILES)
     settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, **splits})
+    settings["weights"] = {
+        role: [weight for _, weight in items(source, default)] for role, (source, default, _) in sources(recipe).items()
+    }
     policy = (model_fingerprint(model), recipe.generation.response_limit) if model else None
     cut = recipe.data.corpus is not None and is_seq2seq(recipe)
     key = DATA.key(settings, fingerprints, recipe.seed, policy, cut)
 
     for role, digest in fingerprints.items():
         mlflow.MlflowClient().set_tag(run.parent_run_id, f"fingerprint.{role}", digest)
+    sets = _sets(recipe, loaded, fingerprints)
+    mlflow.MlflowClient().log_inputs(run.parent_run_id, datasets=sets)
     with run_stage(DATA, run, key=key) as current:
         if current.reused:
             _check_label(recipe, current.result.label_names)
+            _tell(recipe, current.result.report)
+            _check_sizes(recipe, current.result.report)
             return current.result
-        prompts = load_prompts(recipe, loaded)
-        texts = {"train": prompts.train, "test": prompts.test}
-        report: dict[str, Any] = {"prompts": prompts.report}
-        tokenized = None
-        if model:
-            tokenized, report["tokenized"] = _tokenize(recipe, model, texts)
-        pairs = criterion = None
+        made = prepare(recipe, loaded, _tokenizer(recipe, model) if model else None)
+        report, labelled = made.report, made.labelled
+        pairs = {"train": made.pairs.train, "test": made.pairs.test} if made.pairs else None
+        criterion = None
         shown: dict[str, float] = {}
-        if recipe.data.preferences is not None:
-            found = load_preferences(recipe, loaded)
-            pairs, report["preferences"] = {"train": found.train, "test": found.test}, found.report
-            shared = shared_with_pairs(prompts, found.train["prompt"], recipe.data.prompts.query)
-            report |= {"evaluation prompts in training pairs": shared} if shared is not None else {}
-            if found.feedback is not None and recipe.data.preferences.rankings is not None:
-                criterion = found.feedback.criterion
-                shown = show_feedback(found.feedback, recipe.data.preferences.rankings)
-
-        corpus = load_corpus(recipe, loaded) if recipe.data.corpus is not None else None
-        labelled = load_labelled(recipe, loaded) if recipe.data.labelled is not None else None
+        if (
+            made.pairs
+            and made.pairs.feedback is not None
+            and recipe.data.preferences
+            and recipe.data.preferences.rankings
+        ):
+            criterion = made.pairs.feedback.criterion
+            shown = show_feedback(made.pairs.feedback, recipe.data.preferences.rankings)
         names = labelled.names if labelled else None
         _check_label(recipe, names)
-        report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
+        _check_sizes(recipe, report)
 
         metrics = {name.replace(" ", "_"): float(value) for name, value in leaves(report, "/").items()}
-        metrics |= shown | _show(tokenized or texts, pairs, corpus)
+        metrics |= shown | _show(made.tokenized or made.texts, pairs, made.corpus)
         if labelled:
             _show_labels(labelled)
-        _log_sets(recipe, loaded, fingerprints)
-        mlflow.log_dict(report, "report.json")
+        mlflow.MlflowClient().log_inputs(current.run.info.run_id, datasets=sets)
+        mlflow.log_dict(report | {"losses": [str(loss) for loss in data_losses(report)]}, "report.json")
+        _tell(recipe, report)
         current.log_metrics(metrics)
         with _no_progress_bars():
-            made = {"prompts": tokenized, "texts": texts, "preferences": pairs}
-            for kind, rows in (("corpus", corpus), ("labelled", labelled)):
-                made[kind] = {"train": rows.train, "test": rows.test} if rows else None
-            folders: dict[str, Any] = {name: _save(rows, current.folder / name) for name, rows in made.items()}
+            kept = {"prompts": made.tokenized, "texts": made.texts, "preferences": pairs}
+            for kind, rows in (("corpus", made.corpus), ("labelled", labelled)):
+                kept[kind] = {"train": rows.train, "test": rows.test} if rows else None
+            folders: dict[str, Any] = {name: _save(rows, current.folder / name) for name, rows in kept.items()}
         current.finish(
             PreparedData(
                 **folders,
@@ -112,14 +118,28 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     return current.result
 
 
-def _tokenize(recipe: Recipe, model: str, texts: dict[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    from rlhf_lib.data.prompts import tokenize_splits
+def _tell(recipe: Recipe, report: dict[str, Any]) -> None:
+    """What was lost on the way and what leaks, in the terminal; and every count on the run's page in Prefect."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import TaskRunContext
+
+    from rlhf_lib.data.losses import data_losses, table
+
+    losses = data_losses(report)
+    tell_losses("data", losses)
+    if TaskRunContext.get() is not None:
+        lines = "\n".join(f"- {loss}" for loss in losses)
+        create_markdown_artifact(
+            f"{table(report)}\n\n{lines}", key="data", description=f"{recipe.name}: rows read, dropped and kept"
+        )
+
+
+def _tokenizer(recipe: Recipe, model: str) -> tuple[PreTrainedTokenizerBase, int]:
+    """The policy's tokenizer and positions."""
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
 
-    tokenizer = load_tokenizer(model, recipe.policy.trust_remote_code)
-    longest = positions(load_config(model, recipe.policy.trust_remote_code))
-    train, test, counts = tokenize_splits(texts["train"], texts["test"], recipe, tokenizer, longest)
-    return {"train": train, "test": test}, counts
+    remote = recipe.policy.trust_remote_code
+    return load_tokenizer(model, remote), positions(load_config(model, remote))
 
 
 def _save(splits: dict[str, Dataset] | None, folder: Path) -> Folders | None:
@@ -138,6 +158,16 @@ def _check_label(recipe: Recipe, names: list[str] | None) -> None:
 
     if names is not None:
         label_column(PreTrainedConfig(id2label=dict(enumerate(names))), recipe.reward.label)
+
+
+def _check_sizes(recipe: Recipe, report: dict[str, Any]) -> None:
+    """Warn of a small evaluation. Raises DataError for too few held-out pairs."""
+    from rlhf_lib.evaluation.sample_size import check_sample_sizes
+
+    prompts = report.get("tokenized", report["prompts"])["test"]["kept"]
+    pairs = report["preferences"]["test"]["kept"] if "preferences" in report else None
+    for warning in check_sample_sizes(recipe, prompts, pairs):
+        run_logger().warning("data: %s", warning)
 
 
 def _show_labels(labelled: LabelledTexts) -> None:
@@ -176,32 +206,38 @@ def _show(
     }
 
 
-def _log_sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str, str]) -> None:
-    """Each set once, whatever number of roles it has, its content's fingerprint as the digest."""
+def _sets(recipe: Recipe, loaded: dict[str, Dataset], fingerprints: dict[str, str]) -> list[entities.DatasetInput]:
+    """Each set once for MLflow, whatever number of roles it has, its content's fingerprint as the digest."""
     from mlflow.data.huggingface_dataset import from_huggingface
 
+    from rlhf_lib.data.joined import items
     from rlhf_lib.data.sources import EMBEDDED, sources
 
     roles: dict[int, list[str]] = {}
     for role, rows in loaded.items():
         roles.setdefault(id(rows), []).append(role)
     described = sources(recipe)
+    inputs = []
     for shared in roles.values():
         source, default, _ = described[shared[0]]
-        place = redact(str(source.dataset or default))
-        name = "/".join(
-            part for part in (place.rstrip("/").split("/")[-1], source.name, source.data_dir, source.split) if part
+        sets = [one for one, _ in items(source, default)]
+        places = [redact(str(one.dataset)) for one in sets]
+        name = " + ".join(
+            "/".join(part for part in (place.rstrip("/").split("/")[-1], one.name, one.data_dir, one.split) if part)
+            for place, one in zip(places, sets, strict=True)
         )
         logged = from_huggingface(
             loaded[shared[0]],
-            path=None if place == EMBEDDED else place,
-            data_dir=source.data_dir,
-            name=name,
+            path=None if len(places) > 1 or places == [EMBEDDED] else places[0],
+            data_dir=source.data_dir if len(places) == 1 else None,
+            name=name[:500],
             digest=fingerprints[shared[0]][:_DIGEST],
         )
         with warnings.catch_warnings():  # MLflow's hint that integer columns can't hold missing values
             warnings.simplefilter("ignore", UserWarning)
-            mlflow.log_input(logged, context=", ".join(shared))
+            entity = entities.Dataset(**logged.to_dict())
+        inputs.append(entities.DatasetInput(entity, [entities.InputTag(MLFLOW_DATASET_CONTEXT, ", ".join(shared))]))
+    return inputs
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The evaluation stage: reference against policy on held-out prompts, and a report."""
+"""The evaluation stage: reference against policy on the evaluation prompts, and a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
+from tasks.results import EvaluationResult, PPOResult, PreparedData, RewardArtifact, StartingPolicy
 from tasks.stage.keys import EVALUATION, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
@@ -19,12 +19,19 @@ from tasks.tracking.runs import PipelineRun
 
 @task(name="evaluation", **OPTIONS)
 def evaluate_policy(
-    recipe: Recipe, run: PipelineRun, policy: StartingPolicy, reward: RewardArtifact, ppo: PPOResult
+    recipe: Recipe,
+    run: PipelineRun,
+    policy: StartingPolicy,
+    reward: RewardArtifact,
+    ppo: PPOResult,
+    data: PreparedData | None = None,
 ) -> EvaluationResult:
-    """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report."""
+    """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report, which tells what
+    `data` lost and leaks."""
     import mlflow
 
     from rlhf_lib.data.corpus import load_texts
+    from rlhf_lib.data.losses import data_losses, training_losses
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_policy
@@ -37,6 +44,7 @@ def evaluate_policy(
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.ppo.evaluation import import_metrics, metric_columns
     from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.statistics import SMALL_SAMPLE
 
     logger = get_run_logger()
     wanted = recipe.evaluation.perplexity
@@ -73,15 +81,21 @@ def evaluate_policy(
             list(prompts["input_ids"]),
             recipe.generation,
             seed=recipe.seed,
+            held_out=not recipe.data.prompts.unheld,
             micro_batch_tokens=recipe.ppo.micro_batch_tokens,
         )
         metrics = comparison.metrics()
+        if comparison.caveat:
+            logger.warning("evaluation: %s", comparison.caveat)
         own = measure_both(import_metrics(recipe.evaluation.metrics), comparison, tokenizer)
         changes = metric_changes(*own, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
 
         perplexity = counts = None
-        notes = [how_sampled(recipe)]
+        losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
+        notes = [f"Data: {loss}." for loss in losses] + [how_sampled(recipe)]
+        if len(prompts) < SMALL_SAMPLE:
+            notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
             perplexities = {
                 name: Perplexity(keep_in_memory=True).compute(
@@ -97,8 +111,8 @@ def evaluate_policy(
             perplexity = {name: result["perplexity"] for name, result in perplexities.items()} | {
                 f"mean_per_text_{name}": result["mean_perplexity"] for name, result in perplexities.items()
             }
-            counted = perplexities["policy"]  # the same for both: one tokenizer, one architecture
-            counts = {"texts": len(texts)} | {key: counted[key] for key in ("tokens", "truncated", "skipped", "rule")}
+            found = perplexities["policy"]  # the same for both: one tokenizer, one architecture
+            counts = {"texts": len(texts)} | {key: found[key] for key in ("tokens", "truncated", "skipped", "rule")}
             metrics |= {f"perplexity/{name}": value for name, value in perplexity.items()}
             metrics |= {f"perplexity/{name}": counts[name] for name in ("texts", "tokens", "truncated", "skipped")}
             start = f"{'with' if wanted.add_start_token else 'without'} a start token"
@@ -120,7 +134,7 @@ def evaluate_policy(
         before, after = comparison.reference, comparison.policy
         drawings = {
             "scores": plots.score_histogram(before.scores, after.scores),
-            "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95),
+            "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95, comparison.reward.prompts),
             "lengths": plots.length_histogram(before.lengths, after.lengths),
         }
         if probes:
@@ -136,6 +150,7 @@ def evaluate_policy(
             seed=recipe.seed,
         )
         s.log_metrics(metrics)
+        mlflow.set_tag("held_out_prompts", str(comparison.comparison.held_out).lower())
         table = comparison.table()
         for when, values in zip(("before", "after"), own, strict=True):
             table |= {f"{name}_{when}": column for name, column in metric_columns(values).items()}
@@ -147,8 +162,9 @@ def evaluate_policy(
                     "reference": comparison.reward.reference,
                     "policy": comparison.reward.policy,
                     "delta": comparison.reward.delta,
-                    "ci95": list(comparison.reward.ci95),
+                    "ci95": list(comparison.reward.ci95) if comparison.reward.ci95 else None,
                     "win_rate": comparison.reward.win_rate,
+                    "prompts": comparison.reward.prompts,
                 },
                 perplexity=perplexity,
                 perplexity_counts=counts,
@@ -156,6 +172,9 @@ def evaluate_policy(
                 measured={change.key: change.record for change in changes},
                 kl=comparison.kl,
                 report=str(page),
+                prompts=len(comparison.queries),
+                distinct_prompts=comparison.comparison.distinct,
+                held_out=not recipe.data.prompts.unheld,
                 metrics={name: value for name, value in metrics.items() if value is not None},
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -21,6 +21,7 @@ from tasks.results import PPOResult, PreparedData, RewardArtifact, StartingPolic
 from tasks.stage.keys import PPO
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
+from tasks.tracking import curves
 from tasks.tracking.retries import is_retryable
 from tasks.tracking.runs import PipelineRun
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rlhf_lib.ppo.statistics import Stats
 
 SAMPLES = "samples.json"
+SHOWN = {"reward": "ppo/mean_scores", "KL": "objective/kl", "held-out reward": "eval/mean_scores"}  # beside the step
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
 
@@ -41,6 +43,7 @@ def run_ppo(
     Checkpoints lie under a key of everything that decides the run, so the same recipe started again after a crash goes
     on from the last one; they move to the stage's folder when PPO has ended.
     """
+    from rlhf_lib.ppo.checkpoint import last_step
     from rlhf_lib.ppo.faults import Diverged
     from rlhf_lib.ppo.run import Job, best_step, train
     from rlhf_lib.ppo.statistics import training_curves
@@ -57,6 +60,7 @@ def run_ppo(
     with run_stage(PPO, run, key=key) as current:
         if current.reused:
             _keep(checkpoints, current)
+            curves.copy(current.result.mlflow_run_id, run.parent_run_id)
             return current.result
         job = Job(
             recipe=recipe,
@@ -68,9 +72,10 @@ def run_ppo(
             checkpoints=str(checkpoints),
             key=key,
         )
+        current.kept = lambda: (last_step(checkpoints), recipe.ppo.steps)
         start = time.perf_counter()
         try:
-            with closing(train(job)) as events, Telling(recipe, current) as telling:  # type: ignore[type-var]
+            with closing(train(job)) as events, Telling(recipe, run, current) as telling:  # type: ignore[type-var]
                 for progress in events:
                     telling.step(progress)
         except Diverged as error:
@@ -113,21 +118,22 @@ def _keep(checkpoints: Path, current: StageRun[PPOResult]) -> None:
 class Telling:
     """Tells MLflow, the terminal and Prefect of each step as it is done."""
 
-    def __init__(self, recipe: Recipe, current: StageRun[PPOResult]) -> None:
+    def __init__(self, recipe: Recipe, run: PipelineRun, current: StageRun[PPOResult]) -> None:
         self.steps, self.current = recipe.ppo.steps, current
+        self.curves = curves.Curves(run.parent_run_id, current.later)
         self.history: list[Stats] = []
         self.samples: list[dict[str, Any]] = []
         self.resumed = 0
         self.artifact = ProgressArtifact(f"PPO of {recipe.name}")
 
     def __enter__(self) -> Telling:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=self.steps, desc="ppo", unit="step", dynamic_ncols=True, disable=None)
+        self.current.progress.unit = "step"
+        self.current.progress.report("step", 0, self.steps, {})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.close()
+        with suppress(Exception):  # what MLflow has refused by now, the stage's end raises
+            self.curves.flush()
         if kind is None:
             self.artifact.update(100.0, last=True)
             if len(self.history) < self.steps:
@@ -139,13 +145,15 @@ class Telling:
         stats = progress.stats
         self.history.append(stats)
         self.current.log_metrics(stats, step=progress.step)
-        self.bar.update()
-        self.bar.set_postfix(score=f"{stats['ppo/mean_scores']:.3f}", kl=f"{stats['objective/kl']:.2f}")
+        self.curves.add(progress.step, stats)
+        shown = {name: stats[key] for name, key in SHOWN.items() if key in stats}
+        self.current.progress.report("step", progress.step, self.steps, shown)
         if progress.resumed:
             self.resumed = progress.step
+            self.current.progress.begin_anew()
             return
         if self.resumed:
-            get_run_logger().info("ppo: resumes from step %d of an interrupted run", self.resumed)
+            get_run_logger().info("ppo: resumed at step %d of an interrupted run", self.resumed + 1)
             mlflow.set_tag("resumed_at_step", self.resumed)
             self.resumed = 0
         self.artifact.update(100.0 * progress.step / self.steps)

@@ -68,7 +68,7 @@ def register_policy(
         # an attempt that was killed may have got as far as this
         half = next((found for found in versions.versions(name) if found.tags.get("stage_key") == s.key), None)
         prompts = held_out_prompts(policy.prompts.test, recipe)  # the ones that the evaluation drew
-        logged = _log_checked(recipe, ppo.policy, prompts)
+        logged = _log_checked(recipe, ppo.policy, prompts, run.parent_run_id)
 
         present = policies.champion(name)
         crowned = half is not None and present == str(half.version)
@@ -81,7 +81,6 @@ def register_policy(
             reason += ", but the recipe's registration.promote is false"
         verdict = f"{'Promoted to champion' if promoted else 'Not promoted'}: {reason}."
 
-        accuracy = checks.accuracy if checks else None
         card = model_card(
             recipe,
             name=name,
@@ -93,7 +92,7 @@ def register_policy(
             verdict=verdict,
             duel=duel,
             fingerprints=data.fingerprints if data else {},
-            accuracy=accuracy,
+            checks=checks,
             samples=mlflow_link(evaluation.mlflow_run_id or run.parent_run_id),
             pipeline=mlflow_link(run.parent_run_id),
         )
@@ -102,13 +101,14 @@ def register_policy(
         mlflow.log_artifact(str(written))
         mlflow.MlflowClient().log_model_artifact(logged.model_id, str(written))
 
-        metrics = _metrics(evaluation, duel, accuracy)
+        metrics = _metrics(evaluation, duel, checks)
         tags = {key: f"{value:.6g}" for key, value in metrics.items()} | {
             "recipe": recipe.name,
             "parent_run_id": run.parent_run_id,
             "stage_key": s.key,
             "base_model_fingerprint": str(policy.fingerprint),
             "reward_fingerprint": str(reward.fingerprint),
+            "held_out_prompts": str(evaluation.held_out).lower(),
             "promoted": str(promoted).lower(),
             "reason": reason,
         }
@@ -121,13 +121,16 @@ def register_policy(
                 tags[kind] = kept
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
-        made = half or policies.create_version(name, logged, about=recipe.description, card=card, tags=tags)
+        made = half or policies.create_version(
+            name, logged, run_id=run.parent_run_id, about=recipe.description, card=card, tags=tags
+        )
         version = str(made.version)
         if promoted and not crowned:
             champions.crown(name, version, "gates", reason)
-        mlflow.set_tags(
-            {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
-        )
+        outcome = {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
+        mlflow.set_tags(outcome)
+        for key, value in outcome.items():
+            mlflow.MlflowClient().set_tag(run.parent_run_id, key, value)
         metrics |= {"promoted": float(promoted)}
         s.log_metrics(metrics)
         run_logger().info("registered models:/%s/%s (%s). %s", name, version, mlflow.get_registry_uri(), verdict)
@@ -145,8 +148,8 @@ def register_policy(
     return s.result
 
 
-def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
-    """Log the policy's folder and hold what MLflow loads back against it."""
+def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> Any:
+    """Log the policy's folder as the pipeline run's model, and hold what MLflow loads back against it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -166,12 +169,14 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset) -> Any:
         "end_ids": [] if recipe.generation.ignore_eos else sorted(end_ids(model, tokenizer)),
         "stop": recipe.generation.stop,
         "trust_remote_code": recipe.policy.trust_remote_code,
+        "example": policies.question(prompts[0]["query"]),
+        **policies.form(recipe),
     }
     logged = policies.log_policy(
         folder,
-        prompt=prompts[0]["prompt"],
         settings=settings,
         params={"recipe": recipe.name, "base_model": recipe.policy.model or "from scratch", "seed": recipe.seed},
+        run_id=run_id,
     )
     served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
     texts = prompts[:CHECKED_PROMPTS]["prompt"]
@@ -240,14 +245,16 @@ def _duel(
     return outcome | {"version": version}
 
 
-def _metrics(evaluation: EvaluationResult, duel: Mapping[str, Any] | None, accuracy: float | None) -> dict[str, float]:
+def _metrics(
+    evaluation: EvaluationResult, duel: Mapping[str, Any] | None, checks: RewardChecks | None
+) -> dict[str, float]:
     """The headline metrics of a version, flat; those that don't apply are left out."""
     tree: dict[str, Any] = {
         "reward": evaluation.reward,
         "diversity": evaluation.diversity,
         "kl": evaluation.kl,
         "perplexity": evaluation.perplexity or {},
-        "reward_model": {"accuracy": accuracy},
+        "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
         "evaluation": evaluation.measured,
     }
     if duel and "error" not in duel:

@@ -5,7 +5,8 @@ The same JSON is the stage's `record.json`. A metric that doesn't apply is null,
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +30,16 @@ class StageResult(BaseModel):
     stage_key: str = ""
     metrics: dict[str, float] = {}
 
+    @property
+    def made(self) -> str | None:
+        """Where the thing lies that the stage made: a path, hub id or registry URI."""
+        return self.folder or None
+
+    @property
+    def about(self) -> str:
+        """What it made, in a few words."""
+        return ""
+
 
 class PreparedData(StageResult):
     prompts: Folders | None  # tokenized; null while the tokenizer is still to be trained
@@ -42,6 +53,20 @@ class PreparedData(StageResult):
     policy_fingerprint: str | None
     report: dict[str, Any]  # what the filters kept and dropped
 
+    @property
+    def about(self) -> str:
+        counts = {kind: _used(self.report[kind]["train"]) for kind in ("prompts", *_ROWS) if kind in self.report}
+        return ", ".join(f"{count:,} {_ROWS.get(kind, kind)}" for kind, count in counts.items())
+
+
+def _used(funnel: Mapping[str, Any]) -> int:
+    """Rows that are trained on: those that the filters kept, as often as their set's weight says."""
+    sets = funnel.get("sets", {}).values()
+    return sum(found["taken"] for found in sets) if sets else int(funnel["kept"])
+
+
+_ROWS = {"preferences": "preference pairs", "corpus": "texts", "labelled": "labelled texts"}
+
 
 class StartingPolicy(StageResult):
     """The model that PPO starts from, given or trained here, and the prompts in its tokens."""
@@ -49,6 +74,16 @@ class StartingPolicy(StageResult):
     model: str  # hub id or folder
     fingerprint: str | None
     prompts: Folders
+
+    @property
+    def made(self) -> str:
+        return self.model
+
+    @property
+    def about(self) -> str:
+        if not self.folder:
+            return "not trained: policy.train is null"
+        return f"trained{_figure(self.metrics, 'loss/held_out', 'held-out loss')}"
 
 
 class Normalization(BaseModel):
@@ -64,12 +99,30 @@ class RewardArtifact(StageResult):
     model: str | None  # hub id or folder; null for a function
     fingerprint: str | None
     normalization: Normalization | None
+    samples: str | None = None  # the reference policy's responses, where the data has none to check the reward on
+
+    @property
+    def made(self) -> str | None:
+        return self.model
+
+    @property
+    def about(self) -> str:
+        trained = self.model is not None and self.model.startswith(self.folder)
+        if not trained:
+            return "nothing to train here"
+        return f"trained{_figure(self.metrics, 'accuracy/held_out', 'held-out accuracy')}"
 
 
 class RewardChecks(StageResult):
     passed: bool
     accuracy: float | None  # held out; null for a reward with neither pairs nor labels
+    ci95: tuple[float, float] | None = None  # of the accuracy; null for a handful of examples
+    held_out: int | None = None  # pairs, or labelled texts, that the accuracy is taken over
     checks: list[dict[str, Any]]
+
+    @property
+    def about(self) -> str:
+        return f"{sum(check['passed'] for check in self.checks)} of {len(self.checks)} checks passed"
 
 
 class PPOResult(StageResult):
@@ -78,6 +131,14 @@ class PPOResult(StageResult):
     steps: int
     seconds: float
     kl: float  # nats per response, over the last steps
+
+    @property
+    def made(self) -> str:
+        return self.policy
+
+    @property
+    def about(self) -> str:
+        return f"{self.steps} steps, KL {self.kl:.2f}"
 
 
 class EvaluationResult(StageResult):
@@ -88,6 +149,17 @@ class EvaluationResult(StageResult):
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
     kl: float  # nats per response
     report: str  # the page's path
+    prompts: int = 0
+    distinct_prompts: int = 0
+    held_out: bool = True  # false: they are training prompts
+
+    @property
+    def made(self) -> str:
+        return self.report
+
+    @property
+    def about(self) -> str:
+        return f"reward {self.reward['reference']:.3f} -> {self.reward['policy']:.3f}"
 
 
 class RegisteredModel(StageResult):
@@ -98,20 +170,64 @@ class RegisteredModel(StageResult):
     reason: str
     duel: dict[str, Any] | None
 
+    @property
+    def made(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+    @property
+    def about(self) -> str:
+        return "champion" if self.promoted else f"challenger: {self.reason}"
+
+
+def _figure(metrics: Mapping[str, float], name: str, words: str) -> str:
+    return f", {words} {metrics[name]:.3f}" if name in metrics else ""
+
+
+Result = TypeVar("Result", bound=StageResult)
+
 
 def run_record(
-    recipe: str, run_id: str, checks: RewardChecks, ppo: PPOResult, evaluation: EvaluationResult, model: RegisteredModel
+    recipe: str, run_id: str, done: Mapping[str, StageResult], *, until: str | None = None
 ) -> dict[str, Any]:
-    """The record that every run ends with, in JSON: a metric that doesn't apply is null, never 0."""
-    diversity = evaluation.diversity
+    """The record that every run ends with, in JSON: a metric that doesn't apply is null, never 0. So is what belongs to
+    a stage that isn't among those `done` (by name, in their order), because the run stopped at `until`."""
+
+    def result(kind: type[Result]) -> Result | None:
+        return next((found for found in done.values() if isinstance(found, kind)), None)
+
+    model, checks = result(RegisteredModel), result(RewardChecks)
+    ppo, evaluation = result(PPOResult), result(EvaluationResult)
     return {
         "recipe": recipe,
         "mlflow_run_id": run_id,
-        "model": {"name": model.name, "version": model.version, "promoted": model.promoted},
-        "reward_model": {"accuracy": checks.accuracy, "checks_passed": checks.passed},
-        "ppo": {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl},
-        "reward": evaluation.reward,
-        "perplexity": evaluation.perplexity,
-        "diversity": {key: diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
-        "metrics": evaluation.measured or None,
+        "model": model and {"name": model.name, "version": model.version, "promoted": model.promoted},
+        "reward_model": checks
+        and {
+            "accuracy": checks.accuracy,
+            "ci95": checks.ci95 and list(checks.ci95),
+            "held_out": checks.held_out,
+            "checks_passed": checks.passed,
+        },
+        "ppo": ppo and {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl if evaluation else ppo.kl},
+        "reward": evaluation and evaluation.reward,
+        "perplexity": evaluation and evaluation.perplexity,
+        "diversity": evaluation
+        and {key: evaluation.diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
+        "metrics": evaluation and (evaluation.measured or None),
+        "evaluation": evaluation
+        and {
+            "prompts": evaluation.prompts,
+            "distinct_prompts": evaluation.distinct_prompts,
+            "held_out": evaluation.held_out,
+        },
+        "until": until,
+        "stages": {
+            name: {
+                "about": stage.about,
+                "made": stage.made,
+                "folder": stage.folder or None,
+                "mlflow_run_id": stage.mlflow_run_id or None,
+            }
+            for name, stage in done.items()
+        },
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
@@ -16,7 +19,8 @@ from tasks.tracking.runs import PipelineRun
 
 @task(name="reward_checks", **OPTIONS)
 def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, reward: RewardArtifact) -> RewardChecks:
-    """Check the reward on held-out pairs, or without pairs on real texts, as `rlhf_lib.rewards.checks` says.
+    """Check the reward on held-out pairs, or without pairs on real texts, or where the data has no answers at all on
+    the starting policy's, as `rlhf_lib.rewards.checks` says.
 
     Raises GateFailed after the report is in MLflow and Prefect; no record is kept then, so that a failed gate fails
     again.
@@ -34,11 +38,14 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         from rlhf_lib.rewards.check_report import figures, markdown
         from rlhf_lib.rewards.check_texts import real_texts
         from rlhf_lib.rewards.checks import run_checks
+        from rlhf_lib.statistics import share_interval
 
         checks, pairs, texts = recipe.reward.checks, None, None
         if data.preferences:
             rows = load_from_disk(data.preferences.test)
             pairs = list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
+        elif reward.samples is not None:
+            texts = [(query, response) for query, response in json.loads(Path(reward.samples).read_text())]
         else:
             texts = real_texts(recipe, checks.pairs)
         report = run_checks(
@@ -47,6 +54,7 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
             pairs,
             texts,
             calibrated=recipe.reward.kind == "preference",
+            sampled=reward.samples is not None,
             seed=recipe.seed,
         )
 
@@ -63,14 +71,20 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         )
         create_markdown_artifact(markdown(report), key="reward-checks-report", description=f"{recipe.name}: the report")
         for check in report.checks:
-            get_run_logger().log(20 if check.passed else 40, "reward check %s", check)
+            failed = not check.passed  # the error below names these again: the command line shows that alone
+            get_run_logger().log(40 if failed else 20, "reward check %s", check, extra={"told": failed})
 
         report.raise_if_failed()
+        accuracy, count = report.accuracy, report.pairs
+        if accuracy is None and data.labelled is not None:  # a classifier trained here: on its held-out texts
+            accuracy = reward.metrics.get("accuracy/held_out")
+            count = len(load_from_disk(data.labelled.test))
         s.finish(
             RewardChecks(
                 passed=report.passed,
-                # of a classifier trained here: on its held-out texts
-                accuracy=reward.metrics.get("accuracy/held_out") if report.accuracy is None else report.accuracy,
+                accuracy=accuracy,
+                ci95=None if accuracy is None else share_interval(accuracy, count),
+                held_out=None if accuracy is None else count,
                 checks=report.as_dicts(),
                 metrics=report.metrics,
             )
@@ -81,4 +95,5 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
 def _key(recipe: Recipe, data: PreparedData, reward: RewardArtifact) -> str:
     texts = None if data.preferences else [recipe.data.prompts.model_dump(), recipe.generation.model_dump()]
     settings = recipe.reward.model_dump(mode="json")
-    return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, recipe.seed)
+    samples = reward.stage_key if reward.samples is not None else None
+    return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, samples, recipe.seed)

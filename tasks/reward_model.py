@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mlflow
@@ -12,9 +13,10 @@ from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, 
 from tasks.stage.keys import REWARD_MODEL, content_key, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
+from tasks.tracking import tell_losses
 from tasks.tracking.runs import PipelineRun
 
-REFERENCE_SAMPLES = 256  # prompts that the reference policy answers for the normalisation, at most
+REFERENCE_SAMPLES = 256  # responses of the reference policy, for the normalisation and the checks
 
 
 @task(name="reward_model", **OPTIONS)
@@ -25,8 +27,10 @@ def prepare_reward_model(
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
+    from rlhf_lib.data.losses import training_losses
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import check_reward
+    from rlhf_lib.rewards.check_texts import has_answers
 
     reward, scratch = recipe.reward, recipe.reward.train.from_scratch is not None
     rows = data.preferences if reward.kind == "preference" else data.labelled
@@ -38,33 +42,45 @@ def prepare_reward_model(
     if trained and not reward.normalize:
         unused |= {"label", "output"}  # another emotion to reward needs no other classifier
     settings = reward.model_dump(mode="json", exclude=unused)
+    answerless = data.preferences is None and not has_answers(recipe)
     key = REWARD_MODEL.key(
         settings,
         source,
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
         [_rows(rows), data.label_names] if rows else None,
         [policy.fingerprint, recipe.generation.model_dump(mode="json"), _rows(policy.prompts)]
-        if reward.normalize
+        if reward.normalize or answerless
         else None,
     )
     with run_stage(REWARD_MODEL, run, key=key) as current:
         if reward.kind == "preference" and data.criterion:
             mlflow.MlflowClient().set_tag(current.run.info.run_id, "criterion", data.criterion)
         if current.reused:
+            tell_losses("reward_model", training_losses({}, current.result.metrics))
             return current.result
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
         model, metrics = reward.model, dict[str, float]()
         if trained:
             train = _train_classifier if reward.kind == "classifier" else _train
             model, metrics = train(recipe, data, policy, current)
-        normalization = None
-        if reward.normalize:
-            normalization = _normalize(recipe, policy, model, current.folder)
-            metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
+        normalization = samples = None
+        if reward.normalize or answerless:
+            queries, responses = _sample(recipe, policy)
+            if reward.normalize:
+                normalization = _normalize(recipe, queries, responses, model, current.folder)
+                metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
+            if answerless:
+                samples = str(current.folder / "samples.json")
+                Path(samples).write_text(json.dumps(list(zip(queries, responses, strict=True))))
         current.log_metrics(metrics)
+        tell_losses("reward_model", training_losses({}, metrics))
         current.finish(
             RewardArtifact(
-                model=model, fingerprint=_fingerprint(reward, model), normalization=normalization, metrics=metrics
+                model=model,
+                fingerprint=_fingerprint(reward, model),
+                normalization=normalization,
+                samples=samples,
+                metrics=metrics,
             )
         )
     return current.result
@@ -121,18 +137,17 @@ def _train_classifier(
     return str(folder), metrics
 
 
-def _normalize(recipe: Recipe, policy: StartingPolicy, model: str | None, folder: Path) -> Normalization:
+def _sample(recipe: Recipe, policy: StartingPolicy) -> tuple[list[str], list[str]]:
+    """REFERENCE_SAMPLES queries and the reference policy's responses; few prompts are answered several times each."""
     from datasets import load_from_disk
 
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_policy, load_tokenizer
     from rlhf_lib.ppo.rollout import sample_responses
-    from rlhf_lib.rewards.build import build_reward
-    from rlhf_lib.rewards.normalization import fit_normalization
 
     device = pick_device(recipe.compute)
     prompts = load_from_disk(policy.prompts.train)
-    prompts = prompts.select(range(min(len(prompts), REFERENCE_SAMPLES)))
+    prompts = prompts.select([i % len(prompts) for i in range(REFERENCE_SAMPLES)])
     trust = recipe.policy.trust_remote_code
     responses = sample_responses(
         load_policy(policy.model, trust_remote_code=trust).to(device),  # type: ignore[arg-type]
@@ -141,7 +156,17 @@ def _normalize(recipe: Recipe, policy: StartingPolicy, model: str | None, folder
         recipe.generation,
         seed=recipe.seed,
     )
-    fitted = fit_normalization(build_reward(recipe.reward, model, device)(list(prompts["query"]), responses.texts))
+    return list(prompts["query"]), responses.texts
+
+
+def _normalize(
+    recipe: Recipe, queries: list[str], responses: list[str], model: str | None, folder: Path
+) -> Normalization:
+    from rlhf_lib.models.device import pick_device
+    from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.rewards.normalization import fit_normalization
+
+    fitted = fit_normalization(build_reward(recipe.reward, model, pick_device(recipe.compute))(queries, responses))
     fitted.save(folder)
     return Normalization(mean=fitted.mean, std=fitted.std)
 

@@ -9,13 +9,28 @@ import os
 import sys
 from pathlib import Path
 
-from flows.cli import annotation, registry, servers
+from flows.cli import annotation, check, faults, registry, retention, servers
 from flows.cli.configure import configure
-from rlhf_lib.errors import GateFailed, RLHFError
+from flows.cli.starting import starting
+from flows.orchestration import logs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 2 for an error that the user can fix, 1 for a failed gate."""
+    """Run the command line; 0 when all went well, 2 for an error that the user can fix, 1 for a failed gate, 3 for any
+    other error, 130 or 143 where it was interrupted."""
+    signals = faults.Signals()
+    with signals.caught():
+        try:
+            return _main(argv)
+        except Exception as error:
+            return faults.tell_interrupted(error, signals.number) if signals.number else faults.tell(error)
+        except KeyboardInterrupt as error:
+            return faults.tell_interrupted(error, signals.number)
+        finally:
+            logs.close_file()
+
+
+def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="rlhf", description="PPO-RLHF as a pipeline: run it, schedule it, watch it, compare it."
     )
@@ -25,8 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     run.set_defaults(function=_run)
     run.add_argument("recipe", help="the name of a shipped recipe, or a YAML file of your own")
     _override_option(run)
+    run.add_argument("--name", metavar="NAME", help="what to call the run (default: the recipe and what is overridden)")
     run.add_argument("--summary", type=Path, metavar="FILE", help="write the run's record as JSON")
     run.add_argument("--fresh", action="store_true", help="redo every stage instead of reusing unchanged ones")
+    run.add_argument("--until", metavar="STAGE", help="stop after a stage: data, base_model, reward_model, ...")
 
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(function=_recipes)
     show = commands.add_parser("show", help="print a recipe, validated, with all its defaults")
@@ -34,10 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("recipe")
     _override_option(show)
 
+    check.add_commands(commands, _override_option)
     annotation.add_commands(commands, _override_option)
     registry.add_commands(commands, _override_option)
+    retention.add_commands(commands)
     servers.add_commands(commands)
     for name, command in commands.choices.items():
+        command.add_argument("--debug", action="store_true", help="print Prefect's whole log, and tracebacks of errors")
         if name not in ("recipes", "show", "rankings"):
             command.add_argument(
                 "--run-dir", type=Path, metavar="DIR", help="run folder (default: $RLHF_RUN_DIR or ./runs)"
@@ -46,18 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     function = args.function
     del args.function
-    try:
-        configure()
-        _refuse_secrets(args)
-        _use_run_dir(getattr(args, "run_dir", None))
-        status: int = function(args)
-        return status
-    except RLHFError as error:
-        print(f"rlhf: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, GateFailed) else 2
-    except KeyboardInterrupt:
-        print("rlhf: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
-        return 130
+    logs.details(args.debug)
+    del args.debug
+    configure()
+    _refuse_secrets(args)
+    _use_run_dir(getattr(args, "run_dir", None))
+    status: int = function(args)
+    return status
 
 
 def _refuse_secrets(args: argparse.Namespace) -> None:
@@ -94,8 +109,10 @@ def _use_run_dir(folder: Path | None) -> None:
 def _run(args: argparse.Namespace) -> int:
     from flows.servers import environment, temporary_server
     from rlhf_lib.recipe import load_recipe
+    from tasks.stage.keys import check_stage
 
     load_recipe(args.recipe, args.overrides)
+    until = check_stage(args.until) if args.until is not None else None
     environment.check()
     if args.summary is not None and not args.summary.absolute().parent.is_dir():
         from rlhf_lib.errors import EnvironmentFault
@@ -104,28 +121,32 @@ def _run(args: argparse.Namespace) -> int:
 
     api = environment.prefect_api()
     gc.disable()  # what is imported stays: looking through it again and again costs a second
-    temporary_server.begin()
-    from flows.orchestration import logs
-    from flows.rlhf import rlhf
+    with starting():
+        temporary_server.begin()
+        from flows.rlhf import rlhf
 
-    logs.leave_to_caller()
-    temporary_server.wait()
+        logs.leave_to_caller()
+        temporary_server.wait()
     gc.freeze()
     gc.enable()
-    record = rlhf(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh)
+    flow = rlhf.with_options(flow_run_name=lambda: args.name) if args.name else rlhf
+    record = flow(recipe=args.recipe, overrides=args.overrides, fresh=args.fresh, until=until)
 
-    from flows.cli.tables import report_page, run_table
+    from flows.cli.tables import next_commands, report_page, run_table, stages_table
     from tasks.tracking.runs import mlflow_link
 
     if args.summary is not None:
         args.summary.write_text(json.dumps(record, indent=2) + "\n")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    print(f"\n{run_table(record)}\n")
+    print(f"\n{stages_table(record) if until else run_table(record)}\n")
     pages = f"Prefect on {api.removesuffix('/api') if api else 'http://127.0.0.1:4200'}/runs, "
     pages += f"this run in MLflow on {mlflow_link(record['mlflow_run_id'])}"
     opened = "make ui" if Path("Makefile").is_file() else "rlhf ui"
     print(pages if api else f"{opened}       {pages}")
-    print(f"{opener} {report_page(record, environment.run_dir())}")
+    if record["reward"] is not None:
+        print(f"{opener} {report_page(record, environment.run_dir())}")
+    if commands := next_commands(record):
+        print(f"\n{commands}")
     return 0
 
 

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from flows.cli.starting import starting
+
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
     collect = commands.add_parser("collect", help="sample responses to a recipe's prompts for people to rank")
@@ -58,13 +60,14 @@ def _collect(args: argparse.Namespace) -> int:
 
     load_recipe(args.recipe, args.overrides)
     environment.check()
-    temporary_server.begin()
+    with starting():
+        temporary_server.begin()
 
-    from flows.collect import collect as flow
-    from flows.orchestration import logs
+        from flows.collect import collect as flow
+        from flows.orchestration import logs
 
-    logs.leave_to_caller()
-    temporary_server.wait()
+        logs.leave_to_caller()
+        temporary_server.wait()
     record = flow(**{key: value for key, value in vars(args).items() if key not in ("command", "run_dir")})
     counts = ", ".join(f"{name} {count}" for name, count in record["counts"].items())
     print(f"\n{record['files']['tasks']}\n{record['files']['form']}  (fill in annotator and rank)\n{counts}")

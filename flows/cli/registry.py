@@ -1,4 +1,4 @@
-"""`rlhf compare`, `promote`, `rollback`, `models` and `chat`: registered models."""
+"""`rlhf compare`, `promote`, `rollback`, `models`, `chat` and `serve`: registered models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from flows.cli.starting import starting
 
 
 def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -42,32 +44,36 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
 
     chat = commands.add_parser("chat", help="chat with a model and its reference in the terminal")
     chat.set_defaults(function=_chat)
-    chat.add_argument("model", help="registered model (its champion), models:/NAME/VERSION, folder or hub id")
+    chat.add_argument("model", help="registered model: NAME (its champion), NAME@ALIAS, NAME/VERSION; folder or hub id")
     chat.add_argument(
         "--recipe", help="the recipe whose template, generation and reward are used (default: the version's own)"
     )
     override_option(chat)
 
+    serve = commands.add_parser("serve", help="answer questions over HTTP with a registered model")
+    serve.set_defaults(function=_serve)
+    serve.add_argument("model", help="registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION")
+    serve.add_argument("--port", type=int, default=4300, help="port on 127.0.0.1 (default: 4300; 0: any free one)")
+
 
 def _compare(args: argparse.Namespace) -> int:
     from flows.servers import temporary_server
 
-    temporary_server.begin()
-    from flows.cli.tables import comparison_table
-    from flows.compare import compare as flow
-    from flows.orchestration import logs
+    with starting():
+        temporary_server.begin()
+        from flows.cli.tables import comparison_table
+        from flows.compare import compare as flow
+        from flows.orchestration import logs
 
-    logs.leave_to_caller()
-    temporary_server.wait()
+        logs.leave_to_caller()
+        temporary_server.wait()
     record = flow(models=args.models, recipe=args.recipe, overrides=args.overrides, prompts=args.prompts)
     print(f"\n{comparison_table(record)}\n\n{record['report']}")
     return 0
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from flows.servers import environment
-
-    environment.check()
+    _open_registry()
     from tasks.registry import champions
 
     print(champions.promote(args.name, args.version, args.why))
@@ -75,9 +81,7 @@ def _promote(args: argparse.Namespace) -> int:
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from flows.servers import environment
-
-    environment.check()
+    _open_registry()
     from tasks.registry import champions
 
     print(champions.rollback(args.name, args.why))
@@ -85,12 +89,13 @@ def _rollback(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from flows.servers import environment
-
-    environment.check()
     from flows.cli.tables import row
     from tasks.registry import champions, versions
 
+    if args.name is None and (nothing := versions.store_missing()):
+        print(nothing)
+        return 0
+    _open_registry()
     names = versions.registered(args.name)
     if not names:
         print("nothing is registered yet: rlhf run RECIPE makes a version")
@@ -106,9 +111,7 @@ def _models(args: argparse.Namespace) -> int:
 
 def _chat(args: argparse.Namespace) -> int:
     """Answer each line that is typed or piped in; ignore empty lines; stop at the end of input."""
-    from flows.servers import environment
-
-    environment.check()
+    _open_registry(needed=args.recipe is None)
     from tasks.registry.chat import Chat
 
     talk = Chat(args.model, args.recipe, args.overrides)
@@ -128,3 +131,22 @@ def _chat(args: argparse.Namespace) -> int:
         for answer in talk.answer(typed, turn):
             print(answer, flush=True)
         turn += 1
+
+
+def _serve(args: argparse.Namespace) -> int:
+    _open_registry()
+    from tasks.registry.serving import serve
+
+    serve(args.model, args.port)
+    return 0
+
+
+def _open_registry(needed: bool = True) -> None:
+    """Check the servers, and that there is a registry if one is needed. Raises EnvironmentFault."""
+    from flows.servers import environment
+    from rlhf_lib.errors import EnvironmentFault
+    from tasks.registry import versions
+
+    if needed and (nothing := versions.store_missing()):
+        raise EnvironmentFault(nothing)
+    environment.check()

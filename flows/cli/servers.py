@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -24,6 +25,10 @@ def _serve(args: argparse.Namespace) -> int:
 
     if args.command == "down":
         services.down()
-    else:
+        return 0
+    try:
         {"ui": services.ui, "up": services.up}[args.command](args.prefect_port, args.mlflow_port)
+    except KeyboardInterrupt:
+        print("rlhf: interrupted; everything that it had started is stopped", file=sys.stderr)
+        return 130
     return 0

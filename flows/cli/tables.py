@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
+
+from rlhf_lib.statistics import counted, no_interval
 
 Record = dict[str, Any]
 
@@ -34,16 +39,20 @@ def run_table(record: Record) -> str:
         return f"delta {number(metric['delta'], '+.3f')}{interval}"
 
     reward, perplexity, model = record["reward"], record["perplexity"] or {}, record["model"] or {}
-    low, high = reward["ci95"]
+    learned = record["reward_model"]
+    accuracy = "no held-out pairs or labels"
+    if learned["accuracy"] is not None:
+        accuracy = f"held-out accuracy, {_interval(learned['ci95'], learned['held_out'], '.3f', 'example')}"
     promoted = "champion" if model.get("promoted") else "challenger"
+    unheld = _unheld(record.get("evaluation") or {"held_out": True})
     rows = [
         ("", "before", "after", ""),
         (
             "reward",
             number(reward["reference"]),
             number(reward["policy"]),
-            f"delta {number(reward['delta'], '+.3f')}, 95% [{number(low, '+.3f')}, {number(high, '+.3f')}], "
-            f"wins {number(reward['win_rate'], '.0%')}",
+            f"delta {number(reward['delta'], '+.3f')}, wins {number(reward['win_rate'], '.0%')}, "
+            f"{_interval(reward['ci95'], reward['prompts'], '+.3f', 'prompt')}",
         ),
         ("perplexity", number(perplexity.get("reference"), ".2f"), number(perplexity.get("policy"), ".2f"), ""),
         (
@@ -57,16 +66,59 @@ def run_table(record: Record) -> str:
             for name, own in (record.get("metrics") or {}).items()
         ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
-        (
-            "reward model",
-            "",
-            number(record["reward_model"]["accuracy"]),
-            "held-out accuracy" if record["reward_model"]["accuracy"] is not None else "no held-out pairs or labels",
-        ),
+        ("reward model", "", number(learned["accuracy"]), accuracy),
+        *([("evaluated on", "", "", unheld)] if unheld else []),
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]
+    told = record.get("stages", {}).get("registration", {}).get("about", "")
+    if told.startswith("challenger: "):
+        rows.append(("not promoted", "", "", told.removeprefix("challenger: ")))
     width = max(14, *(len(name) + 2 for name, *_ in rows))
     return "\n".join(f"{name:<{width}}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
+
+
+def stages_table(record: Record) -> str:
+    """What a run that stopped early has made, and where it lies."""
+    rows = [("stage", "", "where"), *((name, s["about"], s["made"] or "-") for name, s in record["stages"].items())]
+    width = max(len(about) for _, about, _ in rows)
+    lines = [f"{name:<15}{about:<{width}}  {made}".rstrip() for name, about, made in rows]
+    told = f"Stopped after {record['until']}, as asked. Run the same command without --until to go on from here."
+    return "\n".join([*lines, "", told])
+
+
+def _unheld(evaluated: Record) -> str:
+    """What there is to say of an evaluation on training prompts; empty for any other."""
+    if evaluated["held_out"]:
+        return ""
+    prompts = counted(evaluated["distinct_prompts"], "training prompt")
+    return f"{prompts}, {counted(evaluated['prompts'], 'answer')}: no prompts are held out"
+
+
+def _interval(ci95: Sequence[float] | None, count: int, form: str, what: str) -> str:
+    """`95% [+0.1, +0.2], 256 prompts`, or why there is no interval."""
+    if ci95 is None:
+        return no_interval(count, what)
+    return f"95% [{ci95[0]:{form}}, {ci95[1]:{form}}], {counted(count, what)}"
+
+
+def next_commands(record: Record) -> str:
+    """What to type next, and what it does; where `rlhf` isn't a command of the shell, first how to make it one."""
+    model, beside = record["model"], Path(sys.prefix, "bin", "rlhf")
+    rows = []
+    if model:
+        name = model["name"] if model["promoted"] else f"{model['name']}/{model['version']}"
+        rows = [(f"rlhf chat {name}", "talk to it here"), (f"rlhf serve {name}", "let it answer over HTTP")]
+    if beside.exists() and shutil.which("rlhf") != str(beside):
+        folder = os.path.relpath(sys.prefix)
+        rows.insert(
+            0,
+            (
+                f". {sys.prefix if folder.startswith('..') else folder}/bin/activate",
+                "in this and every new shell, for the commands below",
+            ),
+        )
+    width = max((len(command) for command, _ in rows), default=0)
+    return "\n".join(f"{command:<{width}}  # {about}" for command, about in rows)
 
 
 def comparison_table(record: Record) -> str:
@@ -80,17 +132,20 @@ def comparison_table(record: Record) -> str:
     head = f"{'reward':>9}  {'gain, 95% interval':<28}{'wins':>5}{'perplexity':>12}{'KL':>8}{'distinct-2':>12}"
     lines = [" " * width + head]
     for model in models:
-        gain = "-"
+        gain = "-" if model["delta"] is None else f"{model['delta']:+.3f}"
         if model["ci95"]:
             low, high = model["ci95"]
-            gain = f"{model['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            gain += f" [{low:+.3f}, {high:+.3f}]"
         lines.append(
             f"{model['name']:<{width}}{model['reward']:>9.3f}  {gain:<28}{number(model['win_rate'], '.0%'):>5}"
             f"{number(model['perplexity'], '.2f'):>12}{number(model['kl'], '.2f'):>8}{model['distinct_2']:>12.3f}"
         )
+    on = counted(record["prompts"], "prompt" if record["held_out"] else "training prompt")
+    if not any(model["ci95"] for model in models):
+        on += f" ({no_interval(record['distinct_prompts'])})"
     lines += [
-        f"Gains and wins against {models[0]['name']}, on {record['prompts']} prompts of {record['recipe']}; KL to "
-        f"{record['kl_to']}, nats per response.",
+        f"Gains and wins against {models[0]['name']}, on {on} of {record['recipe']}; KL to {record['kl_to']}, nats per "
+        "response.",
         "",
         "row beats column".ljust(width) + "".join(f"  {model['name']}" for model in models),
     ]

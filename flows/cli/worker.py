@@ -6,6 +6,7 @@ configure()
 
 from flows.collect import collect  # noqa: E402
 from flows.compare import compare  # noqa: E402
+from flows.retention import retention  # noqa: E402
 from flows.rlhf import rlhf  # noqa: E402
 
-__all__ = ["collect", "compare", "rlhf"]
+__all__ = ["collect", "compare", "retention", "rlhf"]

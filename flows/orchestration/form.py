@@ -16,6 +16,7 @@ from pydantic.experimental.missing_sentinel import MISSING
 
 from rlhf_lib.credentials import PATTERN
 from rlhf_lib.recipe import Recipe, shipped
+from tasks.stage.keys import STAGES
 
 # flow parameter -> the recipe's key that it sets
 KNOBS = {
@@ -91,4 +92,7 @@ Overrides = Annotated[
 ]
 RecipeFile = Annotated[str | None, optional(type="string", pattern=r"\.ya?ml$"), titled("Recipe file")]
 Fresh = Annotated[bool, titled("Fresh")]
+Until = Annotated[
+    str | None, optional(type="string", enum=[stage.name for stage in STAGES]), titled("Stop after stage")
+]
 Minutes = Annotated[float | None, optional(type="number", exclusiveMinimum=0), titled("Time limit")]

@@ -13,7 +13,7 @@ from prefect import tags
 from prefect.exceptions import TerminationSignal
 
 from flows.servers import temporary_server
-from rlhf_lib.errors import TimeLimit
+from rlhf_lib.errors import TimeLimit, notes
 
 GRACE = 60.0  # seconds between SIGTERM and SIGKILL
 _WATCH = """
@@ -51,13 +51,11 @@ def time_limit(minutes: float | None, grace: float = GRACE) -> Iterator[None]:
     watchdog = subprocess.Popen(watch, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
-    except (TerminationSignal, SystemExit):
+    except (TerminationSignal, SystemExit) as error:
         if time.monotonic() - start < seconds:
             raise
-        raise TimeLimit(
-            f"stopped at its time limit of {minutes:g} minutes; run the same recipe again to resume from PPO's last "
-            "checkpoint and reuse the finished stages"
-        ) from None
+        kept = next(iter(notes(error)), "The same recipe again reuses the finished stages")
+        raise TimeLimit(f"the time limit of {minutes:g} minutes is over. {kept}") from None
     finally:
         watchdog.kill()
         watchdog.wait()

@@ -10,21 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.servers import blank_databases, environment
+from flows.servers import blank_databases, deployments, environment, ports
+from flows.servers.ports import HOST
 from rlhf_lib.errors import EnvironmentFault
 
-HOST, POOL, TAG = "127.0.0.1", "rlhf", "gpu"
 PATIENCE = 300.0  # seconds for a server to answer: a busy machine takes minutes to create the tables
+_GRACE = 30.0  # seconds between SIGTERM and SIGKILL
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Service(NamedTuple):
@@ -39,7 +42,14 @@ class Service(NamedTuple):
 
 def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
     """The Prefect server, and the MLflow server on the store that MLFLOW_TRACKING_URI names."""
+    from tasks.retention.settings import load
+
     start, folder, store = [sys.executable, "-m"], environment.run_dir(), os.environ["MLFLOW_TRACKING_URI"]
+    records = load(folder).retention.prefect
+    vacuum = {
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(int(86400 * records.days)) if records else "",
+    }
     # no proxy for artifacts: they are plain files in the run folder, for runs with and without this server
     files = ["--no-serve-artifacts", "--default-artifact-root", (folder / "artifacts").as_uri()]
     prefect = Service(
@@ -55,6 +65,7 @@ def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
             # who holds which slot, kept on disk: from memory a server that starts again knows of none, and the slots
             # are never given back
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            **({name: os.environ.get(name, value) for name, value in vacuum.items()} if records else {}),
         },
         prefect_port,
         "api/health",
@@ -75,142 +86,270 @@ def servers(prefect_port: int, mlflow_port: int) -> tuple[Service, Service]:
 
 
 def ui(prefect_port: int, mlflow_port: int) -> None:
-    """Run both servers until Ctrl-C or SIGTERM. Raises EnvironmentFault for a port in use, or if a server exits."""
-    import signal
+    """Run both servers until Ctrl-C or SIGTERM.
 
+    Raises EnvironmentFault for a port in use, with nothing started, or if a server exits, with the other stopped.
+    """
     environment.check()
-    blank_databases.provide()
     pair = servers(prefect_port, mlflow_port)
-    for service in pair:
-        _check_port(service)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _check_ports(pair)
+    blank_databases.provide()
     running: list[subprocess.Popen[bytes]] = []
-    try:
-        for service in pair:
-            running.append(subprocess.Popen(service.command, env=os.environ | service.environment))
-        print(f"{_pages(prefect_port, mlflow_port)}; Ctrl-C stops both", flush=True)
-        while all(process.poll() is None for process in running):
-            time.sleep(0.5)
-        raise EnvironmentFault("a server exited; its message is above")
-    except KeyboardInterrupt:
-        return
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+
+    def ended() -> str | None:
+        return next((s.name for s, process in zip(pair, running, strict=False) if process.poll() is not None), None)
+
+    with contextlib.suppress(KeyboardInterrupt), _interruptible():
+        try:
+            for service in pair:
+                with _undisturbed():
+                    running.append(_spawn(service, process_group=0))  # Ctrl-C is for this process
+            for service in pair:
+                page = f"http://{HOST}:{service.port}/{service.health}"
+                await_page(page, service.name, ended, lambda _: "its message is above")
+            runs = _runs_page(pair[1].environment["MLFLOW_BACKEND_STORE_URI"], f"http://{HOST}:{mlflow_port}")
+            print(f"{_pages(f'http://{HOST}:{prefect_port}', runs)}\nCtrl-C stops both", flush=True)
+            while ended() is None:
+                time.sleep(0.5)
+            raise EnvironmentFault(f"{ended()} exited, so the other server was stopped too: its message is above")
+        finally:
+            with _undisturbed():
+                for process in running:
+                    _end(process)
 
 
 def up(prefect_port: int, mlflow_port: int) -> None:
     """Start the servers, work pool, concurrency limit, deployments and a worker that aren't there yet.
 
     A server elsewhere, named by PREFECT_API_URL or MLFLOW_TRACKING_URI, is used instead of starting one. Raises
-    EnvironmentFault naming the port, the log file or the missing prefect.yaml.
+    EnvironmentFault naming the port, the log file or the missing prefect.yaml. Whatever ends it early, an error or a
+    signal, it stops what it had started.
     """
     if not Path("prefect.yaml").is_file():
         raise EnvironmentFault("no prefect.yaml here: run this in the project's folder, or copy the file from there")
+    prefect, mlflow = servers(prefect_port, mlflow_port)
+    wanted: list[Service] = []
+    ours, store = f"http://{HOST}:{prefect_port}/api", os.environ["MLFLOW_TRACKING_URI"]
+    if environment.prefect_api() in (None, ours):
+        wanted.append(prefect)
+    if not store.startswith("http") or store == f"http://{HOST}:{mlflow_port}":
+        wanted.append(mlflow)
+    _check_ports([service for service in wanted if not _runs_already(service)])
     (environment.run_dir() / "services").mkdir(parents=True, exist_ok=True)
     new_databases = blank_databases.provide()
-    prefect, mlflow = servers(prefect_port, mlflow_port)
-    ours = f"http://{HOST}:{prefect_port}/api"
-    if environment.prefect_api() in (None, ours):
-        _start(prefect)
-        os.environ["PREFECT_API_URL"] = ours
-    store = os.environ["MLFLOW_TRACKING_URI"]
-    if not store.startswith("http") or store == f"http://{HOST}:{mlflow_port}":
-        _start(mlflow)
-        os.environ["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{mlflow_port}"
-    for service in (prefect, mlflow):
-        _await(service)
-    blank_databases.keep(new_databases)
-    environment.check()
-    os.environ["RLHF_RUN_DIR"] = str(environment.run_dir())  # flow runs have working directories of their own
-
-    _create_pool_and_limit()
-    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    result = subprocess.run(deploy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if result.returncode:
-        raise EnvironmentFault(f"prefect deploy --all failed:\n{result.stdout}")
-    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    _start(Service("worker", [*worker, "--install-policy", "never"], {}))
+    started: list[str] = []
+    with _interruptible():
+        try:
+            for service in wanted:
+                _start(service, started)
+            _await([service for service in (prefect, mlflow) if _running(service.name) is not None])
+            if prefect in wanted:
+                os.environ["PREFECT_API_URL"] = ours
+            if mlflow in wanted:
+                os.environ["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{mlflow_port}"
+            blank_databases.keep(new_databases)
+            environment.check()
+            os.environ["RLHF_RUN_DIR"] = str(environment.run_dir())  # flow runs have working directories of their own
+            deployments.deploy()
+            before = deployments.workers()
+            _start(_worker(), started)
+            if "worker" in started:
+                _await_worker(before)
+        except BaseException:
+            with _undisturbed():
+                _stop(reversed(started))
+            raise
     api, tracking = os.environ.get("PREFECT_API_URL") or environment.prefect_api(), os.environ["MLFLOW_TRACKING_URI"]
-    print(f"{_pages(prefect_port, mlflow_port)}" if api == ours else f"Prefect {api}, MLflow {tracking}")
+    print(_pages(str(api).removesuffix("/api"), _runs_page(tracking, tracking)))
     print(f"for other commands in this shell: export PREFECT_API_URL={api} MLFLOW_TRACKING_URI={tracking}")
 
 
 def down() -> None:
     """Stop what `up` started, including the worker's flow runs; PPO saves its last completed step."""
-    import psutil
+    _stop(("worker", "mlflow", "prefect"))
 
-    for name in ("worker", "mlflow", "prefect"):
-        process = _running(name)
-        if process is not None:
-            family = [process, *process.children(recursive=True)]
-            for member in family:
-                _signal(member, "terminate")
-            _, left = psutil.wait_procs(family, timeout=30)
-            for member in left:
-                _signal(member, "kill")
-            psutil.wait_procs(left, timeout=10)
+
+def _stop(names: Iterable[str]) -> None:
+    for name in names:
+        if (process := _running(name)) is not None:
+            _end(process)
         _file(name).unlink(missing_ok=True)
-        print(f"{name}: {'stopped' if process else 'was not running'}")
+        print(f"{name}: {'stopped' if process else 'was not running'}", flush=True)
 
 
-def _pages(prefect_port: int, mlflow_port: int) -> str:
-    return f"Prefect on http://{HOST}:{prefect_port}/runs, MLflow on http://{HOST}:{mlflow_port}/#/experiments/1/runs"
-
-
-def _create_pool_and_limit() -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        with contextlib.suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        try:  # whoever has set another limit keeps it
-            client.read_concurrency_limit_by_tag(TAG)
-        except ObjectNotFound:
-            client.create_concurrency_limit(TAG, 1)
-
-
-def _start(service: Service) -> None:
+def _end(process: Any) -> None:
+    """End a process (subprocess' or psutil's), those that it started, and what is left of the group that it leads, even
+    if it is gone itself: SIGTERM, and SIGKILL for what stays."""
     import psutil
 
-    if _running(service.name) is not None:
-        port = json.loads(_file(service.name).read_text())["port"]
-        if port != service.port:
-            raise EnvironmentFault(f"{service.name} runs on port {port} already: rlhf down first, or choose that port")
+    family = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(process.pid)
+        family = {leader, *leader.children(recursive=True)}
+    for other in psutil.process_iter():
+        with contextlib.suppress(OSError):
+            if os.getpgid(other.pid) == process.pid:
+                family.add(other)
+    for how, patience in (("terminate", _GRACE), ("kill", 10)):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                getattr(member, how)()
+        _, left = psutil.wait_procs(family, timeout=patience)
+        family = set(left)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """In the block SIGTERM and the closing of the terminal raise KeyboardInterrupt, as Ctrl-C does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold signals back until the block has ended, so that no process is started and not on record."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for held in came:
+        signal.raise_signal(held)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+def _pages(prefect: str, runs: str) -> str:
+    return f"Prefect  {prefect}/runs\nMLflow   {runs}"
+
+
+def _runs_page(store: str, server: str) -> str:
+    """MLflow's page of all runs, in the view that is stored with their experiment; made where there is none yet."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from tasks.tracking.runs import runs_link, use_experiment
+
+    mlflow.set_tracking_uri(store)
+    try:
+        use_experiment(str(environment.run_dir()))
+        return runs_link(server)
+    except MlflowException:  # one who may only read
+        return server
+
+
+def _runs_already(service: Service) -> bool:
+    """Whether `up` started it before. Raises EnvironmentFault if that was on another port."""
+    port = _recorded_port(service.name)
+    if port is None:
+        _end_orphans(service.name)
+        return False
+    if port != service.port:
+        raise EnvironmentFault(
+            f"{service.name} runs on port {port} already: run rlhf down first, or choose that port by "
+            f"--{service.name}-port"
+        )
+    return True
+
+
+def _check_ports(services: Sequence[Service]) -> None:
+    """Raise EnvironmentFault if one of the ports is taken, naming who has it and a free one."""
+    wanted = {service.port for service in services}
+    if len(wanted) < len(services):
+        raise EnvironmentFault(f"both servers can't use port {services[0].port}: give --prefect-port or --mlflow-port")
+    faults = []
+    for name, port in ((service.name, service.port) for service in services if not ports.is_free(service.port)):
+        if _recorded_port(name) == port:
+            faults.append(f"rlhf up runs {name} on http://{HOST}:{port} already: open that, or run rlhf down first")
+        else:
+            free = ports.next_free(port, wanted)
+            faults.append(
+                f"port {port} of {HOST} is taken{ports.holder(port)}: stop that, or choose another port, such as "
+                f"--{name}-port {free}"
+            )
+    if faults:
+        raise EnvironmentFault("; ".join(faults))
+
+
+def _recorded_port(name: str) -> int | None:
+    """The port of the service that `up` left running; None if it isn't running."""
+    return json.loads(_file(name).read_text())["port"] if _running(name) is not None else None
+
+
+def _spawn(service: Service, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(service.command, env=os.environ | service.environment, **options)
+
+
+def _start(service: Service, started: list[str]) -> None:
+    """Leave the service running, unless it is already, and add its name to `started`."""
+    import psutil
+
+    if _runs_already(service):
         print(f"{service.name}: already running")
         return
-    _end_orphans(service.name)
-    if service.port:
-        _check_port(service)
     log = _file(service.name).with_suffix(".log")
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            service.command,
-            env=os.environ | service.environment,
+    with open(log, "ab") as output, _undisturbed():
+        process = _spawn(
+            service,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in this terminal is none of its business
         )
-    record = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "port": service.port}
-    _file(service.name).write_text(json.dumps(record))
-    print(f"{service.name}: started, process {process.pid}, log {log}")
+        record = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "port": service.port}
+        _file(service.name).write_text(json.dumps(record))
+        started.append(service.name)
+    print(f"{service.name}: started, process {process.pid}, log {log}", flush=True)
 
 
-def _await(service: Service) -> None:
-    """Wait until the service answers, if it is ours."""
-    if _running(service.name) is not None:
-        page, log = f"http://{HOST}:{service.port}/{service.health}", _file(service.name).with_suffix(".log")
-        await_page(page, service.name, lambda: _running(service.name) is None, f"see {log}")
+def _await(services: Sequence[Service]) -> None:
+    """Wait until all of them answer. Raises EnvironmentFault as soon as one has ended."""
+
+    def ended() -> str | None:
+        return next((service.name for service in services if _running(service.name) is None), None)
+
+    for service in services:
+        await_page(f"http://{HOST}:{service.port}/{service.health}", service.name, ended, _hint)
 
 
-def await_page(page: str, name: str, ended: Callable[[], bool], hint: str) -> None:
-    """Return when the server answers, even if it only asks for a login. Raises EnvironmentFault with the hint if its
-    process has ended, or after PATIENCE seconds."""
+def _worker() -> Service:
+    start = [sys.executable, "-m", "prefect", "worker", "start", "--pool", deployments.POOL]
+    return Service("worker", [*start, "--type", "process", "--install-policy", "never"], {})
+
+
+def _await_worker(before: set[str]) -> None:
+    """Wait until Prefect knows a worker that it didn't know before. Raises EnvironmentFault if ours has ended."""
+    until = time.monotonic() + PATIENCE
+    while not deployments.workers() - before:
+        if _running("worker") is None:
+            raise EnvironmentFault(f"worker exited: {_hint('worker')}")
+        if time.monotonic() > until:
+            raise EnvironmentFault(f"the worker hasn't reported to Prefect for {PATIENCE:.0f} s: {_hint('worker')}")
+        time.sleep(0.5)
+
+
+def _hint(name: str) -> str:
+    """Where a service's messages are, with the last of them."""
+    log = _file(name).with_suffix(".log")
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{last[:300]} (its log is {log})" if last else f"see {log}"
+
+
+def await_page(page: str, name: str, ended: Callable[[], str | None], hint: Callable[[str], str]) -> None:
+    """Return when the server answers, even if it only asks for a login.
+
+    `ended` names a server whose process has ended, this one or another that is needed. Raises EnvironmentFault with the
+    hint for it, or after PATIENCE seconds.
+    """
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -220,10 +359,10 @@ def await_page(page: str, name: str, ended: Callable[[], bool], hint: str) -> No
             return
         except OSError:
             pass
-        if ended():
-            raise EnvironmentFault(f"{name} exited: {hint}")
+        if (gone := ended()) is not None:
+            raise EnvironmentFault(f"{gone} exited: {hint(gone)}")
         if time.monotonic() > until:
-            raise EnvironmentFault(f"{name} doesn't answer on {page} after {PATIENCE:.0f} s: {hint}")
+            raise EnvironmentFault(f"{name} doesn't answer on {page} after {PATIENCE:.0f} s: {hint(name)}")
         time.sleep(0.1)
 
 
@@ -255,23 +394,5 @@ def _end_orphans(name: str) -> None:
                 process.wait(10)
 
 
-def _signal(process: Any, how: str) -> None:
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        getattr(process, how)()
-
-
 def _file(name: str) -> Path:
     return environment.run_dir() / "services" / f"{name}.json"
-
-
-def _check_port(service: Service) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, service.port))
-        except OSError:
-            raise EnvironmentFault(
-                f"port {service.port} of {HOST} is taken: choose another by --{service.name}-port"
-            ) from None

@@ -29,6 +29,7 @@ threading.Thread(target=end_with_parent, daemon=True).start()
 import uvicorn
 uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
 """
+_NAME = "Prefect's temporary server"
 _server: subprocess.Popen[bytes] | None = None
 _new_databases: dict[str, Path] = {}
 
@@ -69,9 +70,9 @@ def wait() -> None:
     _import()
     services.await_page(
         f"{os.environ['PREFECT_API_URL']}/health",
-        "Prefect's temporary server",
-        lambda: server.poll() is not None,
-        "its message is above",
+        _NAME,
+        lambda: None if server.poll() is None else _NAME,
+        lambda _: "its message is above",
     )
     blank_databases.keep(_new_databases)
 

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlhf_lib.data.joined import Datasets
 from rlhf_lib.data.prompts import cut, with_template
-from rlhf_lib.data.sources import Funnel, describe_source, first_seen, load_sources, load_split, sources, text_column
+from rlhf_lib.data.sources import (
+    Funnel,
+    describe_source,
+    first_seen,
+    load_sources,
+    load_split,
+    mixture,
+    sources,
+    text_column,
+)
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PerplexitySetConfig, Recipe
 from rlhf_lib.recipe import PromptsConfig as PromptSettings
@@ -32,7 +42,8 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
     """The recipe's corpus in an order drawn with its seed, cut where the policy is a seq2seq model.
 
     Dropped and counted: empty texts, duplicates, texts that end with their query (`no text after the query`), training
-    texts that are test texts, and those above `limit`.
+    texts that are test texts, and those above `limit`. Of several sets joined, training texts are taken as often as
+    their set's weight says.
 
     Args:
         loaded: the splits as `load_sources` opens them, where the caller has them already.
@@ -53,8 +64,9 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
         where = described[f"corpus/{split}"]
         funnel = Funnel(where, len(loaded[f"corpus/{split}"]))
         texts = text_column(loaded[f"corpus/{split}"], settings.column, where, "data.corpus.column")
+        sets = mixture(recipe, f"corpus/{split}", loaded[f"corpus/{split}"], texts)
         full = [bool(text.strip()) for text in texts]
-        texts = funnel.keep("empty", texts, full, f"Does column '{settings.column}' hold the texts?")
+        texts = funnel.keep("empty", texts, full, f"Does '{settings.column}' hold the texts? Set data.corpus.column")
         texts = funnel.keep("duplicate", texts, first_seen(texts), "")
         if split == "train":
             held_out = {text for text, _, _ in rows["test"]}
@@ -79,6 +91,8 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
         funnels["train"].dropped["limit"] = max(0, len(rows["train"]) - settings.limit)
         rows["train"] = rows["train"][: settings.limit]
     report = {split: funnels[split].report(len(rows[split])) for split in ("train", "test")}
+    rows["train"], taken = sets.take(rows["train"], [text for text, _, _ in rows["train"]], recipe.seed)
+    report["train"] |= taken
     return Corpus(_dataset(rows["train"]), _dataset(rows["test"]), report)
 
 
@@ -110,7 +124,7 @@ def _dataset(rows: list[tuple[str, str, str]]) -> Dataset:
 
 
 def load_texts(
-    source: PerplexitySetConfig, default: str | None = None, *, seed: int = 0, prompts: PromptSettings | None = None
+    source: PerplexitySetConfig, default: Datasets = None, *, seed: int = 0, prompts: PromptSettings | None = None
 ) -> tuple[list[str], list[str] | None]:
     """The texts of the recipe's perplexity set, or `source.limit` of them drawn with the seed, in the set's order; and
     the prompt of each, where they are to be scored given one: from the column `source.prompt`, or where `prompts` is
@@ -118,23 +132,16 @@ def load_texts(
 
     `default` is the data set where the source names none. Raises DataError for a missing set or column, or no text.
     """
-    # where the set is the prompts' own, theirs is the key to fix
-    key = "evaluation.perplexity" if source.dataset is not None else "data.prompts"
-    dataset = load_split(source, default=default, key=key)
-    for name, column in (("column", source.column), ("prompt", source.prompt)):
-        if column is not None and column not in dataset.column_names:
-            raise DataError(
-                f"evaluation.perplexity.{name}: column '{column}' not found in {source.dataset or default} (available: "
-                f"{', '.join(dataset.column_names)})"
-            )
+    dataset, where = load_split(source, default, "evaluation.perplexity"), describe_source(source, default)
     if source.limit and source.limit < len(dataset):
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: source.limit]
         dataset = dataset.select(sorted(drawn.tolist()))
     if not len(dataset):
-        raise DataError(f"evaluation.perplexity: {source.dataset or default}, split {source.split}, has no rows")
-    texts = list(dataset[source.column])
+        raise DataError(f"{where} has no rows: set evaluation.perplexity.split")
+    texts = text_column(dataset, source.column, where, "evaluation.perplexity.column")
     if source.prompt is not None:
-        pairs = list(zip(dataset[source.prompt], texts, strict=True))
+        given = text_column(dataset, source.prompt, where, "evaluation.perplexity.prompt")
+        pairs = list(zip(given, texts, strict=True))
     elif prompts is None:
         return texts, None
     else:
@@ -142,7 +149,6 @@ def load_texts(
     template = (prompts.template if prompts else None) or "{query}"
     pairs = [(template.replace("{query}", prompt), text) for prompt, text in pairs if prompt and text]
     if not pairs:
-        raise DataError(
-            f"evaluation.perplexity: {source.dataset or default} has no text with something after its prompt"
-        )
+        fix = "evaluation.perplexity.column" if source.prompt else "data.prompts.query, min and max"
+        raise DataError(f"{where}: no text has something after its prompt to score. Change {fix}")
     return [text for _, text in pairs], [prompt for prompt, _ in pairs]

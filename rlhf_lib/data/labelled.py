@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlhf_lib.data.joined import row_place
 from rlhf_lib.data.sources import (
     Funnel,
     describe_source,
     first_seen,
     load_sources,
+    mixture,
     require_columns,
     sources,
     text_column,
 )
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.statistics import counted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +46,7 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
     A text's label is a number, a name, or a list of either; null and the empty list are none. The names are the
     recipe's, else those of the set's ClassLabel feature, else the labels that occur, sorted. Dropped and counted: empty
     texts, texts without a label, repeated texts with the same labels, training texts that are test texts, and those
-    above `limit`.
+    above `limit`. Of several sets joined, training texts are taken as often as their set's weight says.
 
     Args:
         loaded: the splits as `load_sources` opens them, where the caller has them already.
@@ -69,9 +73,13 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
         [value for _, labels in columns.values() for values in labels for value in values],
     )
     if len(names) < 2:
+        if settings.names is not None:
+            raise DataError(
+                f"{KEY}.names has {len(names)} name, and a classifier needs two: complete it, or set it to null"
+            )
         raise DataError(
-            f"{described['labelled/train']}: column '{settings.label}' has {len(names)} different labels, and a "
-            f"classifier needs two. Set {KEY}.label"
+            f"{described['labelled/train']}: column '{settings.label}' has {counted(len(names), 'different label')}, "
+            f"and a classifier needs two. Set {KEY}.label"
         )
 
     # without names of anybody's, the labels that occur are their own names, numbers too
@@ -82,14 +90,16 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
         where = described[f"labelled/{split}"]
         texts, labels = columns[split]
         funnel = Funnel(where, len(texts))
+        place = partial(row_place, loaded[f"labelled/{split}"], where=where)
         found = [
-            (text, _numbers(values, names, numbered, f"{where}, row {row}, column '{settings.label}'"))
+            (text, _numbers(values, names, numbered, f"{place(row)}, column '{settings.label}'"))
             for row, (text, values) in enumerate(zip(texts, labels, strict=True))
         ]
+        sets = mixture(recipe, f"labelled/{split}", loaded[f"labelled/{split}"], found)
         full = (bool(text.strip()) for text, _ in found)
-        found = funnel.keep("empty", found, full, f"Does column '{settings.text}' hold the texts?")
+        found = funnel.keep("empty", found, full, f"Does '{settings.text}' hold the texts? Set {KEY}.text")
         some = (bool(numbers) for _, numbers in found)
-        found = funnel.keep("no label", found, some, f"Does column '{settings.label}' hold the labels?")
+        found = funnel.keep("no label", found, some, f"Does '{settings.label}' hold the labels? Set {KEY}.label")
         found = funnel.keep("duplicate", found, first_seen(found), "")
         if split == "train":
             held_out = {text for text, _ in rows["test"]}
@@ -105,6 +115,8 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
         funnels["train"].dropped["limit"] = max(0, len(rows["train"]) - settings.limit)
         rows["train"] = rows["train"][: settings.limit]
     report = {split: funnels[split].report(len(rows[split])) for split in ("train", "test")}
+    rows["train"], taken = sets.take(rows["train"], rows["train"], recipe.seed)
+    report["train"] |= taken
     return LabelledTexts(_dataset(rows["train"]), _dataset(rows["test"]), names, report)
 
 

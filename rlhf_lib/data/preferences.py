@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rlhf_lib.data.dialogue import split_dialogue
+from rlhf_lib.data.joined import parts, row_place
 from rlhf_lib.data.rankings.consensus import Feedback, gather
 from rlhf_lib.data.sources import (
     Funnel,
     describe_source,
     first_seen,
     load_sources,
+    mixture,
     require_columns,
     sources,
     text_column,
@@ -52,8 +54,9 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
     order drawn with its seed.
 
     Dropped and counted: pairs whose prompts differ (nothing says which of the two was answered better), empty answers,
-    identical answers, repeated pairs, and training pairs whose prompt a test pair has too. Of
-    human rankings, a prompt's pairs are all training or all test pairs, the same ones in every round.
+    identical answers, repeated pairs, and training pairs whose prompt a test pair has too (with `shared_prompts`, only
+    those that are test pairs themselves). Of human rankings, a prompt's pairs are all training or all test pairs, the
+    same ones in every round. Of several sets joined, training pairs are taken as often as their set's weight says.
 
     Args:
         loaded: the splits as `load_sources` opens them, where the caller has them already.
@@ -65,7 +68,7 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
     preferences = recipe.data.preferences
     if preferences is None:
         raise DataError("data.preferences is null: this recipe has no pairs")
-    feedback = None
+    feedback = sets = None
     if preferences.rankings is not None:
         feedback = gather(preferences.rankings)
         train, test, train_funnel, test_funnel = _ranked(feedback, preferences, recipe.seed)
@@ -74,21 +77,36 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
         described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
         train_where, test_where = described["preferences/train"], described["preferences/test"]
         test, test_funnel = _clean(_read(loaded["preferences/test"], preferences, test_where), test_where)
-        train, train_funnel = _clean(_read(loaded["preferences/train"], preferences, train_where), train_where)
-        test_prompts = {pair.prompt for pair in test}
-        train = train_funnel.keep(
-            "prompt in test",
-            train,
-            (pair.prompt not in test_prompts for pair in train),
-            "Training and test pairs share their prompts: point data.preferences.test at other rows, e.g. by a split "
-            "slice",
-        )
+        train = _read(loaded["preferences/train"], preferences, train_where)
+        sets = mixture(recipe, "preferences/train", loaded["preferences/train"], [pair[:4] for pair in train])
+        train, train_funnel = _clean(train, train_where)
+        if preferences.shared_prompts:
+            test_pairs = {pair[:4] for pair in test}
+            train = train_funnel.keep(
+                "in test",
+                train,
+                (pair[:4] not in test_pairs for pair in train),
+                "Training and test pairs are the same: point data.preferences.test at other rows, e.g. by a split "
+                "slice",
+            )
+        else:
+            test_prompts = {pair.prompt for pair in test}
+            train = train_funnel.keep(
+                "prompt in test",
+                train,
+                (pair.prompt not in test_prompts for pair in train),
+                "Training and test pairs share their prompts: point data.preferences.test at other rows, e.g. by a "
+                "split slice; for a task that has no other prompts, set data.preferences.shared_prompts to true",
+            )
     train = [train[i] for i in np.random.default_rng([recipe.seed, 1]).permutation(len(train))]
     test = [test[i] for i in np.random.default_rng([recipe.seed, 2]).permutation(len(test))]
     if preferences.limit is not None and preferences.limit < len(train):
         train_funnel.dropped["limit"] = len(train) - preferences.limit
         train = train[: preferences.limit]
     report = {"train": train_funnel.report(len(train)), "test": test_funnel.report(len(test))}
+    if sets is not None:
+        train, taken = sets.take(train, [pair[:4] for pair in train], recipe.seed)
+        report["train"] |= taken
     if feedback is not None:
         report["rankings"] = feedback.report
     return Pairs(_dataset(train), _dataset(test), report, feedback)
@@ -158,16 +176,16 @@ def _read(dataset: Dataset, preferences: PreferencesConfig, where: str) -> list[
         name: text_column(dataset, column, where, f"data.preferences.{name}")
         for name, column in (("chosen", preferences.chosen), ("rejected", preferences.rejected))
     }
-    if "prompt" in dataset.column_names:
-        prompts = text_column(dataset, "prompt", where, "data.preferences")
-        sides = {
-            name: [(p, _join(p, text.removeprefix(p).rstrip())) for p, text in zip(prompts, texts, strict=True)]
-            for name, texts in columns.items()
-        }
-    else:
-        sides = {
-            name: [_split(text, i, where, name) for i, text in enumerate(texts)] for name, texts in columns.items()
-        }
+    prompts = _prompts(dataset, where)
+    sides = {
+        name: [
+            _split(text, row_place(dataset, i, where), getattr(preferences, name))
+            if prompt is None
+            else (prompt, _join(prompt, text.removeprefix(prompt).rstrip()))
+            for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+        ]
+        for name, texts in columns.items()
+    }
     margins = _margins(dataset, preferences.margin, where)
     return [
         _Pair(prompt, rejected_prompt, chosen, rejected, margin)
@@ -177,11 +195,28 @@ def _read(dataset: Dataset, preferences: PreferencesConfig, where: str) -> list[
     ]
 
 
-def _split(text: str, row: int, where: str, column: str) -> tuple[str, str]:
+def _prompts(dataset: Dataset, where: str) -> list[str | None]:
+    """The column `prompt`; None for rows of a set without one, whose answers are whole dialogues."""
+    if "prompt" not in dataset.column_names:
+        return [None] * len(dataset)
+    joined = parts(dataset)
+    if all("prompt" in part.columns for part in joined):
+        return list(text_column(dataset, "prompt", where, None))
+    read = dataset.with_format(None)["prompt"]
+    return [
+        (read[row] or "") if "prompt" in part.columns else None
+        for part in joined
+        for row in range(part.start, part.stop)
+    ]
+
+
+def _split(text: str, place: str, column: str) -> tuple[str, str]:
     try:
         prompt, answer = split_dialogue(text)
     except DataError as error:
-        raise DataError(f"{where}, row {row}, column '{column}' {error}") from None
+        raise DataError(
+            f"{place}, column '{column}' {error}. Answers alone need a column 'prompt' beside them"
+        ) from None
     return prompt, _join(prompt, answer)
 
 
@@ -197,7 +232,11 @@ def _margins(dataset: Dataset, column: str | None, where: str) -> list[float | N
     margins = dataset.with_format(None)[column]
     for row, margin in enumerate(margins):
         if not isinstance(margin, (int, float)) or not np.isfinite(margin):
-            raise DataError(f"{where}, row {row}: margin column '{column}' holds {margin!r}, not a number")
+            place = row_place(dataset, row, where)
+            raise DataError(
+                f"{place}: margin column '{column}' holds {margin!r}, not a number. Set data.preferences.margin to "
+                "another column, or to null"
+            )
     return [float(margin) for margin in margins]
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from datasets import load_from_disk
 
 from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
-from rlhf_lib.data.sources import Funnel, describe_source, first_seen, load_sources, sources, text_column
+from rlhf_lib.data.joined import row_place
+from rlhf_lib.data.sources import Funnel, describe_source, first_seen, load_sources, mixture, sources, text_column
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PromptsConfig as PromptSettings
 from rlhf_lib.recipe import QueryConfig, Recipe
@@ -32,7 +33,8 @@ _CHARS_PER_TOKEN = 32  # far above what tokenizers reach on average: saves encod
 
 @dataclass(frozen=True)
 class Prompts:
-    """Columns `query` (bare text, what the reward sees) and `prompt` (what the policy continues); no row in both.
+    """Columns `query` (bare text, what the reward sees) and `prompt` (what the policy continues); no row in both,
+    unless the recipe holds none out.
 
     With the query kinds first_tokens and first_words both still hold the whole text, which `tokenize_prompts` cuts:
     openings of different texts often agree, and are no duplicates for it.
@@ -48,7 +50,8 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
 
     Dropped and counted: texts of `min_chars` characters or fewer, empty queries, queries of `max_query_chars`
     characters or more, duplicates, training prompts that are evaluation prompts too, and those above `limit`. Without
-    a test set of its own, the fraction `held_out` is taken off for evaluation.
+    a test set of its own, the fraction `held_out` is taken off for evaluation; where that is 0, the evaluation prompts
+    are the training prompts. Of several sets joined, training prompts are taken as often as their set's weight says.
 
     Args:
         loaded: the splits as `load_sources` opens them, where the caller has them already.
@@ -60,15 +63,19 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
     loaded = loaded or load_sources(recipe, "prompts")
     described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
 
-    train, train_funnel = _queries(loaded["prompts/train"], settings, described["prompts/train"])
+    train, train_funnel, rows = _queries(loaded["prompts/train"], settings, described["prompts/train"])
+    sets = mixture(recipe, "prompts/train", loaded["prompts/train"], rows)
     train = _shuffled(train, recipe.seed, 1)
     if settings.test is None:
         train = _limited(train, settings.limit, train_funnel)
-        test, train = _hold_out(train, settings.held_out, described["prompts/train"])
-        train_funnel.dropped["held out"] = len(test)
+        if settings.unheld:
+            test = train
+        else:
+            test, train = _hold_out(train, settings.held_out, described["prompts/train"])
+            train_funnel.dropped["held out"] = len(test)
         test_report = {"rows": len(test), "dropped": {}, "kept": len(test)}
     else:
-        test, test_funnel = _queries(loaded["prompts/test"], settings, described["prompts/test"])
+        test, test_funnel, _ = _queries(loaded["prompts/test"], settings, described["prompts/test"])
         test = _shuffled(test, recipe.seed, 2)
         test_report = test_funnel.report(len(test))
         held_out = set(test)
@@ -76,10 +83,13 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
             "in test",
             train,
             (query not in held_out for query in train),
-            "Training and evaluation share their prompts: point data.prompts.test at other rows, or set it to null",
+            "Training and evaluation share their prompts: point data.prompts.test at other rows, or set it to null; "
+            "for a task that has no others, set data.prompts.held_out to 0 too",
         )
         train = _limited(train, settings.limit, train_funnel)
-    report = {"train": train_funnel.report(len(train)), "test": test_report}
+    kept = train_funnel.report(len(train))
+    train, taken = sets.take(train, train, recipe.seed)
+    report = {"train": kept | taken, "test": test_report}
     return Prompts(_dataset(train, settings), _dataset(test, settings), report)
 
 
@@ -104,7 +114,7 @@ def tokenize_prompts(
     if room < 1:
         raise DataError(
             f"responses of {recipe.generation.response_limit} tokens leave no room for a prompt within the model's "
-            f"{positions} positions. Lower generation.max_new_tokens or generation.length_sampler.max"
+            f"{positions} positions. Lower {recipe.generation.response_limit_key}"
         )
     rows: dict[str, list[Any]] = {"query": [], "prompt": [], "input_ids": []}
     long_queries = too_long = 0
@@ -142,8 +152,8 @@ def tokenize_prompts(
         raise DataError(
             f"none of the {len(dataset)} prompts leaves room for a response of {recipe.generation.response_limit} "
             f"tokens within the model's {positions} positions (the shortest has {shortest} tokens). Shorten the "
-            "prompts (data.prompts.query, .max_query_chars) or the responses (generation), or take a model with more "
-            "positions"
+            "prompts (data.prompts.query, .max_query_chars) or the responses "
+            f"({recipe.generation.response_limit_key}), or take a model with more positions"
         )
     return Dataset.from_dict(rows), counts
 
@@ -151,7 +161,7 @@ def tokenize_prompts(
 def tokenize_splits(
     train: Dataset, test: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, positions: int
 ) -> tuple[Dataset, Dataset, dict[str, dict[str, int]]]:
-    """`tokenize_prompts` of both splits, no query in both.
+    """`tokenize_prompts` of both splits, no query in both, unless the recipe holds none out.
 
     Openings of different texts often agree in their first few tokens or words. Evaluation prompts that equal a training
     prompt are dropped and counted as `in train`: the training prompts keep the distribution that was asked for.
@@ -161,12 +171,15 @@ def tokenize_splits(
     """
     train, train_counts = tokenize_prompts(train, recipe, tokenizer, positions)
     test, test_counts = tokenize_prompts(test, recipe, tokenizer, positions)
+    if recipe.data.prompts.unheld:
+        return train, test, {"train": train_counts, "test": test_counts}
     seen = set(train["query"])
     unseen = [row for row, query in enumerate(test["query"]) if query not in seen]
     if not unseen:
         raise DataError(
             f"all {len(test)} evaluation prompts are training prompts too: raise data.prompts.query.min and .max so "
-            "that fewer agree, or data.prompts.held_out"
+            "that fewer agree; for a task that has no other prompts, set data.prompts.held_out to 0 (and "
+            "data.prompts.test to null), and the training prompts are evaluated on"
         )
     test_counts |= {"in train": len(test) - len(unseen), "kept": len(unseen)}
     return train, test.select(unseen), {"train": train_counts, "test": test_counts}
@@ -185,7 +198,8 @@ def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: Quer
 
 def held_out_prompts(folder: str, recipe: Recipe) -> Dataset:
     """The evaluation's prompts: all in the folder, or `evaluation.prompts` of them drawn with the seed, since sets may
-    be sorted."""
+    be sorted. Where none are held out, a small set is asked as often as it fits into that number: each answer is drawn
+    anew, and no other prompts would tell more."""
     return draw_prompts(load_from_disk(folder), recipe)
 
 
@@ -193,27 +207,31 @@ def draw_prompts(prompts: Dataset, recipe: Recipe) -> Dataset:
     """The same, from a data set in memory."""
     limit = recipe.evaluation.prompts
     if len(prompts) <= limit:
-        return prompts
+        times = limit // len(prompts) if recipe.data.prompts.unheld else 1
+        return prompts.select(list(range(len(prompts))) * times) if times > 1 else prompts
     return prompts.shuffle(seed=recipe.seed, keep_in_memory=True).select(range(limit))
 
 
-def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[list[str], Funnel]:
+def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[list[str], Funnel, list[str]]:
+    """(the queries that the filters keep, their counts, every row's query)."""
     funnel = Funnel(where, len(dataset))
     texts = text_column(dataset, settings.column, where, "data.prompts.column")
-    rows = [(text, _query(text, row, settings, where)) for row, text in enumerate(texts)]
+    rows = [(text, _query(text, row, settings, dataset, where)) for row, text in enumerate(texts)]
+    every = [query for _, query in rows]
     if settings.min_chars is not None:
         least = settings.min_chars
         rows = funnel.keep("min_chars", rows, (len(text) > least for text, _ in rows), "Lower data.prompts.min_chars")
     queries = [query for _, query in rows]
-    queries = funnel.keep("empty", queries, map(bool, queries), f"Does column '{settings.column}' hold the texts?")
+    fix = f"Does column '{settings.column}' hold the texts? Set data.prompts.column"
+    queries = funnel.keep("empty", queries, map(bool, queries), fix)
     if settings.max_query_chars is not None and settings.query.kind not in _OPENINGS:
         most = settings.max_query_chars
         short = (len(query) < most for query in queries)
         queries = funnel.keep("max_query_chars", queries, short, "Raise data.prompts.max_query_chars")
-    return funnel.keep("duplicate", queries, first_seen(queries), ""), funnel
+    return funnel.keep("duplicate", queries, first_seen(queries), ""), funnel, every
 
 
-def _query(text: str, row: int, settings: PromptSettings, where: str) -> str:
+def _query(text: str, row: int, settings: PromptSettings, dataset: Dataset, where: str) -> str:
     """The row's query; white space alone counts as empty."""
     try:
         match settings.query.kind:
@@ -225,7 +243,7 @@ def _query(text: str, row: int, settings: PromptSettings, where: str) -> str:
                 return text if text.strip() else ""
     except DataError as error:
         raise DataError(
-            f"{where}, row {row}, column '{settings.column}' {error}. "
+            f"{row_place(dataset, row, where)}, column '{settings.column}' {error}. "
             "For plain text set data.prompts.query.kind to text"
         ) from None
 
@@ -291,9 +309,13 @@ def _hold_out(queries: list[str], fraction: float, where: str) -> tuple[list[str
     """(held out, the rest). Raises DataError if either is empty."""
     count = round(len(queries) * fraction)
     if not 0 < count < len(queries):
+        fix = "Raise it" if not count else "Lower it"
+        if len(queries) < 2:
+            fix = "Give it more prompts"
         raise DataError(
             f"{where}: data.prompts.held_out={fraction} of {len(queries)} prompts leaves {count} for evaluation and "
-            f"{len(queries) - count} for training. Change it, or name evaluation prompts in data.prompts.test"
+            f"{len(queries) - count} for training. {fix}, name evaluation prompts in data.prompts.test, or set it to 0 "
+            "to evaluate on the training prompts"
         )
     return queries[:count], queries[count:]
 

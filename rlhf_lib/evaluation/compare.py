@@ -37,10 +37,12 @@ def compare_policy(
     generation: GenerationConfig,
     *,
     seed: int = 0,
+    held_out: bool = True,
     micro_batch_tokens: int = 16384,
 ) -> BeforeAfter:
     """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries`: what the reward
-    sees). The KL is that of the distributions sampled from, temperature included, on the policy's responses."""
+    sees; `held_out`: whether none is a training prompt). The KL is that of the distributions sampled from, temperature
+    included, on the policy's responses."""
     models = (reference, policy)
     return BeforeAfter(
         _compare(
@@ -53,6 +55,7 @@ def compare_policy(
             generation,
             seed=seed,
             anchor=0,
+            held_out=held_out,
             micro_batch_tokens=micro_batch_tokens,
         )
     )
@@ -68,6 +71,7 @@ def compare_folders(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     anchor: int | None = 0,
+    held_out: bool = True,
     perplexity_of: PerplexityOf | None = None,
     trust_remote_code: bool = False,
     micro_batch_tokens: int = 16384,
@@ -90,6 +94,7 @@ def compare_folders(
         generation,
         seed=seed,
         anchor=anchor,
+        held_out=held_out,
         perplexity_of=perplexity_of,
         micro_batch_tokens=micro_batch_tokens,
         on_done=on_done,
@@ -107,6 +112,7 @@ def _compare(
     *,
     seed: int,
     anchor: int | None,
+    held_out: bool,
     perplexity_of: PerplexityOf | None = None,
     micro_batch_tokens: int,
     on_done: Callable[[str], None] = lambda name: None,
@@ -121,7 +127,7 @@ def _compare(
         if i == anchor:
             kept = model
         elif kept is not None and _same_outputs(model, tokenizers[i], kept, tokenizers[first]):
-            kl = _kl(model, kept, responses, generation, micro_batch_tokens)
+            kl = _kl(model, kept, responses, queries, generation, micro_batch_tokens)
         measured = perplexity_of(model, tokenizers[i]) if perplexity_of else {}
         sampled = Sampled(
             texts=responses.texts,
@@ -137,9 +143,10 @@ def _compare(
     for i, name in enumerate(names):
         sampled, kl, measured = found[i]
         base = scores_KN[0] if i else None
-        results.append(ModelResult.of(name, sampled, first=base, kl=kl, measured=measured, seed=seed))
+        results.append(ModelResult.of(name, sampled, queries, first=base, kl=kl, measured=measured, seed=seed))
     same = all(_same_tokens(tokenizers[0], tokenizer) for tokenizer in tokenizers)
-    return Comparison(list(queries), results, None if anchor is None else names[anchor], win_matrix(scores_KN), same)
+    kl_to = None if anchor is None else names[anchor]
+    return Comparison(list(queries), results, kl_to, win_matrix(scores_KN), same, held_out)
 
 
 def encode_for_all(
@@ -160,12 +167,20 @@ def encode_for_all(
         if all(0 < len(ids[row]) <= room for ids, room in zip(encoded, rooms, strict=True))
     ]
     if not rows:
-        raise ModelError(f"no held-out prompt leaves {' and '.join(folders)} room for a response of {longest} tokens")
+        raise ModelError(
+            f"no evaluation prompt leaves {' and '.join(folders)} room for a response of {longest} tokens: lower "
+            f"{generation.response_limit_key}"
+        )
     return tokenizers, [[ids[row] for row in rows] for ids in encoded], rows
 
 
 def _kl(
-    model: PreTrainedModel, anchor: PreTrainedModel, responses: Responses, generation: GenerationConfig, tokens: int
+    model: PreTrainedModel,
+    anchor: PreTrainedModel,
+    responses: Responses,
+    queries: Sequence[str],
+    generation: GenerationConfig,
+    tokens: int,
 ) -> tuple[float, float]:
     own, others = (
         response_logprobs(
@@ -177,7 +192,7 @@ def _kl(
         )
         for scorer in (model, anchor)
     )
-    return kl_per_response(own, others)
+    return kl_per_response(own, others, queries)
 
 
 def _same_outputs(

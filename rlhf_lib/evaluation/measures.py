@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,32 +13,47 @@ import numpy as np
 from torch import Tensor
 
 from rlhf_lib.recipe import leaves
-from rlhf_lib.statistics import paired_bootstrap
+from rlhf_lib.statistics import Interval, mean_interval, standard_error
 
 
 @dataclass(frozen=True)
 class RewardDelta:
-    """Raw scores of reference and policy on the same prompts, in the reward's own units."""
+    """Raw scores of reference and policy on the same prompts, in the reward's own units; no `ci95` for a handful of
+    prompts."""
 
     reference: float
     policy: float
     delta: float
-    ci95: tuple[float, float]
+    ci95: Interval | None
     win_rate: float
     reference_std: float
+    prompts: int
 
 
-def reward_delta(reference_N: Sequence[float], policy_N: Sequence[float], *, seed: int = 0) -> RewardDelta:
+def reward_delta(
+    reference_N: Sequence[float],
+    policy_N: Sequence[float],
+    *,
+    prompts: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> RewardDelta:
     """Mean scores (N,) and (N,), the i-th of both on the i-th prompt, with a paired bootstrap 95% interval of their
-    difference. Raises ValueError on unequal lengths, no scores or non-finite ones."""
-    delta, low, high = paired_bootstrap(reference_N, policy_N, level=0.95, seed=seed)
+    difference where there are enough prompts. Rows with an equal entry in `prompts` (N,) answer the same prompt: they
+    count as one, and are a cluster of the interval. Raises ValueError on unequal lengths, no scores or non-finite ones.
+    """
+    if len(reference_N) != len(policy_N):
+        raise ValueError(f"a paired difference needs equal lengths, not {len(reference_N)} and {len(policy_N)}")
+    deltas_N = np.asarray(policy_N, dtype=np.float64) - np.asarray(reference_N, dtype=np.float64)
+    if not deltas_N.size or not np.isfinite(deltas_N).all():
+        raise ValueError("a paired difference needs scores, and finite ones")
     return RewardDelta(
         reference=float(np.mean(reference_N)),
         policy=float(np.mean(policy_N)),
-        delta=delta,
-        ci95=(low, high),
+        delta=float(deltas_N.mean()),
+        ci95=mean_interval(deltas_N.tolist(), clusters=prompts, seed=seed),
         win_rate=win_rate(reference_N, policy_N),
         reference_std=float(np.std(reference_N)),
+        prompts=len(policy_N if prompts is None else set(prompts)),
     )
 
 
@@ -56,8 +71,13 @@ def win_matrix(scores_KN: Sequence[Sequence[float]]) -> list[list[float | None]]
     ]
 
 
-def kl_per_response(policy_logprobs: Sequence[Tensor], reference_logprobs: Sequence[Tensor]) -> tuple[float, float]:
-    """KL(policy || reference) in nats per response and its standard error (nan for one response).
+def kl_per_response(
+    policy_logprobs: Sequence[Tensor],
+    reference_logprobs: Sequence[Tensor],
+    prompts: Sequence[Hashable] | None = None,
+) -> tuple[float, float]:
+    """KL(policy || reference) in nats per response and its standard error (nan for one prompt), responses to the same
+    one of `prompts` (N,) clustered.
 
     Takes both models' log-probs of each response's tokens, N tensors (T_i,), where the responses are the policy's own
     samples: the mean over responses of the summed log-ratio (k1 of Schulman 2020, "Approximating KL divergence"),
@@ -65,8 +85,7 @@ def kl_per_response(policy_logprobs: Sequence[Tensor], reference_logprobs: Seque
     """
     pairs = zip(policy_logprobs, reference_logprobs, strict=True)
     log_ratio_N = np.array([float((p.double() - r.double()).sum()) for p, r in pairs])
-    error = log_ratio_N.std(ddof=1) / math.sqrt(len(log_ratio_N)) if len(log_ratio_N) > 1 else math.nan
-    return float(log_ratio_N.mean()), float(error)
+    return float(log_ratio_N.mean()), standard_error(log_ratio_N.tolist(), prompts)
 
 
 _WORD = re.compile(r"\w+|[^\w\s]")

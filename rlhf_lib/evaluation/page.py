@@ -11,6 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from rlhf_lib.statistics import Interval, no_interval
+
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUERY_CHARS = 400  # a long dialogue shows its end, which is what the responses answer
 
@@ -35,6 +37,13 @@ def number(value: float | None, signed: bool = False) -> str:
     return f"+{text}" if signed and value > 0 else text
 
 
+def interval(ci95: Interval | None, prompts: int, signed: bool = False) -> str:
+    """`95% interval 0.1 to 0.2`, or why there is none."""
+    if ci95 is None:
+        return no_interval(prompts)
+    return f"95% interval {number(ci95[0], signed)} to {number(ci95[1], signed)}"
+
+
 def markdown_cell(text: str) -> str:
     """Text as a Markdown table's cell shows it literally: HTML and Markdown marks escaped, line breaks kept.
 
@@ -55,4 +64,4 @@ _LOADER = PackageLoader("rlhf_lib.evaluation", "templates")
 _HTML = Environment(loader=_LOADER, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _MARKDOWN = Environment(loader=_LOADER, trim_blocks=True, lstrip_blocks=True)
 for _environment in (_HTML, _MARKDOWN):
-    _environment.filters |= {"number": number, "cell": markdown_cell}
+    _environment.filters |= {"number": number, "cell": markdown_cell, "interval": interval}

@@ -67,7 +67,7 @@ class Perplexity(evaluate.Metric):
         losses = target_losses(model, encoded.contexts, encoded.targets, batch_size=batch_size)
         counts = [len(target) for target in encoded.targets]
         if not sum(counts):
-            raise DataError(f"perplexity: none of the {len(counts)} texts has a token to score")
+            raise DataError(f"perplexity: none of the {len(counts)} texts has a token to score; name other texts")
         per_text = [_exp(loss / count) if count else None for loss, count in zip(losses, counts, strict=True)]
         scored = [value for value in per_text if value is not None]
         return {

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rlhf_lib.drawing import panels
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.results import Comparison
+from rlhf_lib.statistics import no_interval
 
 BEFORE, AFTER, INK = "#8a94a6", "#d9622b", "#2b303b"  # told apart in grey and by the colour-blind
 _SIZE, _DPI = (4.4, 3.0), 180
@@ -30,16 +31,19 @@ def length_histogram(reference: Sequence[int], policy: Sequence[int]) -> Figure:
     return _overlaid(reference, policy, "Response lengths", "tokens", np.arange(low - 0.5, high + width + 0.5, width))
 
 
-def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float]) -> Figure:
-    """What the score gained on each prompt, with 0, the mean and its interval."""
+def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float] | None, prompts: int | None = None) -> Figure:
+    """What the score gained on each prompt, with 0, the mean and its interval, where there is one; `prompts`: how many
+    differ, null: all."""
     figure, axes = _counts("Gain per prompt", "score after - score before")
     _, edges, bars = axes.hist(deltas, bins=_edges(deltas).tolist(), color=AFTER, alpha=0.75)
     for left, bar in zip(edges, bars, strict=False):  # type: ignore[arg-type]
         if left + bar.get_width() / 2 < 0:
             bar.set_facecolor(BEFORE)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.axvspan(*ci95, color=INK, alpha=0.15, linewidth=0)
-    axes.axvline(float(np.mean(deltas)), color=INK, linestyle="--", linewidth=1.2, label="mean, 95% interval shaded")
+    if ci95:
+        axes.axvspan(*ci95, color=INK, alpha=0.15, linewidth=0)
+    label = "mean, 95% interval shaded" if ci95 else f"mean ({no_interval(prompts or len(deltas))})"
+    axes.axvline(float(np.mean(deltas)), color=INK, linestyle="--", linewidth=1.2, label=label)
     _legend(axes)
     return figure
 
@@ -121,18 +125,20 @@ def score_boxes(done: Comparison) -> Figure:
         medianprops={"color": INK},
         manage_ticks=False,
     )
-    axes.scatter([s.mean[0] for s in done.results], range(len(done.results)), color=AFTER, zorder=3, s=28)
+    axes.scatter([s.mean for s in done.results], range(len(done.results)), color=AFTER, zorder=3, s=28)
     axes.set_title("orange: mean", loc="right", fontsize=8, color=INK)
     return figure
 
 
 def gain_intervals(done: Comparison) -> Figure:
-    """What each model's mean score gains on the first one's, with its paired 95% interval."""
+    """What each model's mean score gains on the first one's, with its paired 95% interval where there is one."""
     first, *others = done.results
-    figure, axes = _named_rows(f"Gain on {first.name}", "mean score gained, 95% interval", [s.name for s in others])
+    shown = "95% interval" if first.ci95 else no_interval(done.distinct)
+    figure, axes = _named_rows(f"Gain on {first.name}", f"mean score gained, {shown}", [s.name for s in others])
     for row, result in enumerate(others):
-        if result.gain is not None:
+        if result.gain is not None and result.gain.ci95:
             axes.plot(result.gain.ci95, [row, row], color=INK, linewidth=1.6)
+        if result.gain is not None:
             axes.scatter([result.gain.delta], [row], color=AFTER, zorder=3, s=34)
     axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -12,59 +13,117 @@ from rlhf_lib.evaluation.compare import compare_folders
 from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig
 from rlhf_lib.rewards import Reward
+from rlhf_lib.statistics import counted, no_interval
 
 if TYPE_CHECKING:
     import torch
 
-Holds = Callable[[float, float], bool]
-_WORDS: dict[Holds, str] = {operator.gt: "above", operator.ge: "at least", operator.le: "at most"}
+
+@dataclass(frozen=True)
+class Gate:
+    """One figure against its threshold, and what was found in words."""
+
+    name: str
+    figure: float | None  # None: it could not be had
+    threshold: float
+    passed: bool
+    detail: str
+
+    @classmethod
+    def judge(cls, name: str, figure: float, bound: str, threshold: float, found: str) -> Gate:
+        """`found`: what the figure is, with its value, for people. NaN never passes."""
+        return cls(name, figure, threshold, _HOLDS[bound](figure, threshold), f"{found} must be {bound} {threshold:g}")
+
+
+_HOLDS: dict[str, Callable[[float, float], bool]] = {
+    "above": operator.gt,
+    "at least": operator.ge,
+    "at most": operator.le,
+}
+
+_UNHELD = (
+    "it was evaluated on its training prompts, since data.prompts.held_out is 0; set registration.gates.allow_unheld "
+    "to true to promote it all the same"
+)
 
 
 def judge(
     gates: GatesConfig, evaluation: Mapping[str, Any], duel: Mapping[str, Any] | None
 ) -> tuple[bool, list[dict[str, Any]], str]:
-    """(passed, [{name, value, threshold, passed}], reason) of a candidate.
+    """(passed, [{name, figure, threshold, passed, detail}], reason) of a candidate.
 
-    `evaluation` holds reward.ci95, perplexity or None, diversity and kl of policy against reference; `duel` is what
-    `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none.
-    Gates that are switched off, or whose value doesn't apply (perplexity without a set), are left out. NaN never
-    passes.
+    `evaluation` holds reward (delta, ci95, prompts), perplexity or None, diversity and kl of policy against reference,
+    and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass. `duel` is what
+    `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none. Gates
+    that are switched off, or whose value doesn't apply (perplexity without a set), are left out.
     """
-    perplexity, diversity = evaluation["perplexity"] or {}, evaluation["diversity"]
-    rules: list[tuple[str, float | None, Holds, float | None]] = [
-        ("min_reward_delta", evaluation["reward"]["ci95"][0], operator.gt, gates.min_reward_delta),
-        (
-            "max_perplexity_ratio",
-            _ratio(perplexity.get("policy"), perplexity.get("reference")),
-            operator.le,
-            gates.max_perplexity_ratio,
-        ),
-        ("max_kl", evaluation["kl"], operator.le, gates.max_kl),
-        (
-            "min_distinct_2_ratio",
-            _ratio(diversity.get("distinct_2_policy"), diversity.get("distinct_2_reference")),
-            operator.ge,
-            gates.min_distinct_2_ratio,
-        ),
-    ]
-    if duel and "error" not in duel:
-        rules.append(("beats_champion", duel["ci95"][0], operator.gt, 0.0))
-    results, failures = [], []
-    for name, value, holds, threshold in rules:
-        if value is None or threshold is None:
-            continue
-        passed = bool(holds(value, threshold))
-        results.append({"name": name, "figure": value, "threshold": threshold, "passed": passed})
-        if not passed:
-            failures.append(f"{name}: {value:.4g} is not {_WORDS[holds]} {threshold:g}")
-    if duel and "error" in duel:
-        results.append({"name": "beats_champion", "figure": None, "threshold": 0.0, "passed": False})
-        failures.append(f"beats_champion: no comparison, {duel['error']}")
-    if failures:
-        return False, results, "; ".join(failures)
+    reward, perplexity, diversity = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
+    results: list[Gate] = []
+    held_out = evaluation.get("held_out", True)
+    if gates.min_prompts is not None and held_out:  # of a closed set there are no more
+        found = f"the number of evaluation prompts is {reward['prompts']} and"
+        gate = Gate.judge("min_prompts", reward["prompts"], "at least", gates.min_prompts, found)
+        if not gate.passed:
+            more = "evaluation.prompts and data.prompts.held_out or .test set it"
+            gate = replace(gate, detail=f"{gate.detail} ({more})")
+        results.append(gate)
+    if gates.min_reward_delta is not None:
+        least, found = _gain(reward, "the reference")
+        results.append(Gate.judge("min_reward_delta", least, "above", gates.min_reward_delta, found))
+    ratio, found = _ratio("perplexity", perplexity.get("reference"), perplexity.get("policy"))
+    if ratio is not None and gates.max_perplexity_ratio is not None:
+        results.append(Gate.judge("max_perplexity_ratio", ratio, "at most", gates.max_perplexity_ratio, found))
+    if gates.max_kl is not None:
+        found = f"the KL to the reference is {evaluation['kl']:.4g} nats per response and"
+        results.append(Gate.judge("max_kl", evaluation["kl"], "at most", gates.max_kl, found))
+    ratio, found = _ratio("distinct-2", diversity.get("distinct_2_reference"), diversity.get("distinct_2_policy"))
+    if ratio is not None and gates.min_distinct_2_ratio is not None:
+        results.append(Gate.judge("min_distinct_2_ratio", ratio, "at least", gates.min_distinct_2_ratio, found))
+    if not (held_out or gates.allow_unheld):
+        results.append(Gate("held_out", 0.0, 1.0, False, _UNHELD))
     if duel:
-        return True, results, f"all gates passed, and the score gains {_interval(duel)} on the champion's"
-    return True, results, "all gates passed, and there was no champion"
+        results.append(_beats_champion(gates, duel, reward["prompts"]))
+    failed = [f"{gate.name}: {gate.detail}" for gate in results if not gate.passed]
+    if failed:
+        reason = "; ".join(failed)
+    elif duel:
+        reason = f"all gates passed, and the mean score gained over the champion is {_interval(duel)}"
+    else:
+        gained = f"the mean score gained over the reference is {_interval(reward)}"
+        reason = f"all gates passed, and there was no champion; {gained}"
+    return not failed, [asdict(gate) for gate in results], reason
+
+
+def _beats_champion(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> Gate:
+    name, champion = "beats_champion", f"the champion (version {duel['version']})"
+    if "error" in duel:
+        return Gate(name, None, 0.0, False, f"no comparison with {champion}: {duel['error']}")
+    if gates.min_prompts is not None and duel["prompts"] < gates.min_prompts <= prompts:
+        fit = f"{duel['prompts']} of the evaluation prompts are short enough for both this policy and {champion}"
+        return Gate(name, None, 0.0, False, f"{fit}, but there must be at least {gates.min_prompts} (min_prompts)")
+    least, found = _gain(duel, champion)
+    return Gate.judge(name, least, "above", 0.0, found)
+
+
+def _gain(gained: Mapping[str, Any], over: str) -> tuple[float, str]:
+    """(what the gain is at least, the same in words): its interval's lower end, or the gain where there is none."""
+    ci95 = gained["ci95"]
+    found = f"the mean score gained over {over} is {_interval(gained)}"
+    return (ci95[0], f"{found}; the interval's lower end") if ci95 else (gained["delta"], f"{found}; it")
+
+
+def _interval(gained: Mapping[str, Any]) -> str:
+    delta, ci95, prompts = gained["delta"], gained["ci95"], gained["prompts"]
+    if not ci95:
+        return f"{delta:+.4g} ({no_interval(prompts)})"
+    return f"{delta:+.4g} (95% interval {ci95[0]:.4g} to {ci95[1]:.4g}, {counted(prompts, 'prompt')})"
+
+
+def _ratio(what: str, before: float | None, after: float | None) -> tuple[float | None, str]:
+    """(after / before, the same in words); None where either is missing."""
+    if not before or after is None:
+        return None, ""
+    return after / before, f"{what} went from {before:.4g} to {after:.4g}, a ratio of {after / before:.4g}, which"
 
 
 def compare_policies(
@@ -82,8 +141,8 @@ def compare_policies(
     """Two policy folders on the same prompts, drawn with the same seeds, under one reward.
 
     `prompts` has columns query and prompt; those that fit both are used (see `encode_for_all`). Returns mean scores,
-    the paired bootstrap interval of candidate - champion, the win rate and the number of prompts. Two equal models give
-    equal texts, and so 0.
+    the paired bootstrap interval of candidate - champion (None for a handful of prompts), the win rate and the number
+    of prompts. Two equal models give equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
     sources = [ModelSource("champion", champion), ModelSource("candidate", candidate)]
@@ -104,16 +163,7 @@ def compare_policies(
         "candidate": outcome.policy,
         "champion": outcome.reference,
         "delta": outcome.delta,
-        "ci95": list(outcome.ci95),
+        "ci95": list(outcome.ci95) if outcome.ci95 else None,
         "win_rate": outcome.win_rate,
-        "prompts": len(compared.queries),
+        "prompts": outcome.prompts,
     }
-
-
-def _ratio(policy: float | None, reference: float | None) -> float | None:
-    return policy / reference if policy is not None and reference else None
-
-
-def _interval(duel: Mapping[str, Any]) -> str:
-    low, high = duel["ci95"]
-    return f"{duel['delta']:+.4g} [{low:.4g}, {high:.4g}]"

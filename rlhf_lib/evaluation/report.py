@@ -14,6 +14,7 @@ from rlhf_lib.evaluation.page import markdown, page, shortened
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.statistics import LEAST_FOR_INTERVAL
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ def _sample(c: BeforeAfter, i: int) -> Sample:
 
 
 _DEFINITIONS = [
-    "Scores are the reward's raw output. The interval is a paired bootstrap's over prompts, 95%; ties count half in "
-    "the win rate.",
+    "Scores are the reward's raw output. The interval is a paired bootstrap's over prompts, 95%, with all responses to "
+    f"a prompt drawn together, and left out where there are fewer than {LEAST_FOR_INTERVAL} prompts; ties count half "
+    "in the win rate.",
     "KL(policy || reference), estimated on the policy's own responses: the log-ratio summed over a response's tokens.",
     "Distinct-n (Li et al. 2016): different n-grams of all the responses over their number of words. Repeated bigrams: "
     "the share inside one response that occurred in it before.",
@@ -220,7 +222,9 @@ def _answer(result: ModelResult, i: int, best: float) -> Answer:
 
 _COMPARISON_DEFINITIONS = [
     "Every model answers the same prompts, the i-th answers drawn from the same random numbers. Scores are the "
-    "reward's raw output; intervals are bootstraps over prompts, 95%, a gain's paired; ties count half in a win rate.",
+    "reward's raw output; intervals are bootstraps over prompts, 95%, with all responses to a prompt drawn together, a "
+    f"gain's paired, and left out where there are fewer than {LEAST_FOR_INTERVAL} prompts; ties count half in a win "
+    "rate.",
     "KL, nats per response, on the model's own responses; only where the tokenizers agree. Distinct-n: different "
     "n-grams of all the responses over their number of words.",
 ]

@@ -9,7 +9,12 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
-from rlhf_lib.statistics import bootstrap_mean
+from rlhf_lib.statistics import Interval, counted, mean_interval
+
+UNHELD = (
+    "No prompts are held out (data.prompts.held_out is 0): the figures are of prompts that the policy was trained on, "
+    "and say nothing about others."
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class ModelResult:
 
     name: str
     sampled: Sampled
-    mean: tuple[float, float, float]  # of the scores, with its bootstrap 95% interval
+    mean: float  # of the scores
+    ci95: Interval | None  # of their mean; None for a handful of prompts
     gain: RewardDelta | None  # over the first model's, paired; None for the first
     kl: float | None  # to the anchor, nats per response; None for itself, or where the tokenizers differ
     kl_error: float | None
@@ -51,19 +57,22 @@ class ModelResult:
         cls,
         name: str,
         sampled: Sampled,
+        prompts: Sequence[str] | None = None,
         *,
         first: Sequence[float] | None = None,
         kl: tuple[float, float] | None = None,
         measured: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> ModelResult:
-        """`first`: the first model's scores, None for itself. `kl`: with its standard error. `measured`: perplexity."""
+        """`prompts`: what was answered; answers to the same one are a cluster of the intervals. `first`: the first
+        model's scores, None for itself. `kl`: with its standard error. `measured`: perplexity."""
         measured = measured or {}
         return cls(
             name=name,
             sampled=sampled,
-            mean=bootstrap_mean(sampled.scores, seed=seed),
-            gain=None if first is None else reward_delta(first, sampled.scores, seed=seed),
+            mean=fmean(sampled.scores),
+            ci95=mean_interval(sampled.scores, clusters=prompts, seed=seed),
+            gain=None if first is None else reward_delta(first, sampled.scores, prompts=prompts, seed=seed),
             kl=kl[0] if kl else None,
             kl_error=kl[1] if kl and math.isfinite(kl[1]) else None,
             perplexity=measured.get("perplexity"),
@@ -77,7 +86,7 @@ class ModelResult:
     def rows(self) -> dict[str, float | None]:
         """The metrics that a table shows, by their names there."""
         return {
-            "mean score": self.mean[0],
+            "mean score": self.mean,
             "perplexity, token-weighted": self.perplexity,
             "perplexity, mean per text": self.mean_perplexity,
             "KL": self.kl,
@@ -99,13 +108,31 @@ class Comparison:
     anchor: str | None
     win_rates: list[list[float | None]]
     same_tokens: bool  # whether all have one tokenizer, without which perplexities by token don't compare
+    held_out: bool = True  # whether no prompt is a training prompt
+
+    @property
+    def distinct(self) -> int:
+        """How many different prompts there are."""
+        return len(set(self.queries))
+
+    @property
+    def asked(self) -> str:
+        """The prompts in words: `256 held-out prompts`, `72 training prompts (20 different ones)`."""
+        repeated = f" ({counted(self.distinct, 'different one')})" if self.distinct < len(self.queries) else ""
+        return counted(len(self.queries), f"{'held-out' if self.held_out else 'training'} prompt") + repeated
+
+    @property
+    def caveat(self) -> str:
+        """What a reader must know about prompts that aren't held out; empty for those that are."""
+        return "" if self.held_out else UNHELD
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics, `reward/delta/NAME`; what doesn't apply is left out."""
         metrics: dict[str, float] = {}
         for result, row in zip(self.results, self.win_rates, strict=True):
-            _, low, high = result.mean
-            reward: dict[str, Any] = {"mean": result.mean[0], "mean_low": low, "mean_high": high}
+            reward: dict[str, Any] = {"mean": result.mean}
+            if result.ci95:
+                reward |= dict(zip(("mean_low", "mean_high"), result.ci95, strict=True))
             if result.gain:
                 gained = asdict(result.gain)
                 reward |= {key: gained[key] for key in ("delta", "ci95", "win_rate")}
@@ -146,6 +173,14 @@ class BeforeAfter:
     @property
     def queries(self) -> list[str]:
         return self.comparison.queries
+
+    @property
+    def asked(self) -> str:
+        return self.comparison.asked
+
+    @property
+    def caveat(self) -> str:
+        return self.comparison.caveat
 
     @property
     def reference(self) -> Sampled:

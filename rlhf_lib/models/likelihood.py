@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import DataError, ModelError
+from rlhf_lib.progress import report
 
 LOGITS_AT_ONCE = 2**25  # floats: bounds a batch's tokens by the vocabulary, 128 MB of logits in fp32
 
@@ -67,6 +68,7 @@ def target_losses(
     lengths = [len(c) + len(t) for c, t in zip(contexts, targets, strict=True)]
     vocabulary = model.get_output_embeddings().weight.shape[0]
     order = sorted((i for i, target in enumerate(targets) if target), key=lambda i: -lengths[i])
+    done = 0
     for rows in _batches(order, lengths, batch_size, LOGITS_AT_ONCE // vocabulary):
         if model.config.is_encoder_decoder:
             labels, _ = _pad([targets[i] for i in rows], model.device)
@@ -85,6 +87,8 @@ def target_losses(
             batch.append(F.cross_entropy(predicting_TV, target_T, reduction="none").double().sum())
         for i, loss in zip(rows, torch.stack(batch).tolist(), strict=True):
             losses[i] = loss
+        done += len(rows)
+        report("text", done, len(order))
     return losses
 
 

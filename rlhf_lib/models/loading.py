@@ -4,12 +4,11 @@ how to fix them; and the hash that tells one model from another."""
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.constants import is_offline_mode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.hub import offline_if_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,8 +191,10 @@ def _explained(name: str, what: str) -> Iterator[None]:
         raise ModelError(f"{what} {name}: no such folder; give a hub id or {local}")
     if folder.is_dir() and what != "tokenizer" and not (folder / "config.json").is_file():
         raise ModelError(f"{what} {name}: the folder has no config.json; {local}")
+    away = None
     try:
-        yield
+        with nullcontext() if folder.is_dir() else offline_if_unreachable() as away:
+            yield
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         if "Unrecognized configuration class" in reason:
@@ -202,10 +204,10 @@ def _explained(name: str, what: str) -> Iterator[None]:
             if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
                 hint = "its weights must be in safetensors format: load it elsewhere and save_pretrained() it again"
             raise ModelError(f"{what} {name} can't be loaded, {hint} ({reason})") from error
-        if is_offline_mode():
+        if away:
             raise ModelError(
-                f"{what} {name} is neither a local folder nor in the hub's cache, and the hub is offline "
-                f"(HF_HUB_OFFLINE is set): {local}"
+                f"{what} {name} is neither a local folder nor in the hub's cache, and the hub is out of reach "
+                f"({away}): {local}"
             ) from error
         raise ModelError(
             f"{what} {name} can't be loaded from the hub; check the name, or {local} ({reason})"

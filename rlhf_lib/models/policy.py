@@ -106,7 +106,10 @@ class Policy(nn.Module):
         if gradient_checkpointing:
             for part in filter(None, (self.model, self.critic)):
                 if not part.supports_gradient_checkpointing:
-                    raise ModelError(f"{type(part).__name__} has no gradient checkpointing: set it to false")
+                    name = type(part).__name__
+                    raise ModelError(
+                        f"{name} can't do gradient checkpointing: set policy.gradient_checkpointing to false"
+                    )
                 part.gradient_checkpointing_enable({"use_reentrant": False})
         self.eval()
 

@@ -32,12 +32,17 @@ def top_blocks(model: PreTrainedModel, unfrozen: int) -> int:
     """How many blocks learn: `unfrozen`, or with -n all but the bottom n (trlX's num_layers_unfrozen for T5).
 
     Raises ModelError if the model has no more blocks than that."""
-    count = len(blocks(trunk_and_head(model)[0])[1])
+    return count_top(unfrozen, len(blocks(trunk_and_head(model)[0])[1]), type(model).__name__)
+
+
+def count_top(unfrozen: int, count: int, model: str) -> int:
+    """The same of a model with so many blocks."""
     if abs(unfrozen) >= count:
-        raise ModelError(
-            f"policy.unfrozen_layers is {unfrozen}, but {type(model).__name__} has {count} blocks: "
-            f"set it to at most {count - 1}, or to null for full fine-tuning"
-        )
+        fix = "leave it null, which trains all of it"
+        if count > 1:
+            fix = f"set it to 1{f' to {count - 1}' if count > 2 else ''} (or the same negative); null trains all"
+        has = "1 block, which can't be frozen in part" if count == 1 else f"{count} blocks"
+        raise ModelError(f"policy.unfrozen_layers is {unfrozen}, but {model} has {has}: {fix}")
     return unfrozen if unfrozen > 0 else count + unfrozen
 
 

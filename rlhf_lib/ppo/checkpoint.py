@@ -91,6 +91,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    return max((int(path.name.removeprefix("step-")) for path in checkpoints(folder)), default=0)
+
+
 def resume(trainer: PPOTrainer, folder: Path, *, key: str) -> list[Stats] | None:
     """Put the trainer where the newest good checkpoint left it; its stats so far, or None where there is none."""
     for path in checkpoints(folder):

@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rlhf_lib.models.logprobs import start_id
 from rlhf_lib.models.trunk import trunk_and_head
+from rlhf_lib.progress import report
 from rlhf_lib.recipe import GenerationConfig
 
 logger = logging.getLogger(__name__)
@@ -77,9 +78,11 @@ def sample_responses(
     out = Responses([list(p) for p in prompt_ids], *([None] * len(prompt_ids) for _ in range(5)))  # type: ignore[arg-type]
     was_training = model.training
     model.eval()
+    report("response", 0, len(order))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         _sample_batch(model, tokenizer, rows, out, generation, (seed, step, first_row), greedy, value_head)
+        report("response", start + len(rows), len(order))
     model.train(was_training)
     for i, ids in enumerate(out.response_ids):
         text = str(tokenizer.decode(ids, skip_special_tokens=True))

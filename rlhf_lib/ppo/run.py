@@ -23,7 +23,9 @@ from pydantic import BaseModel
 
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.faults import Diverged
+from rlhf_lib.ppo.orphan import LAUNCHER, end_with_launcher
 from rlhf_lib.ppo.statistics import Stats
+from rlhf_lib.progress import note
 from rlhf_lib.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
         yield from launch(job)
         return
     from rlhf_lib.ppo.checkpoint import load_best, resume, save_best, save_checkpoint
-    from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+    from rlhf_lib.ppo.interrupt import stop_at_boundary
 
     config, checkpoints = job.recipe.ppo, Path(job.checkpoints)
     trainer = build_trainer(job, accelerator)
@@ -78,9 +80,11 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
         yield Progress(step=step, stats=stats, resumed=True)
 
     def save() -> None:
-        save_checkpoint(trainer, checkpoints, key=job.key, history=history, keep=config.keep_checkpoints)
+        if history:
+            save_checkpoint(trainer, checkpoints, key=job.key, history=history, keep=config.keep_checkpoints)
 
-    with boundary_on_sigterm(trainer, save):
+    asked = _stop_file(job).exists if accelerator is not None else lambda: False
+    with stop_at_boundary(trainer, save, asked) as window:
         for stats in trainer.train():
             history.append(stats)
             kept = config.keep_best
@@ -97,6 +101,10 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
             shown = trainer.step % config.sample_every == 0 or trainer.step in (1, config.steps)
             samples = trainer.samples[: config.samples] if shown else []
             yield Progress(step=trainer.step, stats=stats, samples=samples)
+        if config.checkpoint_every:
+            save()  # what follows may be interrupted too
+    if window.left:
+        return
     if config.keep_best is not None:
         load_best(trainer, checkpoints)
     export(trainer, job)
@@ -205,37 +213,52 @@ def launch(job: Job) -> Iterator[Progress]:
     Raises what the run raised, or RLHFError where one of the processes was killed: all of them end then, and the same
     job, launched again, resumes from the last checkpoint.
     """
-    scratch = Path(job.folder) / "launch"
+    from rlhf_lib.ppo.interrupt import ENDING, Request
+
+    scratch = _scratch(job)
     scratch.mkdir(parents=True, exist_ok=True)
-    told, log = scratch / "progress.jsonl", scratch / "log.txt"
+    told, log, stop = scratch / "progress.jsonl", scratch / "log.txt", _stop_file(job)
     told.write_text("")
+    stop.unlink(missing_ok=True)
     (scratch / "job.json").write_text(job.model_dump_json())
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            launch_command(job, scratch / "job.json"), stdout=output, stderr=output, env=_environment(job)
-        )
     error: dict[str, Any] = {}
-    try:
-        with told.open() as lines:
-            ended, partial = False, ""
-            while not ended:
-                ended = process.poll() is not None  # looked at before the lines, so that none of them is missed
-                *whole, partial = (partial + lines.read()).split("\n")
-                for event in map(json.loads, whole):
-                    if "error" in event:
-                        error = event
-                    else:
-                        yield Progress.model_validate(event)
-                if not ended:
-                    time.sleep(POLL)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    request = Request()
+    with request.catching(lambda: note(ENDING)):
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                launch_command(job, scratch / "job.json"),
+                stdout=output,
+                stderr=output,
+                env=_environment(job),
+                process_group=0,  # Ctrl-C is for this process, which asks them to end at the same step
+            )
+        try:
+            with told.open() as lines:
+                ended, begun, partial = False, False, ""
+                while not ended:
+                    ended = process.poll() is not None  # looked at before the lines, so that none of them is missed
+                    if request and not begun:
+                        break  # no step is done yet that could be lost
+                    if request and not stop.exists():
+                        stop.touch()
+                    *whole, partial = (partial + lines.read()).split("\n")
+                    for event in map(json.loads, whole):
+                        if "error" in event:
+                            error = event
+                        else:
+                            begun = True
+                            yield Progress.model_validate(event)
+                    if not ended:
+                        time.sleep(POLL)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+    request.pass_on()
     if error:
         raise Diverged(error["error"], error["rows"]) if error["rows"] else RLHFError(error["error"])
     if process.returncode:
@@ -247,6 +270,16 @@ def launch(job: Job) -> Iterator[Progress]:
             f"{process.returncode}), and all have ended. Start the run again: it resumes from its last checkpoint. The "
             f"end of {log}:\n{tail}"
         )
+
+
+def _scratch(job: Job) -> Path:
+    return Path(job.folder) / "launch"
+
+
+def _stop_file(job: Job) -> Path:
+    """With which `launch` asks its processes to end. Signals won't do: Accelerate's launcher gives its processes 30
+    seconds to end by them, and a step may take longer."""
+    return _scratch(job) / "stop"
 
 
 def launch_command(job: Job, file: Path) -> list[str]:
@@ -265,7 +298,7 @@ def launch_command(job: Job, file: Path) -> list[str]:
 def _environment(job: Job) -> dict[str, str]:
     from rlhf_lib.models.device import pick_device
 
-    environment = dict(os.environ)
+    environment = os.environ | {LAUNCHER: str(os.getpid())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))  # where a reward may lie
     if pick_device(job.recipe.compute).type == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -275,6 +308,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 def main(accelerator: Accelerator | None = None) -> None:
     """One of the processes that `launch` starts."""
+    end_with_launcher()
     from accelerate import Accelerator
 
     file = Path(sys.argv[1])

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_lib.recipe.data import (
     CorpusConfig,
     EvaluationSourceConfig,
+    JoinedSetConfig,
     LabelledConfig,
     PreferencesConfig,
     PromptsConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "FromScratchConfig",
     "GatesConfig",
     "GenerationConfig",
+    "JoinedSetConfig",
     "LabelledConfig",
     "LengthSamplerConfig",
     "LoraConfig",

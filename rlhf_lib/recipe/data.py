@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_lib.errors import SettingsError
 from rlhf_lib.recipe.explain import explain
@@ -29,26 +30,80 @@ class Section(BaseModel):
         __init__.__pydantic_base_init__ = True  # a section in another is validated as part of it
 
 
-class SourceConfig(Section):
-    """One split of a data set, in the words of `datasets.load_dataset`."""
+class JoinedSetConfig(Section):
+    """One of several data sets to join. In the list, a name alone stands for an item with that `dataset`."""
 
-    dataset: str | None = Field(
-        None, description="hub id, local folder or file, or embedded/customer-service; null: the one of data.prompts"
+    dataset: str = Field(description="hub id, local folder or file, or embedded/customer-service")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="how often its training rows are used: 2: each of them twice; 0.5: half of them, drawn with the "
+        "recipe's seed. It counts rows that the filters kept, after `limit`; evaluation rows are used once",
+    )
+    name: str | None = Field(None, description="its configuration name; null: as beside the list")
+    data_dir: str | None = Field(None, description="its sub-folder; null: as beside the list")
+    split: str | None = Field(None, description="its split; null: as beside the list")
+
+
+def _joined(given: Any) -> Any:
+    """A list's items as sections. Raises ValueError naming the item, where a union would list every type's errors."""
+    if given is None or isinstance(given, str):
+        return given
+    if not isinstance(given, list) or not given:
+        raise ValueError("must be a data set's name, or a list of data sets to join")
+    found = []
+    for number, item in enumerate(given, start=1):
+        named = f"item {number}" + (f" ({item['dataset']})" if isinstance(item, dict) and item.get("dataset") else "")
+        if not isinstance(item, str | dict | JoinedSetConfig):
+            raise ValueError(f"{named} must be a data set's name, or {{dataset: ..., weight: ...}}")
+        try:
+            found.append(JoinedSetConfig.model_validate({"dataset": item} if isinstance(item, str) else item))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = str(fault["loc"][0])
+            near = difflib.get_close_matches(key, JoinedSetConfig.model_fields, n=1)
+            if fault["type"] == "extra_forbidden":
+                hint = f": did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"{named}: unknown key '{key}'{hint}") from None
+            raise ValueError(f"{named}: {key}: {fault['msg']}") from None
+    return found
+
+
+DatasetNames = Annotated[str | list[JoinedSetConfig] | None, BeforeValidator(_joined)]
+
+
+class SourceConfig(Section):
+    """One split of a data set, in the words of `datasets.load_dataset`, or of several sets joined."""
+
+    weighted: ClassVar[bool] = True
+
+    dataset: DatasetNames = Field(
+        None,
+        description="hub id, local folder or file, or embedded/customer-service; a list joins several; null: the one "
+        "of data.prompts",
     )
     name: str | None = Field(None, description="the data set's configuration name, where it has several")
     data_dir: str | None = Field(
-        None, description="sub-folder of the data set; null where dataset is null too: that of data.prompts; '.': none"
+        None, description="sub-folder of the data set; null with dataset null: the one of data.prompts; '.': none"
     )
     split: str = Field(
         "train",
-        description="split, including slices such as train[:1000]; a single file counts as whichever split you name",
+        description="split, or a slice of one such as train[:1000]; a single file counts as any split you name",
     )
+
+    @model_validator(mode="after")
+    def _weights_are_for_training(self) -> SourceConfig:
+        if not self.weighted and isinstance(self.dataset, list) and {item.weight for item in self.dataset} != {1.0}:
+            raise ValueError("weights say how often training rows are used; evaluation rows are used once: drop them")
+        return self
 
 
 class EvaluationSourceConfig(SourceConfig):
-    """One split of a data set; by default the test split."""
+    """One split of a data set, or of several joined; by default the test split."""
 
-    split: str = Field("test", description="split, including slices such as test[:1000]")
+    weighted: ClassVar[bool] = False
+
+    split: str = Field("test", description="split, or a slice of one such as test[:1000]")
 
 
 class QueryConfig(Section):
@@ -56,12 +111,12 @@ class QueryConfig(Section):
 
     kind: Literal["first_tokens", "first_words", "first_turn", "dialogue", "text"] = Field(
         "text",
-        description="first_tokens / first_words: that many of the row's text; first_turn: the first human turn of a "
-        "dialogue, newlines to spaces; dialogue: everything up to the last assistant turn; text: the row as it is",
+        description="first_tokens, first_words: the beginning of the row's text; first_turn: the first human turn of a "
+        "dialogue, with newlines as spaces; dialogue: everything up to the last assistant turn; text: the whole row",
     )
     min: Positive = Field(2, description="fewest tokens or words")
     max: Positive = Field(
-        8, description="most tokens or words, exclusive (TRL's LengthSampler); min = max - 1 is fixed"
+        8, description="most tokens or words, exclusive as in TRL's LengthSampler; for a fixed number: min + 1"
     )
 
     @model_validator(mode="after")
@@ -74,19 +129,29 @@ class QueryConfig(Section):
 class PromptsConfig(SourceConfig):
     """The rows that become queries: filtered, deduplicated, shuffled with the seed."""
 
-    dataset: str | None = Field(
-        None, description="hub id, local folder or file, or embedded/customer-service; required"
+    dataset: DatasetNames = Field(
+        None,
+        description="hub id, local folder or file, or embedded/customer-service; a list joins several; required",
     )
-    column: str = Field("text", description="column that holds the text or the dialogue")
+    column: str = Field("text", description="column with the text or dialogue")
     min_chars: int | None = Field(None, description="drop rows of at most this many characters")
     max_query_chars: int | None = Field(None, description="drop queries of at least this many characters")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
-    held_out: Fraction = Field(0.1, description="fraction of the prompts kept for evaluation, where `test` is null")
+    held_out: Fraction = Field(
+        0.1,
+        description="fraction of the prompts kept for evaluation, where `test` is null; 0: none, and the training "
+        "prompts are evaluated on, for a task that has only so many prompts",
+    )
     test: EvaluationSourceConfig | None = Field(None, description="evaluation prompts from another split or set")
     template: str | None = Field(
         None, description="text around the query for the policy, with {query}; the reward sees the bare query"
     )
     query: QueryConfig = QueryConfig()
+
+    @property
+    def unheld(self) -> bool:
+        """Whether evaluation uses the training prompts, none being held out."""
+        return self.test is None and self.held_out == 0
 
     @model_validator(mode="after")
     def _template_has_query(self) -> PromptsConfig:
@@ -99,14 +164,14 @@ class RankingsConfig(Section):
     """Human rankings of several responses to a prompt, or thumbs up and down, made into preference pairs."""
 
     tasks: list[str] = Field([], description="files that `rlhf collect` wrote: prompts and their responses, by id")
-    rankings: list[str] = Field([], description="annotators' rankings of these, JSONL or CSV; rounds join")
+    rankings: list[str] = Field([], description="annotators' rankings of these, JSONL or CSV, of one or more rounds")
     feedback: list[str] = Field([], description="files of thumbs up and down: prompt, response, thumb, annotator")
     consensus: Literal["majority", "bradley_terry", "none"] = Field(
         "majority",
-        description="of several annotators: majority of each pair's votes, a Bradley-Terry fit of each prompt's, or "
-        "none: every annotator's own pairs",
+        description="majority: of each pair's votes; bradley_terry: fitted to all votes on a prompt; none: every "
+        "annotator's own pairs",
     )
-    annotators: list[str] | None = Field(None, description="only these; null: all")
+    annotators: list[str] | None = Field(None, description="use only these; null: all")
     criterion: str | None = Field(
         None, description="helpful, honest, harmless or your own; null: the one named in the files"
     )
@@ -114,11 +179,11 @@ class RankingsConfig(Section):
         0.2,
         ge=-1,
         le=1,
-        description="annotators whose alpha against the others' majority is below this are flagged (0 is chance)",
+        description="flag annotators whose alpha against the others' majority is below this (0 is chance)",
     )
     drop_flagged: bool = Field(False, description="exclude flagged annotators from the consensus")
     held_out: Fraction = Field(
-        0.1, description="fraction of the prompts whose pairs are the test pairs, the same prompts in every round"
+        0.1, description="fraction of the prompts whose pairs are test pairs; the same prompts in every round"
     )
 
     @model_validator(mode="after")
@@ -131,7 +196,7 @@ class RankingsConfig(Section):
 
 
 class PreferencesConfig(Section):
-    """Two answers to one prompt, one of them preferred; reward models and base models are trained on them."""
+    """Two answers to a prompt, one of them preferred: what reward models and base models are trained on."""
 
     rankings: RankingsConfig | None = Field(
         None, description="pairs from human rankings, instead of `train` and `test`"
@@ -139,12 +204,17 @@ class PreferencesConfig(Section):
     train: SourceConfig = SourceConfig()
     test: EvaluationSourceConfig = EvaluationSourceConfig()
     limit: Positive | None = Field(None, description="most training pairs to keep, drawn with the recipe's seed")
+    shared_prompts: bool = Field(
+        False,
+        description="false: training pairs are dropped if a test pair has their prompt; true: only if it is the same "
+        "pair, for a task that has only so many prompts (rankings always keep them apart)",
+    )
     chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
     rejected: str = Field("rejected", description="column of the other one")
     margin: str | None = Field(
         None,
-        description="column with how much better the chosen one is; with rankings `consensus`: the share of votes for "
-        "the chosen one less that against it, or the difference of Bradley-Terry strengths",
+        description="column that says by how much the chosen one is better; with rankings, consensus: the share of "
+        "votes for it minus the share against it, or the difference of Bradley-Terry strengths",
     )
 
     @model_validator(mode="after")
@@ -174,7 +244,9 @@ class LabelledConfig(Section):
     test: EvaluationSourceConfig = EvaluationSourceConfig()
     text: str = Field("text", description="column of the texts")
     label: str = Field("label", description="column of a text's label (number or name), or of the list of its labels")
-    names: list[str] | None = Field(None, description="the labels' names in their numbers' order; null: as the set's")
+    names: list[str] | None = Field(
+        None, description="the labels' names, in the order of their numbers; null: as in the data set"
+    )
     limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
 
 

@@ -16,9 +16,9 @@ _HEAD = """\
 
 <!-- Generated from rlhf_lib/recipe/ and rlhf_lib/recipes/ by `make docs`: edit those. -->
 
-A recipe is one YAML file. `rlhf recipes` lists those that are shipped, `rlhf show NAME` prints one with all its
-settings, `rlhf run NAME --set section.key=value` runs it with others. [A new one](how-to/new-recipe.md) takes ten
-lines.
+A recipe is one YAML file. `rlhf recipes` lists the shipped ones, `rlhf show NAME` prints one with all its settings,
+and `rlhf run NAME --set section.key=value` runs it with a setting changed. [A new one](how-to/new-recipe.md) takes
+ten lines.
 
 | recipe | what | models | hardware | time |
 |---|---|---|---|---|
@@ -63,7 +63,12 @@ def document() -> str:
 def groups() -> Iterator[Group]:
     """The recipe's sections in order, from its JSON schema; `[]` after a name marks an item of a list."""
     root = Recipe.model_json_schema()
-    yield from _groups("", root, root["$defs"], about="Its name, and what it is about.", null=False, within=[])
+    listed: set[str] = set()
+    for group in _groups("", root, root["$defs"], about="Its name, and what it is about.", null=False, within=[]):
+        section = group.about if group.name.endswith("[]") else None
+        if section not in listed:  # the items of a list are described where they first occur
+            yield group
+        listed |= {section} if section else set()
 
 
 def _groups(

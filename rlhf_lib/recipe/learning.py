@@ -10,16 +10,16 @@ from rlhf_lib.recipe.data import Fraction, Positive, Section
 
 
 class FromScratchConfig(Section):
-    """A small model with a byte-level BPE tokenizer of its own, both made from the training text."""
+    """A small model and its byte-level BPE tokenizer, both made from the training text."""
 
     architecture: Literal["gpt2", "t5"] = Field(
         "gpt2", description="gpt2: causal; t5: encoder and decoder, trained on data.corpus"
     )
     layers: Positive = Field(4, description="transformer blocks; t5: of encoder and decoder each")
-    width: Positive = Field(256, description="of the hidden states; a multiple of heads")
+    width: Positive = Field(256, description="size of the hidden states; a multiple of heads")
     heads: Positive = Field(4, description="attention heads")
-    positions: Positive = Field(256, description="tokens that it can take, prompt and response together")
-    vocab_size: Positive = Field(4096, description="tokens of the tokenizer, 256 bytes, EOS and pad included")
+    positions: Positive = Field(256, description="longest sequence in tokens, prompt and response together")
+    vocab_size: Positive = Field(4096, description="tokens in the vocabulary, including 256 bytes, EOS and pad")
 
     @model_validator(mode="after")
     def _divisible(self) -> FromScratchConfig:
@@ -38,9 +38,11 @@ class TrainConfig(Section):
     max_steps: Positive | None = Field(None, description="optimizer steps, instead of epochs")
     batch_size: Positive = Field(16, description="texts per optimizer step")
     learning_rate: float = Field(
-        5e-4, gt=0, description="AdamW's highest, after 5% warm-up, then falling along a cosine"
+        5e-4, gt=0, description="AdamW's peak, reached after 5% warm-up; it then follows a cosine down"
     )
-    max_length: Positive | None = Field(None, description="tokens of a training text; null: the model's positions")
+    max_length: Positive | None = Field(
+        None, description="longest training text in tokens; null: the model's positions"
+    )
 
 
 class LoraConfig(Section):
@@ -48,15 +50,15 @@ class LoraConfig(Section):
 
     r: Positive = Field(32, description="rank")
     alpha: Positive = Field(32, description="the adapter is scaled by alpha / r")
-    dropout: Fraction = Field(0.0, description="used in SFT only: no dropout in the passes that form PPO's ratio")
+    dropout: Fraction = Field(0.0, description="in SFT only: the passes that form PPO's ratio use no dropout")
     target_modules: list[str] | None = Field(
-        None, description="layers that get one, by the end of their names; null: peft's choice for the architecture"
+        None, description="layers that get an adapter, by the end of their names; null: peft's default for the model"
     )
-    dora: bool = Field(False, description="magnitude and direction apart (Liu et al. 2024)")
+    dora: bool = Field(False, description="DoRA: magnitude and direction are trained separately (Liu et al. 2024)")
 
 
 class PolicyConfig(Section):
-    """The language model to train. As it is at the start, it is also the reference for the KL."""
+    """The language model to train. A frozen copy of it, as it was at the start, is the reference for the KL."""
 
     model: str | None = Field(None, description="hub id, local folder or registry URI such as models:/NAME@champion")
     train: TrainConfig | None = Field(None, description="how to train the base model first")
@@ -87,14 +89,14 @@ class PolicyConfig(Section):
 
 
 class ClassifierFromScratchConfig(Section):
-    """A small RoBERTa with a byte-level BPE tokenizer of its own, both made from the labelled texts."""
+    """A small RoBERTa and its byte-level BPE tokenizer, both made from the labelled texts."""
 
     layers: Positive = Field(2, description="transformer blocks")
-    width: Positive = Field(192, description="of the hidden states; a multiple of heads")
+    width: Positive = Field(192, description="size of the hidden states; a multiple of heads")
     heads: Positive = Field(4, description="attention heads")
-    positions: Positive = Field(128, description="tokens of a text that it can take")
-    vocab_size: Positive = Field(8192, description="tokens of the tokenizer")
-    dropout: Fraction = Field(0.1, description="while it is trained; scores are taken without")
+    positions: Positive = Field(128, description="longest text in tokens")
+    vocab_size: Positive = Field(8192, description="tokens in the vocabulary")
+    dropout: Fraction = Field(0.1, description="during training; scoring uses none")
 
     @model_validator(mode="after")
     def _divisible(self) -> ClassifierFromScratchConfig:
@@ -105,7 +107,7 @@ class ClassifierFromScratchConfig(Section):
 
 class RewardTrainingConfig(Section):
     """kind preference: TRL's RewardTrainer on the pairs (Bradley-Terry, pairwise logistic loss); kind classifier with
-    data.labelled: cross-entropy, each label apart where texts have several."""
+    data.labelled: cross-entropy, or a binary one per label where texts have several."""
 
     from_scratch: ClassifierFromScratchConfig | None = Field(
         None, description="kind classifier: instead of reward.model"
@@ -113,9 +115,9 @@ class RewardTrainingConfig(Section):
     epochs: float = Field(1.0, gt=0, description="passes over the pairs or texts; fractions are fine")
     max_steps: Positive | None = Field(None, description="optimizer steps, instead of epochs")
     batch_size: Positive = Field(32, description="pairs or texts per optimizer step")
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW's highest, after 5% warm-up, then falling to 0")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW's peak, reached after 5% warm-up; it then falls to 0")
     max_length: Positive | None = Field(
-        None, description="tokens of a dialogue, cut from the left; null: all positions"
+        None, description="longest dialogue in tokens; longer ones are cut on the left; null: the model's positions"
     )
     center_coefficient: float | None = Field(
         None, ge=0, description="weight of the squared sum of a pair's scores, which keeps them centred (0.01 is usual)"
@@ -134,13 +136,21 @@ class ChecksConfig(Section):
     """Thresholds of the reward model's sanity checks; null switches a gate off, and its value is still reported."""
 
     pairs: Positive = Field(1000, description="held-out pairs used, at most")
+    min_pairs: Positive | None = Field(
+        50, description="held-out pairs needed, where there are preferences: on fewer an accuracy says little"
+    )
     min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
     probes: list[ProbeConfig] = Field([], description="sentence pairs whose order is known")
     min_probe_accuracy: Fraction | None = Field(1.0, description="share of the probes in their order")
     max_calibration_error: Fraction | None = Field(
-        0.15, description="expected calibration error of sigmoid(score difference); trained preference models only"
+        0.15,
+        description="by how much the share of pairs in order may fall short of what sigmoid(score difference) claims, "
+        "beyond what chance explains; trained preference models only",
     )
-    min_score_std: float | None = Field(1e-4, description="scores must differ between texts")
+    min_score_std: float | None = Field(
+        1e-4,
+        description="scores must differ between texts; where the data has no answers, between the starting policy's",
+    )
     max_length_correlation: Fraction | None = Field(0.6, description="absolute rank correlation of score and length")
     max_degenerate_win_rate: Fraction | None = Field(
         0.65,  # a model that reads words but not their order is at 0.5 on shuffled text, give or take 0.035
@@ -148,34 +158,45 @@ class ChecksConfig(Section):
     )
     max_batch_difference: float | None = Field(1e-3, description="batched against single scoring, in score units")
 
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> ChecksConfig:
+        if self.min_pairs is not None and self.pairs < self.min_pairs:
+            raise ValueError(
+                f"pairs ({self.pairs}) is below min_pairs ({self.min_pairs}), so every reward would be refused: raise "
+                "pairs, or lower min_pairs"
+            )
+        return self
+
 
 class RewardConfig(Section):
     """The reward: (queries, responses) in, one number per response out. It sees text, never tokens."""
 
     kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum"] = Field(
         "preference",
-        description="classifier: an existing one, or trained here on data.labelled, on query+response; preference: "
-        "trained here on the pairs; pair: an "
-        "existing one that encodes (query, response) as a pair; likelihood: mean log-probability of the text under a "
-        "language model; function: your own, by import path; sum: a weighted sum of such",
+        description="classifier: scores query + response; an existing one, or trained here on data.labelled; "
+        "preference: trained here on the pairs; pair: an existing model that encodes (query, response) as a pair; "
+        "likelihood: mean log-probability of the text under a language model; function: your own, by import path; sum: "
+        "a weighted sum of these",
     )
     model: str | None = Field(
         None,
-        description="hub id or folder; for preference, and classifier with data.labelled, what to start from (null: "
-        "the base model, train.from_scratch)",
+        description="hub id or folder; what training starts from for preference (null: the base model) and for "
+        "classifier with data.labelled (null: train.from_scratch)",
     )
     label: str | None = Field(None, description="the classifier's label to reward; null only where it has one output")
     output: Literal["logit", "probability", "softmax"] = Field(
         "logit",
-        description="probability: sigmoid where the classifier's labels don't exclude each other, else softmax; "
-        "softmax: over all labels in any case",
+        description="probability: sigmoid for a classifier whose labels don't exclude each other, else softmax; "
+        "softmax: always over all labels",
     )
     function: str | None = Field(None, description="package.module:name of f(queries, responses) -> scores")
     terms: list[TermConfig] | None = Field(
         None, description="sum: each {weight, reward}; a preference term names its model"
     )
     batch_size: Positive = Field(64, description="texts scored together; doesn't change results")
-    max_length: Positive | None = Field(None, description="tokens the reward model sees, cut from the left")
+    max_length: Positive | None = Field(
+        None, description="tokens that the reward model sees; longer texts are cut on the left"
+    )
     normalize: bool = Field(
         False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples"
     )
@@ -204,7 +225,9 @@ class TermConfig(Section):
     """One reward of a sum."""
 
     weight: float = Field(1.0, description="its score is multiplied by this; negative: a penalty")
-    reward: RewardConfig = Field(description="a section as `reward`, of any kind; its checks and training are not used")
+    reward: RewardConfig = Field(
+        description="a section like `reward`, of any kind; its checks and training are ignored"
+    )
 
 
 RewardConfig.model_rebuild()
@@ -226,9 +249,9 @@ class LengthSamplerConfig(Section):
 class GenerationConfig(Section):
     """How responses are sampled, in PPO and in evaluation."""
 
-    max_new_tokens: Positive = Field(32, description="tokens of a response, at most")
+    max_new_tokens: Positive = Field(32, description="longest response in tokens")
     length_sampler: LengthSamplerConfig | None = Field(
-        None, description="draw each response's limit instead of max_new_tokens"
+        None, description="draws a limit for each response, instead of max_new_tokens"
     )
     temperature: float = Field(1.0, gt=0, description="divides the logits, in every pass")
     top_k: int = Field(0, ge=0, description="0: off. Truncated sampling biases PPO; log-probs stay the full softmax's")
@@ -236,7 +259,7 @@ class GenerationConfig(Section):
     stop: str | None = Field(None, description="text that ends a response, beside the tokenizer's EOS")
     ignore_eos: bool = Field(False, description="every response runs to its limit")
     missing_eos_penalty: float | None = Field(
-        None, ge=0, description="taken off the score of a response cut by its limit"
+        None, ge=0, description="subtracted from the score of a response that was cut off at its limit"
     )
 
     @property
@@ -244,12 +267,17 @@ class GenerationConfig(Section):
         """Tokens of the longest response."""
         return self.length_sampler.max - 1 if self.length_sampler else self.max_new_tokens
 
+    @property
+    def response_limit_key(self) -> str:
+        """The recipe's key that sets it."""
+        return f"generation.{'length_sampler.max' if self.length_sampler else 'max_new_tokens'}"
+
 
 class PPOConfig(Section):
     """Proximal policy optimization (docs/ppo.md), with the field's usual names."""
 
     steps: Positive = Field(100, description="one step: one rollout batch with all its PPO epochs")
-    batch_size: Positive = Field(128, description="prompts answered a step")
+    batch_size: Positive = Field(128, description="prompts answered per step")
     mini_batch_size: Positive | None = Field(
         None, description="rows per optimizer step; null: the batch. The last may be smaller"
     )
@@ -257,60 +285,65 @@ class PPOConfig(Section):
         4096, description="tokens per forward pass; bounds memory; doesn't change results"
     )
     ppo_epochs: Positive = Field(4, description="passes over a batch, each in a fresh order")
-    learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, once warm")
+    learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, after warm-up")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        "adamw", description="8bit: a quarter of the memory for its moments, with bitsandbytes"
+        "adamw", description="8bit: the moments take a quarter of the memory (needs bitsandbytes)"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="of the learning rate over the steps; linear and cosine end at 0"
+        "constant", description="the learning rate's course over the steps; linear and cosine end at 0"
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of its two moments")
-    eps: float = Field(1e-8, description="AdamW's, in its denominator")
+    eps: float = Field(1e-8, description="AdamW's, added to its denominator")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, decoupled")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are clipped to this norm; null: never")
     gamma: Fraction = Field(1.0, description="discount of later rewards")
     lam: Fraction = Field(0.95, description="lambda of generalised advantage estimation (Schulman et al. 2016)")
     kl_coef: float = Field(0.2, ge=0, description="weight of the KL to the reference (the adaptive controller's start)")
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        "k1", description="k1: log-ratio; k2: its square / 2; k3: ratio - 1 - log-ratio (Schulman 2020)"
+        "k1", description="k1: the log-ratio; k2: half its square; k3: ratio - 1 - log-ratio (Schulman 2020)"
     )
     kl_in: Literal["reward", "loss"] = Field(
-        "reward", description="reward: taken off each token's reward; loss: a term of the loss, with k2 or k3"
+        "reward", description="reward: subtracted from each token's reward; loss: a term of the loss (with k2 or k3)"
     )
     kl_controller: Literal["adaptive", "fixed"] = Field(
         "adaptive",
-        description="adaptive: the coefficient steers the KL to kl_target (Ziegler et al. 2019); fixed: it stays",
+        description="adaptive: the coefficient is adjusted to steer the KL to kl_target (Ziegler et al. 2019); fixed: "
+        "it stays the same",
     )
     kl_target: float = Field(6.0, gt=0, description="adaptive: nats per response")
     kl_horizon: Positive = Field(10000, description="adaptive: responses over which the coefficient moves")
-    cliprange: float = Field(0.2, gt=0, description="how far from 1 the ratio of probabilities still pays")
-    cliprange_value: float = Field(0.2, gt=0, description="how far a value may move from its old one, likewise")
+    cliprange: float = Field(
+        0.2, gt=0, description="how far the probability ratio may move from 1 before moving further gains nothing"
+    )
+    cliprange_value: float = Field(0.2, gt=0, description="the same for a value and its distance from the old value")
     vf_coef: float = Field(0.1, ge=0, description="weight of the value loss")
-    whiten_rewards: bool = Field(False, description="scale a batch's rewards to std 1, their mean kept")
+    whiten_rewards: bool = Field(False, description="scale a batch's rewards to std 1, keeping their mean")
     scale_scores: bool = Field(False, description="divide scores by their running std")
-    normalize_scores: bool = Field(False, description="with scale_scores: take off their running mean too")
-    clip_scores: float | None = Field(None, gt=0, description="scores are cut to plus or minus this, once scaled")
-    ratio_threshold: float | None = Field(10.0, gt=1, description="a mini-batch with a larger mean ratio is skipped")
+    normalize_scores: bool = Field(False, description="with scale_scores: subtract their running mean too")
+    clip_scores: float | None = Field(None, gt=0, description="clip scores to plus or minus this, after scaling")
+    ratio_threshold: float | None = Field(10.0, gt=1, description="skip mini-batches whose mean ratio is larger")
     target_kl: float | None = Field(
         None, gt=0, description="stop a batch's updates when approxkl passes 1.5 times this"
     )
     stop_at_reward: float | None = Field(None, description="stop when the mean raw score reaches this")
     old_logprobs: Literal["auto", "sampling", "recompute"] = Field(
-        "auto", description="auto: those gathered while sampling, if the first batch shows that they agree"
+        "auto", description="auto: those from sampling, if they agree with a scoring pass on the first batch"
     )
     checkpoint_every: Positive | None = Field(50, description="steps between checkpoints; null: none")
-    keep_checkpoints: Positive = Field(2, description="the newest so many stay on disk")
-    eval_every: Positive | None = Field(None, description="steps between scorings of the evaluation prompts")
-    eval_prompts: Positive = Field(64, description="held-out prompts scored then, at most")
+    keep_checkpoints: Positive = Field(2, description="how many of the newest stay on disk")
+    eval_every: Positive | None = Field(
+        None, description="steps between scoring rounds on the evaluation prompts; null: none"
+    )
+    eval_prompts: Positive = Field(64, description="most evaluation prompts in such a round")
     eval_texts: list[str] | None = Field(
-        None, min_length=1, description="prompts to answer then instead, in turn until there are eval_prompts"
+        None, min_length=1, description="prompts to use instead, repeated until there are eval_prompts of them"
     )
     keep_best: str | None = Field(
-        None, description="export the step with the highest such statistic instead of the last: eval/mean_scores, say"
+        None, description="export the step at which this statistic (say eval/mean_scores) is highest, not the last step"
     )
-    sample_every: Positive = Field(10, description="steps between sample responses in the tracker")
-    samples: Positive = Field(8, description="responses shown then")
+    sample_every: Positive = Field(10, description="steps between the samples shown in MLflow")
+    samples: Positive = Field(8, description="responses shown each time")
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:

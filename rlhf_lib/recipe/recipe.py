@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,8 @@ from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, 
 class PerplexitySetConfig(SourceConfig):
     """Texts whose perplexity is measured under the reference and the policy."""
 
+    weighted: ClassVar[bool] = False
+
     split: str = Field("test", description="split, including slices such as test[:1000]")
     column: str = Field("chosen", description="column of the texts")
     prompt: str | None = Field(
@@ -20,40 +22,57 @@ class PerplexitySetConfig(SourceConfig):
         description="column of the prompt that each text answers: the text is scored given it. null: the whole text, "
         "or for a seq2seq policy what follows the query (cut as data.prompts.query says)",
     )
-    add_start_token: bool = Field(True, description="score the first token too, after BOS (as Hugging Face's metric)")
+    add_start_token: bool = Field(
+        True, description="score the first token too, after BOS (as Hugging Face's metric does)"
+    )
     batch_size: Positive = Field(16, description="most texts in a forward pass; doesn't change results")
-    limit: Positive | None = Field(None, description="texts scored, at most, drawn with the recipe's seed")
+    limit: Positive | None = Field(None, description="most texts to score, drawn with the recipe's seed")
 
 
 class TokenProbeConfig(Section):
-    """Which of two words follows a text: the difference of their next-token logits, before and after."""
+    """Which of two words comes next: the difference of their logits, before and after PPO."""
 
-    prompt: str = Field(description="text that the model continues")
-    token: str = Field(description="word to follow it, with its leading space where the tokenizer has one")
+    prompt: str = Field(description="the text before")
+    token: str = Field(description="the word that may follow, with its leading space if the tokenizer has one there")
     against: str = Field(description="the other word")
 
 
 class EvaluationConfig(Section):
     """The policy after PPO against its reference: rewards, perplexity, diversity, samples."""
 
-    prompts: Positive = Field(256, description="held-out prompts, at most")
+    prompts: Positive = Field(
+        256,
+        description="evaluation prompts, at most, each answered once; with data.prompts.held_out 0 each is answered as "
+        "often as it fits in",
+    )
     perplexity: PerplexitySetConfig | None = None
     metrics: list[str] = Field(
         [],
         description="functions of your own, package.module:name, called as trlX's metric_fn(samples, prompts, outputs, "
         "**kwargs) -> name -> values: in the report before and after PPO, and while it learns with ppo.eval_every",
     )
-    probes: list[TokenProbeConfig] = Field([], description="next-token logit differences, shown in the report")
+    probes: list[TokenProbeConfig] = Field([], description="differences of next-token logits, shown in the report")
 
 
 class GatesConfig(Section):
     """What a version needs to become champion; null switches a gate off."""
 
-    min_reward_delta: float | None = Field(0.0, description="the 95% interval of the reward's gain must lie above this")
+    min_prompts: Positive | None = Field(
+        50, description="different prompts that it was evaluated on, and compared with the champion on"
+    )
+    min_reward_delta: float | None = Field(
+        0.0,
+        description="the 95% interval of the reward's gain must lie above this (below 30 prompts, which have no "
+        "interval, the gain itself)",
+    )
     max_perplexity_ratio: float | None = Field(2.0, gt=0, description="perplexity, policy to reference")
     max_kl: float | None = Field(None, gt=0, description="KL to the reference, nats per response")
     min_distinct_2_ratio: float | None = Field(
         0.5, ge=0, description="share of bigrams that differ, policy to reference"
+    )
+    allow_unheld: bool = Field(
+        False,
+        description="with data.prompts.held_out 0: true lets a version become champion by its training prompts alone",
     )
 
 
@@ -63,7 +82,7 @@ class RegistrationConfig(Section):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="registered model; null: the recipe's name"
     )
-    promote: bool = Field(True, description="false: a passing version stays challenger")
+    promote: bool = Field(True, description="false: a version that passes its gates stays challenger")
     gates: GatesConfig = GatesConfig()
 
 
@@ -71,12 +90,12 @@ class ComputeConfig(Section):
     """Where to compute, and in which precision."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    processes: Positive = Field(1, description="PPO shares its batches between so many processes, one a GPU")
+    processes: Positive = Field(1, description="how many processes share PPO's batches, one per GPU")
     accelerate: str | None = Field(
-        None, description="configuration file of Hugging Face Accelerate (FSDP2, DeepSpeed, nodes); null: DDP here"
+        None, description="Accelerate's configuration file (FSDP2, DeepSpeed, nodes); null: DDP on this machine"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the device multiplies it natively"
+        "auto", description="auto: bf16 on devices that multiply it natively"
     )
 
 
@@ -84,8 +103,8 @@ class AboutConfig(Section):
     """What a run needs, for the list of recipes."""
 
     models: str = Field("", description="sizes of policy and reward model")
-    hardware: str = Field("", description="what it needs")
-    time: str = Field("", description="of a whole run on it")
+    hardware: str = Field("", description="the hardware that it needs")
+    time: str = Field("", description="how long a whole run takes on it")
 
 
 class Recipe(Section):
@@ -103,7 +122,7 @@ class Recipe(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     registration: RegistrationConfig = RegistrationConfig()
     compute: ComputeConfig = ComputeConfig()
-    seed: int = Field(0, ge=0, description="of every random draw: orders, new weights, sampling")
+    seed: int = Field(0, ge=0, description="for every random draw: orders, new weights, sampling")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError
@@ -16,13 +16,13 @@ Reward = Callable[[list[str], list[str]], list[float]]
 
 
 def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:
-    """A reward's answer as a tensor (B,), fp64. `where` tells in the message which reward, or when.
+    """A reward's scores as a tensor (B,), fp64. `where` tells in the message which reward, or when.
 
     Raises ModelError unless it is one finite number for each response.
     """
     import torch
 
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
         raise ModelError(
             f"the reward {where} gave {given!r:.80}: it must give a list of numbers, one for each response"
         )

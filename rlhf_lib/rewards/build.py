@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
 from rlhf_lib.rewards import Reward, checked_scores
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
+from rlhf_lib.rewards.failure import explained
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def build_reward(
         return weighted_sum([(term.weight, build_reward(term.reward, device=device)) for term in reward.terms or []])
     name = model or reward.model
     if name is None:
-        raise ModelError("the reward model isn't trained yet, and reward.model names none to load")
+        raise ModelError("the reward model isn't trained yet: run its recipe, or set reward.model to a trained one")
     if reward.kind == "likelihood":
         return LikelihoodReward(
             load_causal_lm(name, trust_remote_code=reward.trust_remote_code).to(device or "cpu"),  # type: ignore
@@ -80,15 +81,19 @@ def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> 
 
 
 def import_function(path: str, key: str = "reward.function") -> Callable[..., Any]:
-    """Import `package.module:name`, from Python's path or the working directory. Raises RecipeError, which names the
-    recipe's `key`."""
+    """Import `package.module:name`, from Python's path or the working directory.
+
+    Raises RecipeError, which names the recipe's `key`, if there is no such function, and RewardFailed if its module
+    raises while it is imported.
+    """
     module_name, separator, name = path.partition(":")
     if not (separator and module_name and name):
         raise RecipeError(f"{key} {path!r} must have the form package.module:name")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        with explained(f"{key} {path}: importing {module_name}", passing=(ImportError,)):
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise RecipeError(
             f"{key} {path}: module {module_name} can't be imported ({error}): install it, or run where it is"
@@ -103,11 +108,14 @@ def import_function(path: str, key: str = "reward.function") -> Callable[..., An
 def function_reward(path: str) -> Reward:
     """The imported function as a Reward with checked scores: one finite number per response.
 
-    Raises RecipeError if it can't be imported; calling it raises ModelError for bad scores.
+    Raises RecipeError if it can't be imported; calling it raises RewardFailed if it raises, ModelError for bad scores.
     """
     function = import_function(path)
 
     def checked(queries: list[str], responses: list[str]) -> list[float]:
-        return checked_scores(function(queries, responses), queries, responses, f"function {path}").tolist()
+        with explained(f"reward.function {path}"):
+            given = function(queries, responses)
+            given = list(given) if isinstance(given, Iterator) else given  # a generator runs, and may raise, only now
+        return checked_scores(given, queries, responses, f"function {path}").tolist()
 
     return checked

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_lib.drawing import panels
-from rlhf_lib.rewards.checks import CheckReport, Reliability
+from rlhf_lib.rewards.check_measures import Reliability
+from rlhf_lib.rewards.checks import CheckReport
 
 COLORS = {"chosen": "#1b7837", "rejected": "#b2182b", "response": "#2166ac"}
 
@@ -84,12 +85,13 @@ def markdown(report: CheckReport, images: list[str] | None = None) -> str:
     lines = [
         f"# Reward model checks: {verdict}",
         "",
-        "| check | figure | threshold | passed | detail |",
-        "|---|---|---|---|---|",
+        "| check | what it measures | figure | threshold | passed | detail |",
+        "|---|---|---|---|---|---|",
     ]
     for check in report.checks:
         bound = "not gated" if check.threshold is None else f"{check.bound} {check.threshold:g}"
-        cells = (check.name, f"{check.figure:.4g}", bound, "yes" if check.passed else "**no**", _cell(check.detail))
+        passed = "yes" if check.passed else "**no**"
+        cells = (check.name, check.what, f"{check.figure:.4g}", bound, passed, _cell(check.detail))
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import numpy as np
 
 from rlhf_lib.errors import DataError
@@ -36,27 +39,44 @@ def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
     """At most `limit` (query, response) texts for a reward that has no preference pairs to be checked on.
 
     They come from the rows that the prompts come from, evaluation's where it has its own: of a dialogue the answer, of
-    a plain text the words that follow the query, from 4 to as many as the policy may generate tokens. Where the whole
-    row is the query, it is scored as a response to nothing. Raises DataError where no row has such a text.
+    a plain text the words that follow the query, from 4 to as many as the policy may generate tokens. Where no row goes
+    on after its query (see `has_answers`), its second half stands for the response to its first. Neither is ever blank.
+    Raises DataError where all rows are.
     """
+    texts = _texts(recipe, limit, split_text) or _texts(recipe, limit, lambda text, *_: _halves(text))
+    if not texts:
+        column = recipe.data.prompts.column
+        raise DataError(f"column '{column}' has no text to try the reward on: set data.prompts.column to one that has")
+    return texts
+
+
+def has_answers(recipe: Recipe) -> bool:
+    """Whether the prompts' rows go on after their query, so that there are real responses to check a reward on."""
+    return recipe.data.prompts.query.kind != "text" and bool(_texts(recipe, 1, split_text))
+
+
+Split = Callable[[str, Recipe, np.random.Generator], tuple[str, str]]
+
+
+def _texts(recipe: Recipe, limit: int, split: Split) -> list[tuple[str, str]]:
     from rlhf_lib.data.sources import describe_source, load_split, text_column
 
     prompts = recipe.data.prompts
     source = prompts.test or prompts
     where = describe_source(source, prompts.dataset)
     rows = load_split(source, default=prompts.dataset)
-    column = text_column(rows, prompts.column, where, "data.prompts.column")
+    text_column(rows.select(range(0)), prompts.column, where, "data.prompts.column")  # raises for what isn't text
+    rows = rows.select_columns([prompts.column]).with_format(None)
     rng = np.random.default_rng(recipe.seed)
     texts: list[tuple[str, str]] = []
-    for i in rng.permutation(len(column)):
-        if len(column[i]) > (prompts.min_chars or 0):
-            query, response = split_text(column[i], recipe, rng)
-            if response.strip():
+    for i in rng.permutation(len(rows)):
+        text = rows[int(i)][prompts.column] or ""
+        if len(text) > (prompts.min_chars or 0):
+            query, response = split(text, recipe, rng)
+            if query.strip() and response.strip():
                 texts.append((query, response))
         if len(texts) == limit:
             break
-    if not texts:
-        raise DataError(f"{where}: no row has text after its query, so there is nothing to check the reward model on")
     return texts
 
 
@@ -70,8 +90,17 @@ def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str
     if query.kind == "first_turn":
         return first_turn(text), text.partition("\n\nAssistant:")[2].partition("\n\nHuman:")[0]
     if query.kind == "text":
-        return "", text
+        return _halves(text)
     longest = recipe.generation.response_limit
     words = text.split()
     at, length = query.max - 1, int(rng.integers(min(4, longest), longest + 1))
     return " ".join(words[:at]), " " + " ".join(words[at : at + length])
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """The text cut before its middle word, white space going with the second half; a single word is both."""
+    gaps = [gap.start() for gap in re.finditer(r"(?<=\S)\s+(?=\S)", text)]
+    if not gaps:
+        return text, f" {text.strip()}" if text.strip() else ""
+    at = gaps[len(gaps) // 2]
+    return text[:at], text[at:]

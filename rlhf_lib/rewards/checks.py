@@ -1,15 +1,17 @@
-"""Sanity checks on a reward, before any PPO is paid for.
+"""Sanity checks on a reward, before PPO spends time on it.
 
 Each check gives one figure against one threshold of the recipe (`reward.checks`). A check that doesn't apply - accuracy
 without pairs, probes where none are given - is left out, never 0; one whose threshold is null is reported ungated.
 
 What is measured:
   finite_scores    number of scores that are NaN or infinite, on any text here
+  pairs            number of held-out pairs
   accuracy         held-out pairs with chosen above rejected, ties counting half
   probes           recipe-given sentences in the known order, a tie counting as out of order
-  calibration      expected calibration error of sigmoid(score difference) (Naeini 2015; Guo 2017, arXiv:1706.04599)
+  calibration      by how much fewer pairs are in order than sigmoid(score difference) claims, beyond chance, see
+                   `overconfidence`; beside it the expected calibration error (Naeini 2015; Guo 2017, arXiv:1706.04599)
   score_spread     standard deviation of the scores
-  length_bias      |rank correlation| of score and length, see `length_bias`
+  length_bias      |rank correlation| of score and length, see `length_bias`; of a handful it is noise, and not gated
   degenerate       how often empty, repeated-word or word-shuffled responses beat a real one, ties counting half; the
                    worst of the three. Over-long ones must be finite; their rate is reported
   batch_agreement  largest difference between a text's score alone and among others
@@ -28,72 +30,39 @@ from scipy.special import expit
 from rlhf_lib.errors import GateFailed, ModelError
 from rlhf_lib.recipe import ChecksConfig
 from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.check_measures import (
+    Reliability,
+    Scores,
+    length_bias,
+    overconfidence,
+    pairwise_outcomes,
+    reliability,
+)
 from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words
-from rlhf_lib.statistics import bootstrap_mean, rank_correlation
+from rlhf_lib.statistics import LEAST_FOR_INTERVAL, counted, no_interval, share_interval
 
-Scores = NDArray[np.float64]
 Pair = tuple[str, str, str]  # prompt, chosen, rejected
 Text = tuple[str, str]  # query, response
 
 DEGENERATE_TEXTS = 200  # responses that are made degenerate: the rate is good to 0.035 (one standard deviation)
 OVER_LONG_TEXTS = 8  # these cost the model's full width
 SINGLE_TEXTS = 32
-BINS = 10
 GATED_KINDS = ("empty", "repeated", "shuffled")
-
-
-# ---------------------------------------------------------------- metrics
-
-
-def pairwise_outcomes(chosen_N: Scores, rejected_N: Scores) -> Scores:
-    """1 where chosen scores higher, 0 where rejected does, 0.5 for a tie: (N,); the mean is the accuracy."""
-    return np.heaviside(chosen_N - rejected_N, 0.5)
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Mean predicted and observed preference of each bin that holds any, with its count: each (B,)."""
-
-    predicted_B: Scores
-    observed_B: Scores
-    count_B: NDArray[np.int64]
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error: |predicted - observed|, bins weighted by their count."""
-        return float(np.average(np.abs(self.predicted_B - self.observed_B), weights=self.count_B))
-
-
-def reliability(chosen_N: Scores, rejected_N: Scores, bins: int = BINS) -> Reliability:
-    """Predicted preference sigmoid(difference) against the observed one, in equal-width bins over [0, 1].
-
-    Taken as (chosen, rejected) alone, every pair would be observed as 1 and any confident model look calibrated. So
-    each pair enters in both orders, which is what a random order comes to on average, without the luck of the draw.
-    """
-    predicted_2N = expit(np.concatenate([chosen_N - rejected_N, rejected_N - chosen_N]))
-    observed_2N = np.repeat([1.0, 0.0], chosen_N.size)
-    bin_2N = np.minimum((predicted_2N * bins).astype(int), bins - 1)
-    count_B = np.bincount(bin_2N, minlength=bins)
-    some = count_B > 0
-    mean = [np.bincount(bin_2N, v, minlength=bins)[some] / count_B[some] for v in (predicted_2N, observed_2N)]
-    return Reliability(mean[0], mean[1], count_B[some])
-
-
-def length_bias(
-    scores_N: Scores, lengths_N: Scores, other_scores_N: Scores | None = None, other_lengths_N: Scores | None = None
-) -> float | None:
-    """Spearman's rho of score and response length; of pairs, of the differences chosen - rejected. None: undefined.
-
-    Between differences in that one order, what the prompt adds to score and length cancels, and a preference of the
-    data for longer answers is only a shift of both, which ranks don't see: 0 for a model that scores quality however
-    much longer the better answers are, 1 for one that scores length.
-    """
-    if other_scores_N is not None and other_lengths_N is not None:
-        scores_N, lengths_N = scores_N - other_scores_N, lengths_N - other_lengths_N
-    return rank_correlation(scores_N.tolist(), lengths_N.tolist())
-
-
-# ---------------------------------------------------------------- report
+# check -> what its figure is, in words, and the key under reward.checks that holds its threshold (none: it has to be 0)
+FIGURES = {
+    "finite_scores": ("the number of NaN or infinite scores", None),
+    "pairs": ("the number of held-out pairs", "min_pairs"),
+    "accuracy": ("the share of held-out pairs with chosen above rejected", "min_accuracy"),
+    "calibration": (
+        "how far the share of pairs in order falls short of what the scores claim",
+        "max_calibration_error",
+    ),
+    "length_bias": ("the absolute rank correlation of score and length", "max_length_correlation"),
+    "probes": ("the share of probes in their order", "min_probe_accuracy"),
+    "score_spread": ("the standard deviation of the scores", "min_score_std"),
+    "degenerate": ("the share of degenerate responses that beat a real one", "max_degenerate_win_rate"),
+    "batch_agreement": ("the largest difference between a text's score alone and in a batch", "max_batch_difference"),
+}
 
 
 @dataclass(frozen=True)
@@ -114,13 +83,26 @@ class Check:
         return cls(name, figure, threshold, bound, passed, detail)
 
     def __str__(self) -> str:
-        must = "not gated" if self.threshold is None else f"must be {self.bound} {self.threshold:g}"
-        return f"{self.name} is {self.figure:.4g}, {must} ({self.detail})"
+        """`accuracy: the share of held-out pairs with chosen above rejected is 0.52, must be at least 0.6 (...)`"""
+        bound = "" if self.key is None else f"{self.bound} "
+        must = "is not gated" if self.threshold is None else f"must be {bound}{self.threshold:g}"
+        return f"{self.name}: {self.what} is {self.figure:.4g} and {must} ({self.detail})"
+
+    @property
+    def what(self) -> str:
+        """What the figure is."""
+        return FIGURES[self.name][0]
+
+    @property
+    def key(self) -> str | None:
+        """The recipe's key of the threshold."""
+        key = FIGURES[self.name][1]
+        return key and f"reward.checks.{key}"
 
 
 @dataclass
 class CheckReport:
-    """The checks that apply, all metrics, flat, and the scores behind the plots."""
+    """The checks that apply, all metrics, flat, and the scores behind the plots; `pairs` that the accuracy is of."""
 
     checks: list[Check] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -128,6 +110,7 @@ class CheckReport:
     lengths: dict[str, Scores] = field(default_factory=dict)  # characters, as scores
     reliability: Reliability | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)  # texts with their scores, the most telling first
+    pairs: int = 0
 
     @property
     def passed(self) -> bool:
@@ -142,17 +125,19 @@ class CheckReport:
         return self.metrics.get("accuracy")
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        return [asdict(check) for check in self.checks]
+        return [asdict(check) | {"what": check.what} for check in self.checks]
 
     def raise_if_failed(self) -> None:
         """Raise GateFailed naming every failed check, its value, its threshold and what to do."""
-        if self.failed:
-            raise GateFailed(
-                "the reward model failed its checks: "
-                + "; ".join(map(str, self.failed))
-                + ". Mend the reward model or its data; the thresholds are reward.checks in the recipe, null "
-                "switches one off"
-            )
+        if not self.failed:
+            return
+        names = {check.name for check in self.failed}
+        fix = "Give data.preferences more held-out pairs" if names == {"pairs"} else "Improve the reward or its data"
+        if keys := [check.key for check in self.failed if check.key]:
+            fix += f", or change the recipe's {' and '.join(keys)}, which null switches off"
+        if "finite_scores" in names:
+            fix = f"A reward has to give a finite number for any text. {fix}" if keys else "Make it finite for any text"
+        raise GateFailed(f"the reward failed its checks: {'; '.join(map(str, self.failed))}. {fix}")
 
     def add(self, name: str, figure: float, threshold: float | None, bound: str, detail: str) -> None:
         self.checks.append(Check.judge(name, figure, threshold, bound, detail))
@@ -190,38 +175,45 @@ def run_checks(
     texts: Sequence[Text] | None,
     *,
     calibrated: bool,
+    sampled: bool = False,
     seed: int = 0,
 ) -> CheckReport:
     """Check a reward on held-out `pairs` (prompt, chosen, rejected), or without pairs on `texts` (query, response).
 
     `calibrated`: score differences are meant as log-odds (a trained preference model), so calibration is gated too.
+    `sampled`: the texts are the starting policy's responses, good or bad. Then nothing says that they should beat
+    degenerate ones or that length should not pay, and these two checks are not gated.
     Raises ModelError where the reward doesn't return one score a text; a failed check is in the report, see
     `CheckReport.raise_if_failed`.
     """
     rng = np.random.default_rng(seed)
     report, scorer = CheckReport(), _Scorer(reward)
+    if sampled:
+        checks = checks.model_copy(update={"max_length_correlation": None, "max_degenerate_win_rate": None})
     if pairs:
-        pairs = [pairs[i] for i in rng.permutation(len(pairs))[: checks.pairs]]
+        at_hand = len(pairs)
+        pairs = [pairs[i] for i in rng.permutation(at_hand)[: checks.pairs]]
+        report.add("pairs", len(pairs), checks.min_pairs, "at least", f"of {at_hand:,} at hand")
         texts = [(prompt, chosen) for prompt, chosen, _ in pairs]
-        _check_pairs(report, scorer, checks, pairs, calibrated, seed)
+        _check_pairs(report, scorer, checks, pairs, calibrated)
     elif texts:
         texts = [texts[i] for i in rng.permutation(len(texts))[: checks.pairs]]
         _check_texts(report, scorer, checks, texts)
     _check_probes(report, scorer, checks)
-    _check_spread(report, checks)
+    _check_spread(report, checks, f", on {counted(len(texts or []), 'response')} of the starting policy" * sampled)
     if texts:
         real_N = report.scores["chosen" if pairs else "response"]
         _check_degenerate(report, scorer, checks, texts, real_N, bool(pairs), rng)
         _check_batching(report, scorer, checks, texts)
     bad = sum(scorer.nonfinite.values())
     where = ", ".join(f"{count} on {kind}" for kind, count in scorer.nonfinite.items()) or "all finite"
-    report.checks.insert(0, Check.judge("finite_scores", bad, 0, "at most", f"of {scorer.total} scores, {where}"))
+    report.checks.insert(0, Check.judge("finite_scores", bad, 0, "at most", f"of {scorer.total:,} scores: {where}"))
     report.metrics |= {"nonfinite_scores": bad, "checks_failed": len(report.failed)}
     return report
 
 
 def _check_pairs(
-    report: CheckReport, scorer: _Scorer, checks: ChecksConfig, pairs: Sequence[Pair], calibrated: bool, seed: int
+    report: CheckReport, scorer: _Scorer, checks: ChecksConfig, pairs: Sequence[Pair], calibrated: bool
 ) -> None:
     chosen_N = scorer("chosen", [(prompt, chosen) for prompt, chosen, _ in pairs])
     rejected_N = scorer("rejected", [(prompt, rejected) for prompt, _, rejected in pairs])
@@ -234,23 +226,21 @@ def _check_pairs(
         return
     chosen_N, rejected_N, (long_N, short_N) = chosen_N[keep], rejected_N[keep], lengths_N2[keep].T
 
-    accuracy, low, high = bootstrap_mean(pairwise_outcomes(chosen_N, rejected_N).tolist(), seed=seed)
-    report.metrics |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
-    report.add(
-        "accuracy", accuracy, checks.min_accuracy, "at least", f"95% {low:.3f} to {high:.3f}, {keep.sum()} pairs"
-    )
+    accuracy, report.pairs = float(pairwise_outcomes(chosen_N, rejected_N).mean()), int(keep.sum())
+    report.metrics |= {"accuracy": accuracy, "pairs": report.pairs}
+    detail = no_interval(report.pairs, "pair")
+    if interval := share_interval(accuracy, report.pairs):
+        report.metrics |= dict(zip(("accuracy_low", "accuracy_high"), interval, strict=True))
+        detail = f"95% interval {interval[0]:.3f} to {interval[1]:.3f}, {counted(report.pairs, 'pair')}"
+    report.add("accuracy", accuracy, checks.min_accuracy, "at least", detail)
 
-    report.reliability = reliability(chosen_N, rejected_N)
-    report.metrics["calibration_error"] = report.reliability.error
+    report.reliability, short = reliability(chosen_N, rejected_N), overconfidence(chosen_N, rejected_N)
+    error = report.reliability.error
+    report.metrics |= {"calibration_error": error, "overconfidence": short}
     threshold = checks.max_calibration_error if calibrated else None
     mean = expit(np.abs(chosen_N - rejected_N)).mean()
-    report.add(
-        "calibration",
-        report.reliability.error,
-        threshold,
-        "at most",
-        f"right {accuracy:.3f} of the time where {mean:.3f} is predicted",
-    )
+    detail = f"{accuracy:.3f} are in order where the scores claim {mean:.3f}; expected calibration error {error:.3f}"
+    report.add("calibration", short, threshold, "at most", detail)
 
     longer = pairwise_outcomes(long_N, short_N).mean()
     report.metrics |= {"chosen_longer": float(longer)}
@@ -258,7 +248,8 @@ def _check_pairs(
         report,
         checks,
         length_bias(chosen_N, long_N, rejected_N, short_N),
-        f"chosen is longer in {longer:.2f} of the pairs",
+        report.pairs,
+        f"chosen is longer in {longer:.0%} of {counted(report.pairs, 'pair')}",
     )
 
 
@@ -274,15 +265,17 @@ def _check_texts(report: CheckReport, scorer: _Scorer, checks: ChecksConfig, tex
         for i in [*order[-5:][::-1], *order[:5]]
     ]
     keep = _finite(scores_N)
-    _add_length(report, checks, length_bias(scores_N[keep], lengths_N[keep]), f"{keep.sum()} texts")
+    count = int(keep.sum())
+    _add_length(report, checks, length_bias(scores_N[keep], lengths_N[keep]), count, counted(count, "text"))
 
 
-def _add_length(report: CheckReport, checks: ChecksConfig, rho: float | None, detail: str) -> None:
+def _add_length(report: CheckReport, checks: ChecksConfig, rho: float | None, count: int, detail: str) -> None:
     if rho is not None:
         report.metrics["length_correlation"] = rho
-        report.add(
-            "length_bias", abs(rho), checks.max_length_correlation, "at most", f"rank correlation {rho:+.2f}, {detail}"
-        )
+        threshold = checks.max_length_correlation
+        if count < LEAST_FOR_INTERVAL:
+            threshold, detail = None, f"{detail}, too few to judge by"
+        report.add("length_bias", abs(rho), threshold, "at most", f"rank correlation {rho:+.2f}, {detail}")
 
 
 def _check_probes(report: CheckReport, scorer: _Scorer, checks: ChecksConfig) -> None:
@@ -301,7 +294,7 @@ def _check_probes(report: CheckReport, scorer: _Scorer, checks: ChecksConfig) ->
     report.add("probes", right_N.mean(), checks.min_probe_accuracy, "at least", detail)
 
 
-def _check_spread(report: CheckReport, checks: ChecksConfig) -> None:
+def _check_spread(report: CheckReport, checks: ChecksConfig, of: str) -> None:
     scores_N = np.concatenate([*report.scores.values(), []])
     scores_N = scores_N[np.isfinite(scores_N)]
     if scores_N.size:
@@ -309,7 +302,7 @@ def _check_spread(report: CheckReport, checks: ChecksConfig) -> None:
         report.metrics["score_std"] = float(scores_N.std())
         low, high = scores_N.min(), scores_N.max()
         report.add(
-            "score_spread", scores_N.std(), checks.min_score_std, "at least", f"scores from {low:.3g} to {high:.3g}"
+            "score_spread", scores_N.std(), checks.min_score_std, "at least", f"scores from {low:.3g} to {high:.3g}{of}"
         )
 
 
@@ -339,6 +332,10 @@ def _check_degenerate(
     rates: dict[str, float] = {}
     for kind, make in makers.items():
         some = good[:OVER_LONG_TEXTS] if kind == "over_long" else good
+        if kind == "empty":  # an empty response to an empty query is no text at all: no reward has to score it
+            some = np.array([i for i in some if texts[i][0].strip()], dtype=int)
+            if not some.size:
+                continue
         made = [(texts[i][0], make(texts[i][1])) for i in some]
         scores_N = scorer(kind, made)
         # a one-word answer is its own shuffle and its own repetition: nothing to compare
@@ -352,7 +349,10 @@ def _check_degenerate(
     gated = {kind: rate for kind, rate in rates.items() if kind in GATED_KINDS}
     if gated:
         real = "the chosen response" if known_good else "a response of the better-scored half"
-        detail = f"beats {real}: " + ", ".join(f"{kind} {rate:.2f}" for kind, rate in rates.items())
+        detail = f"of those that should lose to {real}: " + ", ".join(
+            f"{kind} {rate:.2f}" for kind, rate in rates.items()
+        )
+        detail += f"; of {counted(len(good), 'response')}"
         report.add("degenerate", max(gated.values()), checks.max_degenerate_win_rate, "at most", detail)
 
 
@@ -366,7 +366,8 @@ def _check_batching(report: CheckReport, scorer: _Scorer, checks: ChecksConfig, 
     if keep.any():
         difference = np.abs(np.stack([batch_N, backwards_N]) - alone_N)[:, keep].max()
         report.metrics["batch_difference"] = float(difference)
-        report.add("batch_agreement", difference, checks.max_batch_difference, "at most", f"{keep.sum()} texts")
+        detail = counted(int(keep.sum()), "text")
+        report.add("batch_agreement", difference, checks.max_batch_difference, "at most", detail)
 
 
 def _most_wrong(pairs: Sequence[Pair], margin_N: Scores, chosen_N: Scores, rejected_N: Scores) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.loading import positions
+from rlhf_lib.progress import report
 
 
 class ClassifierReward:
@@ -72,9 +73,11 @@ class ClassifierReward:
         """As `logits`, in batches of like length."""
         order = sorted(range(len(rows["input_ids"])), key=lambda i: len(rows["input_ids"][i]))
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        outputs = [
-            self._outputs({key: [values[i] for i in batch] for key, values in rows.items()}) for batch in batches
-        ]
+        outputs, done = [], 0
+        for batch in batches:
+            outputs.append(self._outputs({key: [values[i] for i in batch] for key, values in rows.items()}))
+            done += len(batch)
+            report("text", done, len(order))
         return torch.cat(outputs).cpu()[torch.tensor(order).argsort()]
 
     @torch.inference_mode()
@@ -142,7 +145,7 @@ def encode(
     """
     eos = tokenizer.eos_token_id
     if append_eos and eos is None:
-        raise ModelError("the reward model's tokenizer has no EOS token to end texts with: set tokenizer.eos_token")
+        raise ModelError("the reward model's tokenizer has no EOS token: set one and save_pretrained() it again")
     append_eos = append_eos and tokenizer("a").input_ids[-1:] != [eos]
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
     try:

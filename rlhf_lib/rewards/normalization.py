@@ -16,6 +16,7 @@ import numpy as np
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.rewards import Reward
+from rlhf_lib.statistics import counted
 
 FILE = "normalization.json"
 
@@ -39,10 +40,15 @@ def fit_normalization(scores: Sequence[float]) -> Normalization:
     """The constants from raw scores of reference samples. Raises ModelError if they don't differ or aren't finite."""
     with np.errstate(invalid="ignore"):
         mean, std = float(np.mean(scores)), float(np.std(scores))
-    if not math.isfinite(mean) or not std > 1e-8 * max(1.0, abs(mean)):
+    if not math.isfinite(mean):
         raise ModelError(
-            f"the reward can't be normalized: on {len(scores)} reference samples the mean is {mean:.4g} and the "
-            f"standard deviation {std:.4g}; set reward.normalize=false, or look at what the reward gives"
+            f"the reward can't be normalized: some of its scores of {counted(len(scores), 'reference sample')} are NaN "
+            "or infinite. Make it finite for any text"
+        )
+    if not std > 1e-8 * max(1.0, abs(mean)):
+        raise ModelError(
+            f"the reward can't be normalized: it gives {counted(len(scores), 'reference sample')} the same score, "
+            f"{mean:.4g}, and PPO couldn't learn from that either. Look at what it gives, or at data.prompts"
         )
     return Normalization(mean, std)
 

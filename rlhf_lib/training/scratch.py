@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     T5Config,
@@ -62,8 +63,18 @@ def train_tokenizer(
 def scratch_model(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> GPT2LMHeadModel:
     """A GPT-2 with random weights, without dropout: a corpus seen once doesn't need it, and PPO can't use it."""
     set_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
+    return GPT2LMHeadModel(gpt2_config(size, len(tokenizer), **_special(tokenizer)))
+
+
+def scratch_config(size: FromScratchConfig, vocab_size: int, **special: int | None) -> PreTrainedConfig:
+    """The configuration of such a model. `special`: the tokenizer's bos_token_id, eos_token_id and pad_token_id."""
+    make = gpt2_config if size.architecture == "gpt2" else t5_config
+    return make(size, vocab_size, **special)
+
+
+def gpt2_config(size: FromScratchConfig, vocab_size: int, **special: int | None) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=vocab_size,
         n_positions=size.positions,
         n_embd=size.width,
         n_layer=size.layers,
@@ -72,11 +83,31 @@ def scratch_model(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, s
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,  # type: ignore[arg-type]
     )
-    return GPT2LMHeadModel(config)
+
+
+def t5_config(size: FromScratchConfig, vocab_size: int, **special: int | None) -> T5Config:
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=size.width,
+        d_kv=size.width // size.heads,
+        d_ff=4 * size.width,
+        num_layers=size.layers,
+        num_heads=size.heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        eos_token_id=special["eos_token_id"],
+        pad_token_id=special["pad_token_id"],
+        decoder_start_token_id=special["pad_token_id"],  # type: ignore[call-arg]
+    )
+    config.dense_act_fn = "gelu_pytorch_tanh"  # gelu_new in one kernel
+    return config
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def scratch_t5(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> T5ForConditionalGeneration:
@@ -85,21 +116,7 @@ def scratch_t5(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, seed
     Its head is apart from its embeddings, and the decoder starts from the pad token.
     """
     set_seed(seed)
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=size.width,
-        d_kv=size.width // size.heads,
-        d_ff=4 * size.width,
-        num_layers=size.layers,
-        num_heads=size.heads,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **{"tie_word_embeddings": False, "decoder_start_token_id": tokenizer.pad_token_id},
-    )
-    config.dense_act_fn = "gelu_pytorch_tanh"  # gelu_new in one kernel
-    model = T5ForConditionalGeneration(config)
+    model = T5ForConditionalGeneration(t5_config(size, len(tokenizer), **_special(tokenizer)))
     # Transformers ties the head in a new T5 whatever the configuration says; in a folder, different weights stay apart.
     # At the embeddings' scale of 1 the first logits would be in the tens.
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * size.width**-0.5)

@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.device import keep_freed_memory, pick_device, pick_dtype
+from rlhf_lib.progress import listened, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,32 +107,43 @@ class _Bar(ProgressCallback):
 
 
 class _Log(TrainerCallback):
-    """Passes metrics on to `on_log` as they come, and stops at the first loss that is NaN or infinite."""
+    """Reports each step, passes metrics on to `on_log` as they come, and stops at the first loss that is NaN or
+    infinite."""
 
     def __init__(self, on_log: OnLog | None) -> None:
         self.rows: list[dict[str, float]] = []
         self.on_log_figures = on_log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report("step", 0, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loss = {"loss": self.rows[-1]["loss"]} if self.rows else {}
+        report("step", state.global_step, state.max_steps, **loss)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         metrics = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k != "epoch"}
         if "loss" not in metrics:
             return
         if not torch.tensor(metrics["loss"]).isfinite():
-            raise ModelError(f"Loss is NaN or infinite at step {state.global_step}: lower the learning_rate")
+            stage = Path(args.output_dir).name
+            key = f"{'policy' if stage == 'base model' else 'reward'}.train.learning_rate"
+            raise ModelError(f"{stage}: the loss is NaN or infinite at step {state.global_step}: lower {key}")
         self.rows.append({"step": state.global_step, **metrics})
         if self.on_log_figures:
             self.on_log_figures(state.global_step, metrics)
 
 
 def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
-    """Train, with a progress bar, and give the logged metrics: one dict per logged step, `step` among its keys.
+    """Train, with a progress bar where nothing listens (rlhf_lib/progress.py), and give the logged metrics: one dict
+    per logged step, `step` among its keys.
 
     Raises ModelError when the loss is NaN or infinite.
     """
     log = _Log(on_log)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:  # in a log file a bar is a flood
+    if not listened() and (sys.stderr.isatty() or "ipykernel" in sys.modules):  # in a log file a bar is a flood
         trainer.add_callback(_Bar())
     trainer.add_callback(log)
     if trainer.args.device.type == "cpu":

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from rlhf_lib.errors import ModelError
 from tasks.registry.policies import CHAMPION, DESCRIPTION_LIMIT, champion
-from tasks.registry.versions import versions
+from tasks.registry.versions import registered, versions
 
 _PREFIX = "champion."
 _WHY_LIMIT = 2000  # characters: a tag holds 5000
@@ -61,13 +61,10 @@ def crown(name: str, version: str, how: Literal["gates", "promoted", "rolled bac
 
 def promote(name: str, version: str, why: str | None = None) -> Change:
     """Make the version champion, whatever its gates said. Raises ModelError for an unknown one, or the champion."""
+    registered(name)
     known = [str(v.version) for v in versions(name)]
     if version not in known:
-        raise ModelError(
-            f"{name} has no version {version}: it has {', '.join(reversed(known))}"
-            if known
-            else f"no registered model is named {name}: rlhf models lists them"
-        )
+        raise ModelError(f"{name} has no version {version}: it has {', '.join(reversed(known)) or 'none'}")
     if champion(name) == version:
         raise ModelError(f"version {version} of {name} is already the champion: rlhf models {name} shows since when")
     return crown(name, version, "promoted", why)
@@ -78,9 +75,10 @@ def rollback(name: str, why: str | None = None) -> Change:
 
     Raises ModelError where there is no champion or none before it.
     """
+    registered(name)
     present = champion(name)
     if present is None:
-        raise ModelError(f"{name} has no champion to roll back from: rlhf models lists what is registered")
+        raise ModelError(f"{name} has no champion to roll back from: rlhf promote {name} VERSION makes one")
     known = {str(version.version) for version in versions(name)}
     before = [version for version in line(name)[:-1] if version in known]
     if not before:

@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_lib.errors import ModelError, RLHFError
 from rlhf_lib.recipe import Recipe, load_recipe
 from tasks.registry import versions
-from tasks.registry.policies import CHAMPION, resolve_model
+from tasks.registry.policies import form, resolve_model
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Answer:
 
 
 class Chat:
-    """`model`: a registered model's name (its champion), models:/NAME/VERSION, a folder or a hub id; for the latter two
-    a `recipe` is needed, whose policy.model then is the reference. Raises ModelError for what isn't there."""
+    """`model`: a registered model's NAME (its champion), NAME@ALIAS or NAME/VERSION, a folder or a hub id; for the
+    latter two a `recipe` is needed, whose policy.model then is the reference. Raises ModelError for what isn't there.
+    """
 
     def __init__(self, model: str, recipe: str | None = None, overrides: list[str] | None = None) -> None:
         from rlhf_lib.models.device import pick_device, pick_dtype
         from rlhf_lib.models.loading import load_policy, load_tokenizer
 
-        if versions.versions(model):
-            model = f"models:/{model}@{CHAMPION}"
+        model = versions.address(model)
         version = versions.version_of(model) if model.startswith("models:/") else None
         if version is None and recipe is None:
             raise ModelError(
@@ -72,8 +72,9 @@ class Chat:
         """One answer a model, sampled as the recipe says from the same random numbers, others each turn."""
         from rlhf_lib.models.loading import positions
         from rlhf_lib.ppo.rollout import sample_responses
+        from tasks.registry.policy_server import framed
 
-        query, prompt = self._asked(typed)
+        query, prompt = framed(typed, **form(self.recipe))
         answers = []
         for name, (model, tokenizer) in self.models.items():
             ids = list(tokenizer(prompt).input_ids)
@@ -87,17 +88,6 @@ class Chat:
             score = self.reward([query], [text])[0] if self.reward else None
             answers.append(Answer(name, text, score))
         return answers
-
-    def _asked(self, typed: str) -> tuple[str, str]:
-        """(query, prompt) of what was typed: a turn for recipes of dialogues, and in the recipe's template."""
-        from rlhf_lib.data.dialogue import ASSISTANT, HUMAN
-        from rlhf_lib.data.prompts import with_template
-
-        settings = self.recipe.data.prompts
-        query = typed
-        if settings.query.kind == "dialogue" and not typed.lstrip().startswith(HUMAN.strip()):
-            query = f"{HUMAN} {typed.strip()}{ASSISTANT}"
-        return query, with_template(query, settings)
 
     def _reward(self, version: Any) -> Any:
         from rlhf_lib.rewards.build import build_reward

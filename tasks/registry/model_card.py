@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rlhf_lib.data.joined import items
+from rlhf_lib.evaluation.results import UNHELD
 from rlhf_lib.recipe import Recipe, leaves
-from tasks.results import EvaluationResult, PPOResult, RewardArtifact, StartingPolicy
+from rlhf_lib.statistics import Interval, counted, no_interval
+from tasks.results import EvaluationResult, PPOResult, RewardArtifact, RewardChecks, StartingPolicy
 
 
 def model_card(
@@ -21,14 +24,16 @@ def model_card(
     verdict: str,
     duel: Mapping[str, Any] | None,
     fingerprints: Mapping[str, Any],
-    accuracy: float | None,
+    checks: RewardChecks | None,
     samples: str,
     pipeline: str,
 ) -> str:
     """Markdown, from the recipe and the stages' records; `samples` and `pipeline` are links to the evaluation's run and
     to the parent's. Metrics that don't apply are left out."""
     learned, checked, texts = evaluation.reward, evaluation.perplexity or {}, evaluation.diversity
-    low, high = learned["ci95"]
+    accuracy = None
+    if checks is not None and checks.accuracy is not None and checks.held_out is not None:
+        accuracy = f"{cell(checks.accuracy)} ({_interval(checks.ci95, checks.held_out, 'example')})"
     generation, settings = recipe.generation, recipe.ppo
     before_after = [
         ("reward", learned["reference"], learned["policy"]),
@@ -42,7 +47,7 @@ def model_card(
         ("recipe", recipe.name),
         ("base model", recipe.policy.model or "trained from scratch"),
         ("base model's fingerprint", policy.fingerprint),
-        ("prompts", recipe.data.prompts.dataset),
+        ("prompts", ", ".join(str(source.dataset) for source, _ in items(recipe.data.prompts))),
         *((f"fingerprint of {key}", value) for key, value in leaves(fingerprints).items()),
         ("reward", f"{recipe.reward.kind} {recipe.reward.function or recipe.reward.model or ''}".strip()),
         ("reward's fingerprint", reward.fingerprint),
@@ -56,7 +61,7 @@ def model_card(
         ("unfrozen blocks", recipe.policy.unfrozen_layers),
         ("seed", recipe.seed),
     ]
-    judged = [(g["name"], g["figure"], g["threshold"], "yes" if g["passed"] else "no") for g in gates]
+    judged = [(g["name"], g["detail"], "yes" if g["passed"] else "no") for g in gates]
     form = f" Prompts have the form {template!r}." if template else ""
     return f"""# {name}
 
@@ -66,27 +71,33 @@ def model_card(
 
 ## Intended use and limits
 
-Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served, it \
-answers greedily. It was optimised for one reward on one kind of prompt: a higher score is that reward's opinion, no \
-proof of quality, and nothing here vouches for facts, safety or other domains. Read samples before use.
+Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served \
+(`rlhf serve {name}`), it answers greedily unless a request sets a temperature. It was optimised for one reward on \
+one kind of prompt: a higher score is that reward's opinion, not proof of quality, and says nothing about facts, \
+safety or other domains. Read samples before use.
 
 ## Before and after
 
 {table(("", "reference", "policy"), [row for row in before_after if row[1] is not None])}
 
-Reward delta {cell(learned["delta"])}, 95% interval [{cell(low)}, {cell(high)}], win rate \
+{caveat(evaluation)}Reward delta {cell(learned["delta"])} ({_interval(learned["ci95"], learned["prompts"])}), win rate \
 {cell(learned["win_rate"])}; KL to the reference {cell(evaluation.kl)} nats per response.
 Samples and report: {samples}
 Every setting, and the other stages: {pipeline}
 
 ## Gates
 
-{table(("gate", "figure", "threshold", "passed"), judged)}
+{table(("gate", "found", "passed"), judged)}
 {_against(duel)}
 ## Made from
 
 {table(("", ""), made_from)}
 """
+
+
+def caveat(evaluation: EvaluationResult) -> str:
+    """A paragraph for prompts that aren't held out; empty for those that are."""
+    return "" if evaluation.held_out else f"**{UNHELD}**\n\n"
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
@@ -106,9 +117,14 @@ def cell(value: Any) -> str:
 def _against(duel: Mapping[str, Any] | None) -> str:
     if duel is None or "error" in duel:
         return ""
-    low, high = duel["ci95"]
     return (
-        f"\nAgainst the champion, version {duel['version']}, under this candidate's reward, on {duel['prompts']} "
-        f"prompts: {cell(duel['champion'])} -> {cell(duel['candidate'])}, delta {cell(duel['delta'])} "
-        f"[{cell(low)}, {cell(high)}], win rate {cell(duel['win_rate'])}.\n"
+        f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {cell(duel['champion'])} "
+        f"-> {cell(duel['candidate'])}, delta {cell(duel['delta'])} ({_interval(duel['ci95'], duel['prompts'])}), "
+        f"win rate {cell(duel['win_rate'])}.\n"
     )
+
+
+def _interval(ci95: Interval | None, count: int, what: str = "prompt") -> str:
+    if ci95 is None:
+        return no_interval(count, what)
+    return f"95% interval [{cell(ci95[0])}, {cell(ci95[1])}], {counted(count, what)}"

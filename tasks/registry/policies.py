@@ -6,16 +6,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import mlflow
+from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 from packaging.version import Version
 
 from rlhf_lib.credentials import redact
 from rlhf_lib.errors import ModelError
+from rlhf_lib.recipe import Recipe
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 DESCRIPTION_LIMIT = 5000  # characters, in the registry's tables
@@ -25,12 +30,15 @@ _REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors",
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
-def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params: Mapping[str, Any]) -> ModelInfo:
-    """Log a Hugging Face folder to the active run as a model that `mlflow models serve` can serve; no version yet.
+def log_policy(
+    folder: str, *, settings: Mapping[str, Any], params: Mapping[str, Any], run_id: str | None = None
+) -> ModelInfo:
+    """Log a Hugging Face folder as a model that `mlflow models serve` can serve; no version yet. It is an output of the
+    active run and of `run_id`, beside which MLflow lists it (None: the active run).
 
     The folder is kept as it is, beside the code that serves it: no pickle, no copy that another library wrote.
-    `settings` are GreedyPolicy's; `prompt` becomes the input example. Raises ModelError for weights that are not
-    safetensors.
+    `settings` are ServedPolicy's; their `example` becomes the input example. Raises ModelError for weights that are
+    not safetensors.
     """
     pickles = _pickles(folder)
     if pickles or not list(Path(folder).glob("*.safetensors")):
@@ -38,17 +46,47 @@ def log_policy(folder: str, *, prompt: str, settings: Mapping[str, Any], params:
             f"the policy in {folder} is not safetensors only ({', '.join(pickles) or 'no *.safetensors'}): load it and "
             "save it again with save_pretrained()"
         )
+    described = {key: redact(str(value)) for key, value in params.items()}
+    made = mlflow.initialize_logged_model("policy", source_run_id=run_id, params=described)
+    if run_id is not None:
+        mlflow.MlflowClient().log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
     logged: ModelInfo = mlflow.pyfunc.log_model(
-        name="policy",
+        model_id=made.model_id,
         python_model=str(_SERVER),
         artifacts={_WEIGHTS: folder},
-        # with the type hints of GreedyPolicy.predict this also makes the signature: strings -> strings, max_new_tokens
-        input_example=([prompt], {"max_new_tokens": settings["max_new_tokens"]}),
+        signature=signature(settings),
+        input_example=([settings["example"]], {"max_new_tokens": settings["max_new_tokens"]}),
         pip_requirements=requirements(),
         model_config=dict(settings),
-        params={key: redact(str(value)) for key, value in params.items()},
     )
     return logged
+
+
+def signature(settings: Mapping[str, Any]) -> ModelSignature:
+    """Texts in, texts out, and the parameters of a request."""
+    from tasks.registry.policy_server import PARAMETERS
+
+    defaults = {name: settings.get(name, default) for name, (_, default, _) in PARAMETERS.items()} | {"stop": None}
+    params = [ParamSpec(name, kind, defaults[name]) for name, (kind, _, _) in PARAMETERS.items()]
+    text = Schema([ColSpec("string")])  # unnamed: a list, or a table's first column
+    return ModelSignature(inputs=text, outputs=text, params=ParamSchema(params))
+
+
+def form(recipe: Recipe) -> dict[str, str | None]:
+    """ServedPolicy's settings for what is around a question in the recipe's prompts."""
+    from rlhf_lib.data.dialogue import ASSISTANT, HUMAN
+
+    prompts = recipe.data.prompts
+    turn = f"{HUMAN} {{query}}{ASSISTANT}" if prompts.query.kind == "dialogue" else None
+    return {"template": prompts.template, "turn": turn}
+
+
+def question(query: str) -> str:
+    """The query's last human turn, or the query, short enough for an example."""
+    from rlhf_lib.data.dialogue import ASSISTANT, HUMAN
+
+    turn = query.rpartition(HUMAN)[2].partition(ASSISTANT)[0]
+    return shorten(turn, 80, placeholder="") or "Hello!"
 
 
 def requirements() -> list[str]:
@@ -61,8 +99,12 @@ def resolve_model(name: str) -> str:
     and tokenizer; any other name as it is. Raises ModelError for a version that isn't there, isn't a policy of ours,
     or holds a pickle: people who can upload to the registry must not be able to run code here.
     """
-    if not name.startswith("models:/"):
-        return name
+    return fetch(name)[1] if name.startswith("models:/") else name
+
+
+def fetch(name: str) -> tuple[str, str]:
+    """Folders of a registry URI's MLflow model and of the Hugging Face model in it. Raises ModelError as
+    `resolve_model`."""
     try:
         root = mlflow.artifacts.download_artifacts(artifact_uri=name)
         flavor = mlflow.models.Model.load(root).flavors.get("python_function", {})
@@ -83,7 +125,7 @@ def resolve_model(name: str) -> str:
     folder = (Path(root) / weights["path"]).resolve()
     if not folder.is_relative_to(Path(root).resolve()):
         raise ModelError(f"model {name} points outside its own folder ({weights['path']}): name another version")
-    return str(folder)
+    return root, str(folder)
 
 
 def _pickles(folder: str | Path) -> list[str]:
@@ -104,15 +146,17 @@ def champion(name: str) -> str | None:
     return None if version is None else str(version)  # SQL stores give numbers, servers strings
 
 
-def create_version(name: str, logged: ModelInfo, *, about: str, card: str, tags: Mapping[str, str]) -> ModelVersion:
-    """Register a logged model as the next version of `name`, and as its challenger."""
+def create_version(
+    name: str, logged: ModelInfo, *, run_id: str, about: str, card: str, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Register a logged model as the next version of `name`, made by the run `run_id`, and as its challenger."""
     client = mlflow.MlflowClient()
     if not client.search_registered_models(filter_string=f"name='{name}'"):
         client.create_registered_model(name, description=about or None)
     version = client.create_model_version(
         name,
         source=logged.model_uri,
-        run_id=logged.run_id,
+        run_id=run_id,
         model_id=logged.model_id,
         tags=dict(tags),
         description=card if len(card) <= DESCRIPTION_LIMIT else card[: DESCRIPTION_LIMIT - 1] + "…",

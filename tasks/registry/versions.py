@@ -3,6 +3,8 @@ listing."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import Recipe, load_recipe
-from tasks.registry.policies import champion, resolve_model
+from rlhf_lib.statistics import counted
+from tasks.registry.policies import CHAMPION, champion, resolve_model
 
 REFERENCE, REWARD_MODEL = "reference", "reward_model"  # tags of a version, and artifact folders of the run that kept it
 _FINGERPRINTS = {REFERENCE: "base_model_fingerprint", REWARD_MODEL: "reward_fingerprint"}
@@ -53,6 +56,39 @@ def version_of(uri: str) -> ModelVersion:
             f"model {uri} is not in the registry at {mlflow.get_registry_uri()} ({reason}): give models:/NAME@ALIAS or "
             "models:/NAME/VERSION of a registered version (rlhf models lists them), a folder or a hub id"
         ) from error
+
+
+def named(model: str) -> ModelVersion:
+    """The version that NAME (its champion), NAME@ALIAS or NAME/VERSION names, with or without models:/ before it.
+    Raises ModelError, naming what there is."""
+    name, separator, which = [*re.split("([@/])", model.removeprefix("models:/"), maxsplit=1), "", ""][:3]
+    registered(name)
+    aliases = mlflow.MlflowClient().get_registered_model(name).aliases
+    numbers = [str(version.version) for version in versions(name)]
+    number = which if separator == "/" else str(aliases.get(which or CHAMPION, ""))
+    if number not in numbers:
+        there = ", ".join([*reversed(numbers), *(f"@{alias}" for alias in sorted(aliases))]) or "none yet"
+        missing = f"version {which}" if separator == "/" else f"version with the alias {which}" if which else CHAMPION
+        raise ModelError(f"{name} has no {missing}: give {name}/VERSION or {name}@ALIAS (there are: {there})")
+    return version_of(f"models:/{name}/{number}")
+
+
+def address(model: str) -> str:
+    """NAME, NAME@ALIAS and NAME/VERSION of a registered model as models:/NAME/VERSION; anything else as it is."""
+    name = re.split("[@/]", model)[0]
+    return uri_of(named(model)) if name and versions(name) else model
+
+
+def store_missing() -> str | None:
+    """What to say where nothing was ever registered, since the registry's embedded database isn't there; looking into
+    it would make it."""
+    uri = mlflow.get_registry_uri()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or file.exists():
+        return None
+    return (
+        f"nothing is registered yet ({file} doesn't exist): rlhf run RECIPE first, or name the run folder by --run-dir"
+    )
 
 
 def uri_of(version: ModelVersion) -> str:
@@ -128,13 +164,22 @@ HEADER = ("VERSION", "ALIASES", "DATE (UTC)", "REWARD GAINED", "PERPLEXITY", "KL
 
 def registered(name: str | None = None) -> list[str]:
     """Names of the registered models, or the one asked for. Raises ModelError for an unknown one."""
-    names = [model.name for model in mlflow.MlflowClient().search_registered_models()]
+    names: list[str] = []
+    token: str | None = ""
+    while token is not None:
+        page = mlflow.MlflowClient().search_registered_models(page_token=token or None)
+        names += [model.name for model in page]
+        token = page.token or None
     if name is None:
         return names
     if name not in names:
-        raise ModelError(
-            f"no registered model is named {name} (registered: {', '.join(names) or 'none yet; run a recipe first'})"
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near and len(names) > 1 else ""
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        listed = (
+            f"the registry has {', '.join(names[:10])}{more}" if names else "the registry is empty: run a recipe first"
         )
+        raise ModelError(f"there is no registered model named {name}: {hint}{listed}")
     return [name]
 
 
@@ -161,11 +206,15 @@ def version_rows(name: str) -> list[tuple[str, ...]]:
 
 
 def _gain(tags: Mapping[str, str]) -> str:
-    metrics = [tags.get(f"reward/{key}") for key in ("delta", "ci95_low", "ci95_high")]
-    if None in metrics:
+    """What the mean score gained, with its interval where there is one, and the number of prompts."""
+    delta, low, high, prompts = (
+        None if (value := tags.get(f"reward/{key}")) is None else float(value)
+        for key in ("delta", "ci95_low", "ci95_high", "prompts")
+    )
+    if delta is None:
         return "-"
-    delta, low, high = (float(value) for value in metrics if value is not None)
-    return f"{delta:+.3g} [{low:+.3g}, {high:+.3g}]"
+    shown = f"{delta:+.3g}" + (f" [{low:+.3g}, {high:+.3g}]" if low is not None and high is not None else "")
+    return shown if prompts is None else f"{shown}, {counted(int(prompts), 'prompt')}"
 
 
 def _change(tags: Mapping[str, str], name: str) -> str:

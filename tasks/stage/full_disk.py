@@ -31,8 +31,8 @@ def disk_full(error: BaseException | None, *places: Path | str) -> DiskFull | No
         if full or (any(phrase in told for phrase in _TORCH) and _share(scarcest) < _SCANT):
             usage = shutil.disk_usage(scarcest)
             return DiskFull(
-                f"the disk of {scarcest} is full: {_size(usage.free)} of {_size(usage.total)} free. Free some "
-                "space and run the same command again (or prefect flow-run retry): PPO resumes from its last "
+                f"the disk of {scarcest} is full: {readable_size(usage.free)} of {readable_size(usage.total)} free. "
+                "Free some space and run the same command again (or prefect flow-run retry): PPO resumes from its last "
                 "checkpoint, and finished stages are reused"
             )
         error = error.__cause__ or error.__context__
@@ -51,5 +51,7 @@ def _share(folder: Path) -> float:
     return usage.free / max(usage.total, 1)
 
 
-def _size(count: float) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+def readable_size(count: float) -> str:
+    if count >= 1e8:
+        return f"{count / 1e9:.3g} GB"
+    return f"{count / 1e6:.3g} MB" if count >= 1e5 or not count else f"{count / 1e3:.3g} kB"

@@ -6,6 +6,7 @@ directly or not, and the versions of the libraries that compute.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 import json
@@ -18,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import grimp
 
+from rlhf_lib.errors import RecipeError
 from tasks import results
 
 PACKAGES = ("tasks", "rlhf_lib")
@@ -57,6 +59,16 @@ REGISTRATION = Stage(
     reads=("tasks.registry.policy_server",),
 )
 STAGES: tuple[Stage[Any], ...] = (DATA, BASE_MODEL, REWARD_MODEL, REWARD_CHECKS, PPO, EVALUATION, REGISTRATION)
+
+
+def check_stage(name: str) -> str:
+    """The stage's name, hyphens made underscores. Raises RecipeError if there is no such stage."""
+    names, wanted = [stage.name for stage in STAGES], name.strip().lower().replace("-", "_").replace(" ", "_")
+    if wanted not in names:
+        near = difflib.get_close_matches(wanted, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RecipeError(f"there is no stage '{name}': {hint}The stages are {', '.join(names)}")
+    return wanted
 
 
 def content_key(*parts: Any) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect import task
 
-from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe import Recipe
 from tasks.registry.policies import resolve_model
+from tasks.results import PreparedData
 from tasks.stage.options import OPTIONS
+from tasks.tracking import run_logger
 
 
 def preflight(recipe: Recipe) -> Recipe:
@@ -17,38 +16,58 @@ def preflight(recipe: Recipe) -> Recipe:
 
     Raises RLHFError naming the first thing that is missing.
     """
-    from rlhf_lib.data.corpus import load_texts
-    from rlhf_lib.evaluation.probes import probe_tokens
-    from rlhf_lib.models.device import pick_device
-    from rlhf_lib.models.loading import load_config, load_tokenizer
-    from rlhf_lib.ppo.evaluation import import_metrics
-    from rlhf_lib.ppo.optimizer import check_optimizer
-    from rlhf_lib.rewards.build import check_reward
+    from rlhf_lib.plan.requirements import check_requirements
 
-    pick_device(recipe.compute)
-    check_optimizer(recipe.ppo)
-    import_metrics(recipe.evaluation.metrics)
-    if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
-        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file")
+    recipe = resolve(recipe)
+    check_requirements(recipe)
+    return recipe
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with registry URIs resolved to folders. Raises ModelError for a version that isn't there."""
     recipe = recipe.model_copy(deep=True)
     for section in (recipe.policy, recipe.reward):
         if section.model is not None:
             section.model = resolve_model(section.model)
-    scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
-    seq2seq = scratch is not None and scratch.architecture == "t5"
-    if recipe.policy.model is not None:
-        seq2seq = bool(load_config(recipe.policy.model, recipe.policy.trust_remote_code).is_encoder_decoder)
-        tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
-        probe_tokens(recipe.evaluation.probes, tokenizer)
-    check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
-    if recipe.evaluation.perplexity is not None:
-        load_texts(
-            recipe.evaluation.perplexity,
-            recipe.data.prompts.dataset,
-            seed=recipe.seed,
-            prompts=recipe.data.prompts if seq2seq else None,
-        )
     return recipe
+
+
+def announce(recipe: Recipe, data: PreparedData) -> None:
+    """Before any training: call the reward on a few of the run's own texts, and tell what the run comes to.
+
+    Raises ModelError where the reward doesn't score them, RewardFailed where it raises.
+    """
+    from datasets import load_from_disk
+
+    from rlhf_lib.plan import words
+    from rlhf_lib.plan.memory import Batch
+    from rlhf_lib.plan.plan import check_thresholds, gate_thresholds, measure_size
+    from rlhf_lib.plan.trial import try_reward
+
+    logger = run_logger()
+    scores = try_reward(recipe, load_from_disk(data.preferences.test) if data.preferences else None)
+    if scores:
+        logger.info("reward: tried on %d texts: %.3g to %.3g", len(scores), min(scores), max(scores))
+    longest = data.metrics.get("prompt_tokens/train/max") or data.metrics.get("prompt_characters/train/max", 0) / 3
+    size = measure_size(recipe, Batch.of(recipe, max(1, int(longest))))
+    if size is not None:
+        needed, free = size.memory["total"], size.free
+        logger.info(
+            "plan: PPO of %d steps, %d responses each; %s of %s parameters learn, in about %s of memory",
+            recipe.ppo.steps,
+            recipe.ppo.batch_size,
+            words.count(size.parameters["trained"]),
+            words.count(size.parameters["policy"]),
+            words.size(needed),
+        )
+        if free is not None and needed > free:
+            logger.warning(
+                "PPO needs about %s of memory, but %s is free: lower ppo.micro_batch_tokens, or set policy.lora",
+                words.size(needed),
+                words.size(free),
+            )
+    for name, found in (("reward.checks", check_thresholds(recipe)), ("gates", gate_thresholds(recipe))):
+        logger.info("%s: %s", name, words.thresholds(found))
 
 
 preflight_task = task(name="preflight", **OPTIONS)(preflight)

@@ -16,12 +16,15 @@ from typing import Any, Generic
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from tasks.stage.full_disk import disk_full
+from tasks.stage.interruption import SIGNALLED, what_is_kept
 from tasks.stage.keys import Result, Stage
 from tasks.tracking import run_folder, run_logger
 from tasks.tracking.metrics_buffer import MetricsBuffer
+from tasks.tracking.progress import StageProgress, showing
 from tasks.tracking.runs import PipelineRun, mlflow_link, redact_error
 
 _LAST_WORDS = 5.0  # seconds that a stage which ends early waits for the tracking server: who cancels wants it gone
@@ -37,6 +40,8 @@ class StageRun(Generic[Result]):
     key: str
     buffer: MetricsBuffer | None = None  # None: reused
     _result: Result | None = None
+    _progress: StageProgress | None = None
+    kept: Callable[[], tuple[int, int]] | None = None  # of a stage that resumes: the step that it has saved, of all
 
     @property
     def reused(self) -> bool:
@@ -47,6 +52,12 @@ class StageRun(Generic[Result]):
         if self._result is None:
             raise RuntimeError(f"stage {self.stage.name} has no result yet")
         return self._result
+
+    @property
+    def progress(self) -> StageProgress:
+        """What the terminal or the log shows of the stage."""
+        assert self._progress is not None, "a reused stage has no progress"
+        return self._progress
 
     def finish(self, result: Result) -> None:
         """Set the result; the run's id, the folder and the key are added to it."""
@@ -81,20 +92,30 @@ def run_stage(stage: Stage[Result], run: PipelineRun, *, key: str) -> Iterator[S
             yield StageRun(stage, mlflow.get_run(result.mlflow_run_id), own, key, None, result)
             return
         tags = {"stage": name, "stage_key": key}
-        with mlflow.start_run(run_name=name, nested=True, parent_run_id=run.parent_run_id, tags=tags) as child:
-            if not run.fresh and (result := _finished(stage, known)):
+        title = f"{name}: {run.name}" if run.name else name
+        with mlflow.start_run(run_name=title, nested=True, parent_run_id=run.parent_run_id, tags=tags) as child:
+            if not run.fresh and (result := _finished(stage, known)) and (link := _link(result.mlflow_run_id)):
                 source = result.mlflow_run_id
-                link = mlflow_link(source)
                 mlflow.set_tags({"reused": "true", "reused_from": source, "reused_from_url": link})
                 mlflow.log_metrics(result.metrics)
-                before = "an interrupted run had done it" if stage.every_run else "nothing changed since"
+                before = "nothing changed since"
+                if stage.every_run:
+                    doer = known.resolve().parent.name
+                    going = run_folder.is_running(root, doer)
+                    before = f"{'another run, still at work,' if going else 'a run that did not end'} had done it"
                 run_logger().info("%s: reused, %s: run %s (%s)", name, before, source, link)
                 run_folder.link(own, known)
                 yield StageRun(stage, child, own, key, None, result)
                 return
             current = StageRun(stage, child, run_folder.emptied(own), key, MetricsBuffer(child.info.run_id))
-            with _worked(current):
-                yield current
+            try:
+                with _worked(current):
+                    yield current
+            except SIGNALLED as signal:
+                kept = what_is_kept(name, run, *(current.kept() if current.kept else ()))
+                run_logger().warning(kept, extra={"told": True})
+                signal.add_note(kept)
+                raise
             run_folder.finish(own, current.result.model_dump(mode="json"))
             run_folder.link(known, own)
 
@@ -111,6 +132,16 @@ def _finished(stage: Stage[Result], folder: Path) -> Result | None:
         return None
 
 
+def _link(run_id: str) -> str | None:
+    """The page of a run; None for one that was purged from MLflow, whose work is then done again."""
+    try:
+        return mlflow_link(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
 @contextmanager
 def _worked(current: StageRun[Any]) -> Iterator[None]:
     """When this ends, the block's time and everything it logged have arrived in MLflow."""
@@ -119,7 +150,8 @@ def _worked(current: StageRun[Any]) -> Iterator[None]:
     start = time.perf_counter()
     try:
         try:
-            yield
+            with showing(current.stage.name) as current._progress:
+                yield
             _ = current.result  # a stage that ends must have one
         finally:
             with suppress(Exception):  # what MLflow has refused by now, flush raises

@@ -5,6 +5,7 @@
     unfinished/STAGE-KEY    the same of stages that every pipeline does anew: until the one that did it has finished
     checkpoints/KEY         PPO's, until it ends
     locks/                  of stages; work/PARENT/.running is that of a pipeline
+    removing/               what is being removed
 
 Locks are the operating system's: they end with the process that holds them, however it ends.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +68,34 @@ def _free(lock: FileLock) -> bool:
     return True
 
 
+@contextmanager
+def unless_locked(root: Path, name: str) -> Iterator[bool]:
+    """Hold the lock of that name during the block if no one has it; else yield False at once."""
+    file = root / "locks" / f"{name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    free = _free(lock)
+    try:
+        yield free
+    finally:
+        lock.release()
+
+
+@contextmanager
+def unless_running(root: Path, parent: str) -> Iterator[bool]:
+    """Keep a new attempt at a failed pipeline from starting during the block; yield False at once if one is running."""
+    mark = root / "work" / parent / _RUNNING
+    if not mark.is_file():
+        yield True
+        return
+    lock = FileLock(mark)
+    free = _free(lock)
+    try:
+        yield free
+    finally:
+        lock.release()
+
+
 def is_running(root: Path, parent: str) -> bool:
     """Whether a process, on this machine or on one that shares the folder, is working on the pipeline."""
     mark = root / "work" / parent / _RUNNING
@@ -76,6 +106,11 @@ def is_running(root: Path, parent: str) -> bool:
         return True
     lock.release()
     return False
+
+
+def is_marked(root: Path, parent: str) -> bool:
+    """Whether the pipeline is running, or failed or was killed and nothing has cleared up after it yet."""
+    return (root / "work" / parent / _RUNNING).is_file()
 
 
 def abandoned(root: Path) -> Iterator[str]:
@@ -137,3 +172,43 @@ def forget(root: Path, parent: str) -> None:
     for place in (root / "unfinished").glob("*"):
         if place.resolve() in done:
             place.unlink(missing_ok=True)
+
+
+def stage_folders(root: Path) -> dict[Path, set[str]]:
+    """Every stage's folder, with the ids of the pipelines that made or reused it."""
+    users: dict[Path, set[str]] = {}
+    for place in (root / "work").glob("*/*"):
+        if place.is_dir():
+            users.setdefault(place.resolve(), set()).add(place.parent.name)
+    return users
+
+
+def discard(root: Path, folder: Path) -> None:
+    """Remove a folder at one stroke: killed in the middle, what is left is not in its place any more."""
+    scratch = root / "removing" / uuid.uuid4().hex
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def tidy(root: Path) -> None:
+    """Remove what an interrupted `discard` left, and links to what is gone."""
+    shutil.rmtree(root / "removing", ignore_errors=True)
+    for pattern in ("stages/*", "unfinished/*", "work/*/*"):
+        for place in root.glob(pattern):
+            if place.is_symlink() and not place.exists():
+                place.unlink(missing_ok=True)
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder, without what it links to."""
+    return sum(file.stat().st_size for file in _files(folder))
+
+
+def changed(folder: Path) -> float:
+    """When the newest file in a folder was written, in seconds since the epoch; of an empty one, when it was made."""
+    return max((file.stat().st_mtime for file in _files(folder)), default=folder.stat().st_mtime)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())

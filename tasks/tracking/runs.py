@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import mlflow
 import yaml
@@ -17,10 +18,11 @@ from pydantic import BaseModel
 from rlhf_lib.credentials import redact
 from rlhf_lib.evaluation.measures import flat_metrics
 from rlhf_lib.recipe import Recipe, flatten
-from tasks.tracking import run_folder, run_logger
+from tasks.tracking import run_folder, run_logger, views
 
 EXPERIMENT = "rlhf"
-HEADLINES = ("reward_model", "ppo", "reward", "perplexity", "diversity")
+# in the order in which MLflow's pages offer them
+HEADLINES = ("reward", "ppo", "perplexity", "diversity", "reward_model")
 
 
 class PipelineRun(BaseModel):
@@ -28,6 +30,7 @@ class PipelineRun(BaseModel):
 
     run_dir: str
     parent_run_id: str
+    name: str = ""
     fresh: bool = False
 
     def finish(self, record: dict[str, Any]) -> None:
@@ -41,15 +44,23 @@ class PipelineRun(BaseModel):
         )
         for key, value in (record["model"] or {}).items():
             client.set_tag(self.parent_run_id, f"model.{key}", value)
-        run_folder.forget(Path(self.run_dir), self.parent_run_id)
+        if evaluation := record.get("evaluation"):
+            client.set_tag(self.parent_run_id, "held_out_prompts", str(evaluation["held_out"]).lower())
+        if record.get("until") is None:  # the next run goes on from one that was told to stop early
+            run_folder.forget(Path(self.run_dir), self.parent_run_id)
 
 
 @contextmanager
 def pipeline_run(
-    recipe: Recipe, run_dir: str, *, fresh: bool = False, tags: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    run_dir: str,
+    *,
+    name: str | None = None,
+    fresh: bool = False,
+    tags: Mapping[str, Any] | None = None,
 ) -> Iterator[PipelineRun]:
-    """Open the parent run, with the flattened recipe as params and the recipe's name, the git commit and the given tags
-    as tags. A flow run that is retried keeps its parent run."""
+    """Open the parent run, `name` or else the recipe's, with the flattened recipe as params and the recipe's name, the
+    git commit and the given tags as tags. A flow run that is retried keeps its parent run."""
     use_experiment(run_dir)
     root = Path(run_dir)
     close_abandoned(root)
@@ -57,8 +68,9 @@ def pipeline_run(
     known = {key: redact(str(value)) for key, value in known.items() if value is not None}
     params = {key: _shorten(redact(str(value))) for key, value in flatten(recipe).items()}
     before = _earlier_attempt(known.get("prefect_flow_run_id"), params)
+    title = redact(name or recipe.name)
     with (
-        mlflow.start_run(before.info.run_id if before else None, run_name=recipe.name, tags=known) as parent,
+        mlflow.start_run(before.info.run_id if before else None, run_name=title, tags=known) as parent,
         run_folder.running(root, parent.info.run_id),
     ):
         if before is not None:
@@ -68,7 +80,7 @@ def pipeline_run(
         mlflow.log_params(params)
         mlflow.log_text(redact(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)), "recipe.yaml")
         try:
-            yield PipelineRun(run_dir=run_dir, parent_run_id=parent.info.run_id, fresh=fresh)
+            yield PipelineRun(run_dir=run_dir, parent_run_id=parent.info.run_id, name=title, fresh=fresh)
         except Exception as error:
             mlflow.set_tag("failure", redact(str(error))[:5000])
             raise
@@ -83,12 +95,13 @@ def _earlier_attempt(flow_run_id: str | None, params: dict[str, str]) -> Run | N
 
 
 def use_experiment(run_dir: str) -> None:
-    """Use the experiment for all runs; with an embedded store its artifacts are in the run folder."""
+    """Use the experiment for all runs, with the view that shows them; with an embedded store its artifacts are in the
+    run folder."""
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         local = not mlflow.get_tracking_uri().startswith("http")
         where = (Path(run_dir).absolute() / "artifacts").as_uri() if local else None
         mlflow.create_experiment(EXPERIMENT, artifact_location=where)
-    mlflow.set_experiment(EXPERIMENT)
+    views.keep(mlflow.set_experiment(EXPERIMENT))
 
 
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
@@ -116,8 +129,15 @@ def _shorten(text: str) -> str:
 
 
 def mlflow_link(run_id: str) -> str:
-    """The run's page on the tracking server, or where `rlhf ui` would show an embedded store."""
-    return _page(f"#/experiments/{mlflow.get_run(run_id).info.experiment_id}/runs/{run_id}")
+    """The run's page."""
+    return _page(f"experiments/{mlflow.get_run(run_id).info.experiment_id}/runs/{run_id}")
+
+
+def runs_link(server: str | None = None) -> str:
+    """The page of all runs on `server` (None: as for the other links), in the view that `use_experiment` keeps."""
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None, "use_experiment comes first"
+    return _page(f"experiments/{experiment.experiment_id}/runs", server, viewStateShareKey=views.KEY)
 
 
 def model_link(uri: str) -> str | None:
@@ -125,12 +145,15 @@ def model_link(uri: str) -> str | None:
     if not uri.startswith("models:/"):
         return None
     name, _, version = uri.removeprefix("models:/").rpartition("/")
-    return _page(f"#/models/{name}/versions/{version}")
+    return _page(f"models/{name}/versions/{version}")
 
 
-def _page(path: str) -> str:
-    uri = mlflow.get_tracking_uri()
-    return f"{uri.rstrip('/') if uri.startswith('http') else 'http://127.0.0.1:5000'}/{path}"
+def _page(path: str, server: str | None = None, **query: str) -> str:
+    """A page on the tracking server, or where `rlhf ui` would show an embedded store. MLflow shows its pages for chats
+    and traces where the address doesn't ask for those about training."""
+    uri = server or mlflow.get_tracking_uri()
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/{path}?{urlencode({'workflowType': 'machine_learning'} | query)}"
 
 
 _OPEN = ("RUNNING", "SCHEDULED")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, PreTrainedTokenizerFast
@@ -14,6 +15,23 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from flows import cli
 
 DIALOGUE = "\n\nHuman: Is number {} odd?\n\nAssistant: {}"
+BAD_REWARDS = """\
+def raises(queries, responses):
+    return [{"odd": 1.0}[response] for response in responses]
+def first_word(queries, responses):
+    return [float(len(response.split()[0])) for response in responses]
+def nothing(queries, responses):
+    pass
+def text(queries, responses):
+    return ["good" for _ in responses]
+def nan(queries, responses):
+    return [float("nan") for _ in responses]
+def one(queries, responses):
+    return [1.0]
+import os
+def needs_key(queries, responses):
+    return [float(os.environ["NO_SUCH_KEY"])]
+"""
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
@@ -21,11 +39,14 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 def files(tmp_path_factory) -> Path:
     """Data sets, models and recipes with something wrong, each in a place named after it."""
     root = tmp_path_factory.mktemp("bad")
-    good = [{"chosen": DIALOGUE.format(i, "yes"), "rejected": DIALOGUE.format(i, "no")} for i in range(40)]
+    good = [{"chosen": DIALOGUE.format(i, "yes"), "rejected": DIALOGUE.format(i, "no")} for i in range(120)]
+    turns = [{"role": "user", "content": "Is 1 odd?"}, {"role": "assistant", "content": "yes"}]
     sets = {
         "good": good,
         "plain": [*good[:3], {"chosen": "No dialogue at all", "rejected": good[3]["rejected"]}],
         "headless": [{"chosen": row["chosen"]} for row in good],
+        "messages": [{"chosen": turns, "rejected": "no"}] * 3,
+        "listed": [{"prompt": ["Is 1 odd?"], "chosen": "yes", "rejected": "no"}] * 3,
     }
     for name, rows in sets.items():
         (root / name).mkdir()
@@ -50,16 +71,21 @@ def files(tmp_path_factory) -> Path:
     (root / "list.yaml").write_text("- name: x\n")
     (root / "broken.yaml").write_text("name: [x\n")
     (root / "file").write_text("")
+    (root / "broken.jsonl").write_text('{"chosen": "yes"}\n{"chosen: yes}\n')
+    (root / "bad_rewards.py").write_text(BAD_REWARDS)
     return root
 
 
 @pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """A run folder of this test's own; the command line may change these, and they come back."""
+def environment(tmp_path, monkeypatch, files):
+    """A run folder of this test's own; the command line may change these, and they come back. No process is left."""
+    before = psutil.Process().children(recursive=True)
+    monkeypatch.syspath_prepend(str(files))
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_HOME"):
         monkeypatch.setenv(name, os.environ[name])
     monkeypatch.setenv("RLHF_RUN_DIR", str(tmp_path / "runs"))
-    return tmp_path / "runs"
+    yield tmp_path / "runs"
+    assert psutil.Process().children(recursive=True) == before
 
 
 def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Path) -> None:
@@ -89,6 +115,14 @@ def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Pa
         (["embedded", "--set", "generation.temperature=warm"], ["generation.temperature", "'warm'"]),
         (["embedded", "--set", "ppo.steps"], ["'ppo.steps' must have the form section.key=value"]),
         (["embedded", "--set", "seed.x=1"], ["seed: Input should be a valid integer"]),
+        (
+            ["embedded", "--until", "reward-modle"],
+            ["no stage 'reward-modle'", "did you mean reward_model?", "The stages are data, base_model"],
+        ),
+        (
+            ["embedded", "--set", "reward.checks.pairs=20"],
+            ["reward.checks: pairs (20) is below min_pairs (50), so every reward would be refused: raise pairs, or"],
+        ),
         (["embedded", "--run-dir", "{files}/file"], ["run folder {files}/file can't be written", "set --run-dir"]),
         (["embedded", "--summary", "{files}/no/s.json"], ["{files}/no/s.json", "folder doesn't exist"]),
     ],
@@ -120,6 +154,7 @@ def test_a_run_folder_without_permission(files, environment, capsys):
 
 SET, LOCAL = "data.prompts.dataset", "{files}/good"
 GIVEN = ["policy.train=null", "policy.model={files}/endless"]
+FUNCTION = [f"{SET}={LOCAL}", "reward.kind=function"]
 CLASSIFIER = ["reward.kind=classifier", "reward.model={files}/classifier"]
 FOUND = {
     "no such folder": ([f"{SET}=/no/such/set"], ["/no/such/set doesn't exist", SET]),
@@ -155,6 +190,47 @@ FOUND = {
         [f"{SET}={LOCAL}", "evaluation.perplexity.column=txt"],
         ["column 'txt' not found", "evaluation.perplexity.column"],
     ),
+    "missing perplexity split": (
+        [f"{SET}={LOCAL}", "evaluation.perplexity.split=tset"],
+        ["{files}/good", "Unknown split", "Set evaluation.perplexity.split"],
+    ),
+    "pairs of chat messages": (
+        [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/messages"],
+        [
+            "error: data set {files}/messages (split train): column 'chosen' holds chat messages, not text. Join each "
+            "list of messages into one text, '\\n\\nHuman: ...\\n\\nAssistant: ...', or set "
+            "data.preferences.chosen to a column of texts (rejected)"
+        ],
+    ),
+    "prompts of pairs that are lists": (
+        [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/listed"],
+        ["(split train): column 'prompt' holds lists, not text. Join each list into one text"],
+    ),
+    "a perplexity column that isn't text": (
+        [f"{SET}={LOCAL}", "evaluation.perplexity.dataset={files}/messages", "evaluation.perplexity.split=train"],
+        ["column 'chosen' holds chat messages, not text", "or set evaluation.perplexity.column to a column of texts"],
+    ),
+    "three held-out pairs": (
+        [f"{SET}={LOCAL}", "data.preferences.test.split=test[:3]"],
+        [
+            "error: the reward can't be checked on 3 held-out pairs: reward.checks.min_pairs is 50. Hold out more "
+            "pairs (data.preferences.test), or lower min_pairs (null switches it off)"
+        ],
+    ),
+    "as many unfrozen layers as there are": (
+        [f"{SET}={LOCAL}", "policy.unfrozen_layers=2"],
+        [
+            "error: policy.unfrozen_layers is 2, but the model from scratch has 2 blocks: set it to 1 (or the same "
+            "negative); null trains all"
+        ],
+    ),
+    "unfrozen layers of a model of one block": (
+        [f"{SET}={LOCAL}", "policy.unfrozen_layers=1", "policy.train.from_scratch.layers=1"],
+        [
+            "error: policy.unfrozen_layers is 1, but the model from scratch has 1 block, which can't be frozen in "
+            "part: leave it null, which trains all of it"
+        ],
+    ),
     "a row that is not a dialogue": (
         [f"{SET}={{files}}/plain"],
         ["{files}/plain", "row 3, column 'chosen' is not a dialogue", "'No dialogue at all'"],
@@ -165,7 +241,7 @@ FOUND = {
     ),
     "prompts longer than the positions": (
         [f"{SET}={LOCAL}", "policy.train.from_scratch.positions=50", "policy.train.from_scratch.vocab_size=258"],
-        ["none of the 20 prompts leaves room", "50 positions", "Shorten the prompts"],
+        ["none of the 60 prompts leaves room", "50 positions", "Shorten the prompts"],
     ),
     "a tokenizer without EOS": ([f"{SET}={LOCAL}", *GIVEN], ["{files}/endless", "no EOS token", "save_pretrained"]),
     "a label that the classifier doesn't have": (
@@ -180,6 +256,21 @@ FOUND = {
         [f"{SET}={LOCAL}", "reward.kind=function", "reward.function=nowhere:score"],
         ["nowhere:score", "can't be imported"],
     ),
+    **{
+        f"a reward that {does}": ([*FUNCTION, f"reward.function=bad_rewards:{name}"], said)
+        for does, name, said in (
+            ("raises", "raises", ["error: reward.function bad_rewards:raises raised KeyError: ' yes'"]),
+            ("raises for an empty response", "first_word", ["IndexError: list index", "for empty responses, which a"]),
+            ("gives None", "nothing", ["bad_rewards:nothing must give a list of numbers, not None"]),
+            ("gives text", "text", ["bad_rewards:text must give a list of numbers, not ['good', "]),
+            ("gives NaN", "nan", ["bad_rewards:nan gave nan for the query", "Is number", "' yes'"]),
+            ("gives too few scores", "one", ["bad_rewards:one gave 1 scores for 8 responses"]),
+        )
+    },
+    "more unfrozen layers than there are": (
+        [f"{SET}={LOCAL}", "policy.unfrozen_layers=7"],
+        ["policy.unfrozen_layers is 7, but GPT2LMHeadModel has 2 blocks"],
+    ),
     "a device that isn't there": ([f"{SET}={LOCAL}", "compute.device=cuda:77"], ["compute.device cuda:77", "set auto"]),
 }
 
@@ -193,23 +284,49 @@ def test_found_before_anything_is_trained(case, files, environment, prefect_serv
     check(code, capsys.readouterr().err, mentions, files, environment)
 
 
-def test_the_terminal_tells_it_once_and_prefect_keeps_it(files, environment, prefect_server, mlflow_store):
-    """As a user sees it: the whole output of the process, Prefect's own lines included."""
+def test_a_reward_that_raises_shows_the_users_own_frames(files, environment, prefect_server, mlflow_store, capsys):
+    options = [f"{SET}={files}/good", "reward.kind=function", "reward.function=bad_rewards:raises"]
+    with mlflow_store(environment):
+        code = cli.main(["run", "embedded", *(word for setting in options for word in ("--set", setting))])
+    printed = capsys.readouterr().err
+    check(code, printed, ["reward.function bad_rewards:raises raised KeyError"], files, environment)
+    assert f'File "{files}/bad_rewards.py", line 2, in raises' in printed
+    assert "rlhf_lib" not in printed
+
+
+@pytest.mark.parametrize("setting", [f"{SET}=Anthropic/hh-rlhf", "policy={train: null, model: lvwerra/gpt2-imdb}"])
+def test_a_hub_that_does_not_answer(setting, files, environment, prefect_server, mlflow_store, capsys, monkeypatch):
+    """Not offline by the environment: one short request finds it out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
+    with mlflow_store(environment):
+        code = cli.main(["run", "embedded", "--set", setting])
+    mentions = [f"the hub is out of reach ({NOWHERE} doesn't answer", "local folder"]
+    check(code, capsys.readouterr().err, mentions, files, environment)
+
+
+def test_the_terminal_has_one_line_and_prefect_and_the_log_file_the_rest(
+    files, environment, prefect_server, mlflow_store
+):
+    """As a user sees it: the whole output of the process."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import LogFilter
     from prefect.settings import PREFECT_API_URL
 
     with mlflow_store(environment):
         variables = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
-        command = [sys.executable, "-m", "flows.cli", "run", "embedded", "--set", f"{SET}={files}/plain"]
+        command = [sys.executable, "-m", "flows.cli", "run", "embedded", "--set", f"{SET}={files}/broken.jsonl"]
         result = subprocess.run(command, env=variables, capture_output=True, text=True)
-    printed = result.stdout + result.stderr
-    check(result.returncode, printed, ["row 3, column 'chosen' is not a dialogue"], files, environment)
-    assert printed.count("is not a dialogue") == 1
-    flow_run = re.search(r"Flow run '(rlhf-embedded)'", printed)
-    assert flow_run
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if not line.startswith("rlhf: starting")]
+    check(result.returncode, "\n".join(lines), ["{files}/broken.jsonl, line 2 is not valid JSON"], files, environment)
+    assert len(lines) == 1
+    (file,) = (environment / "logs").iterdir()
+    log = file.read_text()
+    assert re.search(r"Beginning flow run '(embedded [^']*)'", log)
+    assert "Traceback (most recent call last)" in log
     with get_client(sync_client=True) as client:
         logs = client.read_logs(LogFilter(level={"ge_": 40}), limit=200)
-    kept = [log.message for log in logs if "row 3, column 'chosen' is not a dialogue" in log.message]
-    assert kept
-    assert not [message for message in kept if "Traceback" in message]
+    kept = [log.message for log in logs if "line 2 is not valid JSON" in log.message]
+    assert len(kept) == 1
+    assert "Traceback" not in kept[0]

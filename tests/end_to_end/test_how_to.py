@@ -1,8 +1,9 @@
 """The how-tos do what they say: their files laid into a folder, their commands run there, their output compared.
 
 Blocks by the word behind the fence: `title="NAME"` is a file; `sh` are commands that must succeed; `console` are
-commands with the error that each ends with; `text` is shown, not run; other `yaml` is a part of the page's last recipe
-and must fit there. Models and data of the hub are folders of their id here, tiny ones.
+commands with the error that each ends with; `bash` needs terminals of its own, which tests/operations/test_docs_walk.py
+has; `text` is shown, not run; other `yaml` is a part of the page's last recipe and must fit there. Models and data of
+the hub are folders of their id here, tiny ones.
 """
 
 from __future__ import annotations
@@ -16,21 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 import yaml
-from datasets import Dataset
-from tiny_models import tiny_gpt2, tiny_t5
-from transformers import (
-    AutoModelForCausalLM,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    PreTrainedTokenizerBase,
-)
+from hub_folders import lay_out_hub
+from transformers import AutoModelForCausalLM
 
 from flows import cli
-from rlhf_lib.data.embedded import load
 from rlhf_lib.recipe import Recipe
-from rlhf_lib.training.scratch import train_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 # tests/operations/test_postgres.py starts the servers of the one, test_library_docs.py runs the other
@@ -60,34 +52,16 @@ def commands(text: str) -> list[list[str]]:
 def run(words: list[str]) -> int:
     if words[0] == "rlhf":
         return cli.main(words[1:])
+    if words == [".", ".venv/bin/activate"]:
+        return 0
     assert words[0] == "python", f"how is {words[0]} to be run?"
     return subprocess.run([sys.executable, *words[1:]], timeout=100).returncode
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return train_tokenizer(load("train[:300]")["chosen"], 600)
-
-
 @pytest.fixture
-def place(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with what the pages name of the hub."""
-    torch.manual_seed(0)
-    gpt2 = tiny_gpt2(vocabulary=len(tokenizer), n_positions=256)
-    config = DistilBertConfig(
-        vocab_size=len(tokenizer), dim=16, hidden_dim=32, n_layers=1, n_heads=2, id2label={0: "NEGATIVE", 1: "POSITIVE"}
-    )
-    for name, model in {
-        "gpt2": gpt2,
-        "google/flan-t5-small": tiny_t5(vocabulary=len(tokenizer)),
-        "lvwerra/gpt2-imdb": gpt2,
-        "lvwerra/distilbert-imdb": DistilBertForSequenceClassification(config),
-    }.items():
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    (tmp_path / "stanfordnlp/imdb").mkdir(parents=True)
-    rows = [{"text": text.strip() * 2, "label": 0} for text in load("train[:300]")["chosen"]]
-    Dataset.from_list(rows).to_json(tmp_path / "stanfordnlp/imdb/train.jsonl")
+    lay_out_hub(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("RLHF_RUN_DIR", str(tmp_path / "runs"))
@@ -118,7 +92,7 @@ def follow(page: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
                     assert run(shlex.split(asked := line[2:])) == 2, asked
                 else:
                     assert line in capfd.readouterr().err.splitlines(), asked
-        elif block.language != "text":
+        elif block.language not in ("text", "bash"):
             assert block.language == "yaml", block
             part = yaml.safe_load(block.text)
             Recipe.model_validate(recipe | part | {"data": recipe["data"] | part.get("data", {})})

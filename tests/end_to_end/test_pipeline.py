@@ -2,17 +2,24 @@
 
 import json
 import math
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 import pytest
 
 from flows import cli
+from flows.cli.tables import run_table
 from rlhf_lib.recipe import flatten, load_recipe
+from tasks.tracking.runs import runs_link, use_experiment
 
 # Everything small, and no gate in the way: nothing is learnt in ten steps, what counts is how it is passed on.
 UNGATED = dict.fromkeys(
     (
+        "min_pairs",
         "min_accuracy",
         "min_probe_accuracy",
         "max_calibration_error",
@@ -35,21 +42,26 @@ SETTINGS = {
     "ppo.batch_size": 16,
     "ppo.mini_batch_size": 8,
     "ppo.checkpoint_every": 2,
-    "evaluation.prompts": 24,
+    "evaluation.prompts": 32,
     "evaluation.perplexity.limit": 20,
-    "registration.gates": {"min_reward_delta": None, "max_perplexity_ratio": None, "min_distinct_2_ratio": None},
+    "registration.gates": dict.fromkeys(
+        ("min_prompts", "min_reward_delta", "max_perplexity_ratio", "min_distinct_2_ratio")
+    ),
 }
 STAGES = ["data", "base_model", "reward_model", "reward_checks", "ppo", "evaluation", "registration"]
 RECORD = {
     "recipe": None,
     "mlflow_run_id": None,
     "model": {"name", "version", "promoted"},
-    "reward_model": {"accuracy", "checks_passed"},
+    "reward_model": {"accuracy", "ci95", "held_out", "checks_passed"},
     "ppo": {"steps", "seconds", "kl"},
-    "reward": {"reference", "policy", "delta", "ci95", "win_rate"},
+    "reward": {"reference", "policy", "delta", "ci95", "win_rate", "prompts"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
     "metrics": None,
+    "evaluation": {"prompts", "distinct_prompts", "held_out"},
+    "until": None,
+    "stages": set(STAGES),
 }
 
 
@@ -101,10 +113,13 @@ def run_dir(prefect_server, mlflow_store, tmp_path_factory):
 def first(run_dir):
     """The whole pipeline by its command, with what it printed and wrote."""
     options = [word for setting in overrides() for word in ("--set", setting)]
-    assert cli.main(["run", "embedded", "--summary", str(run_dir / "summary.json"), *options]) == 0
+    named = ["--name", "first {try}", "--summary", str(run_dir / "summary.json")]
+    with redirect_stdout(StringIO()) as out:
+        assert cli.main(["run", "embedded", *named, *options]) == 0
+    printed = out.getvalue()
     record = json.loads((run_dir / "summary.json").read_text())
     run = started(record["mlflow_run_id"])
-    run.record = record
+    run.record, run.printed = record, printed
     return run
 
 
@@ -124,12 +139,33 @@ def test_the_record_has_the_documented_keys_and_no_others(first):
         assert keys is None or set(first.record[section]) == keys
     assert first.record["recipe"] == "embedded"
     assert first.record["ppo"]["steps"] == 3
+    learned = first.record["reward_model"]
+    assert learned["held_out"] == 60
+    assert learned["ci95"][0] < learned["accuracy"] < learned["ci95"][1]
+    assert first.record["reward"]["prompts"] == 32
+    assert first.record["evaluation"] == {"prompts": 32, "distinct_prompts": 32, "held_out": True}
+    for stage, told in first.record["stages"].items():
+        assert set(told) == {"about", "made", "folder", "mlflow_run_id"}
+        assert told["mlflow_run_id"] == first.stage[stage].info.run_id
+        assert Path(told["folder"]).name == stage
+    assert Path(first.record["stages"]["reward_model"]["made"]).is_dir()
     low, high = first.record["reward"]["ci95"]
     assert low <= first.record["reward"]["delta"] <= high
     assert first.record["reward"]["delta"] == pytest.approx(
         first.record["reward"]["policy"] - first.record["reward"]["reference"], abs=1e-6
     )
     assert mlflow.artifacts.load_dict(f"{first.parent.info.artifact_uri}/summary.json") == first.record
+
+
+def test_the_table_says_how_many_prompts_and_pairs_its_figures_are_of(first):
+    table = first.printed
+    low, high = first.record["reward"]["ci95"]
+    assert f"95% [{low:+.3f}, {high:+.3f}], 32 prompts" in table
+    low, high = first.record["reward_model"]["ci95"]
+    assert f"held-out accuracy, 95% [{low:.3f}, {high:.3f}], 60 examples" in table
+    few = first.record | {"reward": first.record["reward"] | {"ci95": None, "prompts": 1}}
+    assert "wins" in run_table(few)
+    assert "no 95% interval: 1 prompt is too few" in run_table(few)
 
 
 def test_one_parent_with_a_child_per_stage(first):
@@ -145,9 +181,11 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     assert first.parent.data.params["ppo.batch_size"] == "16"
     record, metrics = first.record, first.parent.data.metrics
     assert set(metrics) == {
-        "reward_model/accuracy", "reward_model/checks_passed",
-        "ppo/steps", "ppo/seconds", "ppo/kl",
+        "reward_model/accuracy", "reward_model/ci95_low", "reward_model/ci95_high", "reward_model/held_out",
+        "reward_model/checks_passed",
+        "ppo/steps", "ppo/seconds", "ppo/kl", "ppo/mean_scores", "objective/kl",
         "reward/reference", "reward/policy", "reward/delta", "reward/ci95_low", "reward/ci95_high", "reward/win_rate",
+        "reward/prompts",
         "perplexity/reference", "perplexity/policy",
         "perplexity/mean_per_text_reference", "perplexity/mean_per_text_policy",
         "diversity/distinct_2_reference", "diversity/distinct_2_policy",
@@ -157,6 +195,7 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     tags = first.parent.data.tags
     assert tags["recipe"] == "embedded"
     assert tags["model.version"] == "1"
+    assert tags["held_out_prompts"] == "true"
     assert tags["prefect_flow_run_url"].endswith(tags["prefect_flow_run_id"])
     assert {name for name in tags if name.startswith("fingerprint.")} == {
         f"fingerprint.{kind}/{split}" for kind in ("prompts", "preferences") for split in ("train", "test")
@@ -183,10 +222,17 @@ def test_each_child_has_its_metrics_and_artifacts(first, stage, metrics, files):
 
 
 def test_ppo_logs_every_step_and_starts_at_the_reference(first):
-    history = mlflow.MlflowClient().get_metric_history(first.stage["ppo"].info.run_id, "objective/kl")
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(first.stage["ppo"].info.run_id, "objective/kl")
     assert [point.step for point in history] == [1, 2, 3]
     assert history[0].value == pytest.approx(0, abs=1e-3)
     assert history[-1].value != 0
+    for curve in ("objective/kl", "ppo/mean_scores"):  # for MLflow's charts of pipeline runs
+        drawn, logged = (
+            [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, curve)]
+            for run in (first.parent, first.stage["ppo"])
+        )
+        assert drawn == logged
 
 
 def test_prefect_ran_it(first):
@@ -195,14 +241,75 @@ def test_prefect_ran_it(first):
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(first.parent.data.tags["prefect_flow_run_id"])
     assert flow_run.state.is_completed()
-    assert flow_run.name == "rlhf-embedded"
+
+
+def test_the_graph_of_the_run_is_a_chain(first):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[first.parent.data.tags["prefect_flow_run_id"]]))
+    with get_client(sync_client=True) as client:
+        tasks = sorted(client.read_task_runs(flow_run_filter=wanted), key=lambda task: task.start_time)
+    assert [task.name.rpartition("-")[0] for task in tasks] == ["preflight", *STAGES]
+    for before, task in pairwise(tasks):
+        arrows = [given.id for taken in task.task_inputs.values() for given in taken if given.input_type == "task_run"]
+        assert arrows == [before.id]
+
+
+def test_runs_are_told_apart_by_name(first, second):
+    from prefect.client.orchestration import get_client
+
+    names = ("first {try}", "embedded data.prompts.limit=96 data.prompts.test.split=test[:60] +14 more")
+    for run, name in zip((first, second), names, strict=True):
+        assert run.parent.info.run_name == name
+        assert [child.info.run_name for child in run.children] == [f"{stage}: {name}" for stage in STAGES]
+        with get_client(sync_client=True) as client:
+            assert client.read_flow_run(run.parent.data.tags["prefect_flow_run_id"]).name == name
+
+
+def test_mlflows_list_of_runs_shows_data_model_and_outcome(first, second):
+    """Also where the data stage is reused."""
+    client = mlflow.MlflowClient()
+    for run in (first, second):
+        sets = {
+            given.tags[0].value: (given.dataset.name, given.dataset.digest)
+            for given in mlflow.get_run(run.id).inputs.dataset_inputs
+        }
+        assert any("prompts/train" in roles and "preferences/train" in roles for roles in sets)
+        digests = {value[:36] for key, value in run.parent.data.tags.items() if key.startswith("fingerprint.")}
+        assert {digest for _, digest in sets.values()} == digests
+        version = run.record["model"]["version"]
+        [model] = client.search_logged_models(
+            [run.parent.info.experiment_id], filter_string=f"source_run_id = '{run.id}'"
+        )
+        assert client.get_model_version("embedded", version).source == f"models:/{model.model_id}"
+        assert run.parent.data.tags["registered"] == f"models:/embedded/{version}"
+        assert run.parent.data.tags["promoted"] == str(run.record["model"]["promoted"]).lower()
+
+
+def test_the_view_of_all_runs_is_stored_with_them(first, run_dir):
+    experiment = mlflow.get_experiment(first.parent.info.experiment_id)
+    assert runs_link().endswith(
+        f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=rlhf"
+    )
+    view = json.loads(experiment.tags["mlflow.sharedViewState.rlhf"])
+    state = json.loads(view["state"])
+    shown = {column.partition("`")[2][:-1] for column in state["selectedColumns"] if column.startswith("metrics.")}
+    charted = {chart["metricKey"] for chart in state["compareRunCharts"]}
+    assert shown | charted <= set(first.parent.data.metrics)
+    use_experiment(str(run_dir))
+    assert mlflow.get_experiment(experiment.experiment_id).tags == experiment.tags  # written once
+    theirs = json.dumps(view | {"updatedAt": view["createdAt"] + 1, "state": "{}"})  # as "Override saved view" does
+    mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.rlhf", theirs)
+    use_experiment(str(run_dir))
+    assert mlflow.get_experiment(experiment.experiment_id).tags["mlflow.sharedViewState.rlhf"] == theirs
 
 
 def test_the_version_is_registered_and_champion(first):
     model = mlflow.MlflowClient().get_model_version_by_alias("embedded", "champion")
     assert first.record["model"] == {"name": "embedded", "version": "1", "promoted": True}
     assert str(model.version) == "1"
-    assert model.run_id == first.stage["registration"].info.run_id
+    assert model.run_id == first.id
 
 
 def test_a_second_run_reuses_the_first_four_stages_and_repeats_the_rest(first, second):
@@ -210,7 +317,7 @@ def test_a_second_run_reuses_the_first_four_stages_and_repeats_the_rest(first, s
     for stage in STAGES[:4]:
         tags = second.stage[stage].data.tags
         assert (tags["reused"], tags["reused_from"]) == ("true", first.stage[stage].info.run_id)
-        assert tags["reused_from_url"].endswith(first.stage[stage].info.run_id)
+        assert f"/runs/{first.stage[stage].info.run_id}?workflowType=" in tags["reused_from_url"]
         shown = set(first.stage[stage].data.metrics) - {"seconds"}
         assert {name for name in shown if not name.startswith("train/")} <= set(second.stage[stage].data.metrics)
     assert {second.stage[stage].data.tags["reused"] for stage in STAGES[4:]} == {"false"}
@@ -229,7 +336,14 @@ def test_a_model_at_hand_makes_six_stages_and_a_reward_model_of_its_own(first, r
     base = json.loads(next((run_dir / "stages").glob("base_model-*/record.json")).read_text())["model"]
     kept = overrides(evaluation__perplexity=None)
     settings = [s for s in kept if not s.startswith(("policy.", "evaluation.perplexity."))]
-    record = rlhf(recipe="embedded", overrides=[*settings, "policy.train=null", f"policy.model={base}"])
+    given = [*settings, "policy.train=null", f"policy.model={base}"]
+    # a stage that the recipe has no use for can be stopped after all the same
+    stopped = rlhf(recipe="embedded", overrides=given, until="base_model")["stages"]
+    assert list(stopped) == STAGES[:2]
+    assert stopped["base_model"] == {
+        "about": "not trained: policy.train is null", "made": base, "folder": None, "mlflow_run_id": None,
+    }  # fmt: skip
+    record = rlhf(recipe="embedded", overrides=given)
     run = started(record["mlflow_run_id"])
     assert [child.data.tags["stage"] for child in run.children] == [s for s in STAGES if s != "base_model"]
     assert record["perplexity"] is None
@@ -238,13 +352,55 @@ def test_a_model_at_hand_makes_six_stages_and_a_reward_model_of_its_own(first, r
     assert record["reward"] == first.record["reward"]
 
 
+def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_dir, capsys):
+    settings = [s for s in overrides(registration__name="closed") if not s.startswith("data.prompts.test.")]
+    settings += ["data.prompts.test=null", "data.prompts.held_out=0"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    summary = run_dir / "closed.json"
+    assert cli.main(["run", "embedded", "--until", "PPO", "--summary", str(summary), *options]) == 0
+    stopped = json.loads(summary.read_text())
+    assert set(stopped) == set(RECORD)
+    assert stopped["until"] == "ppo"
+    assert list(stopped["stages"]) == STAGES[:5]
+    assert stopped["model"] is stopped["reward"] is stopped["evaluation"] is None
+    assert stopped["ppo"]["steps"] == 3
+    printed = capsys.readouterr().out
+    assert all(f"{told['made'] or '-'}\n" in printed for told in stopped["stages"].values())
+    assert "96 prompts, 256 preference pairs" in printed
+    assert "Stopped after ppo, as asked." in printed
+    assert "report.html" not in printed
+    run = started(stopped["mlflow_run_id"])
+    assert run.parent.info.status == "FINISHED"
+    assert run.parent.data.tags["until"] == "ppo"
+
+    assert cli.main(["run", "embedded", "--summary", str(summary), *options]) == 0
+    record, printed = json.loads(summary.read_text()), capsys.readouterr().out
+    again = started(record["mlflow_run_id"])
+    assert {again.stage[stage].data.tags["reused"] for stage in STAGES[:5]} == {"true"}
+    assert record["ppo"]["seconds"] == stopped["ppo"]["seconds"]
+    # evaluated on the prompts that it was trained on: told everywhere, and no champion
+    assert record["evaluation"] == {"prompts": 32, "distinct_prompts": 32, "held_out": False}
+    assert "evaluated on" in printed
+    assert "training prompts" in printed
+    assert again.parent.data.tags["held_out_prompts"] == "false"
+    assert record["model"] == {"name": "closed", "version": "1", "promoted": False}
+    version = mlflow.MlflowClient().get_model_version("closed", "1")
+    assert version.tags["held_out_prompts"] == "false"
+    assert version.tags["reason"].startswith("held_out: it was evaluated on its training prompts")
+    page = Path(record["stages"]["evaluation"]["made"]).read_text()
+    card = Path(record["stages"]["registration"]["folder"], "model_card.md").read_text()
+    assert "No prompts are held out (data.prompts.held_out is 0)" in page
+    assert "No prompts are held out (data.prompts.held_out is 0)" in card
+    assert "on 32 training prompts" in page
+
+
 def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(first, capsys):
     settings = overrides(reward__checks=UNGATED | {"pairs": 60, "min_accuracy": 1.0})
     options = [word for setting in settings for word in ("--set", setting)]
     assert cli.main(["run", "embedded", "--fresh", *options]) == 1
     printed = capsys.readouterr()
     error = next(line for line in printed.err.splitlines() if line.startswith("rlhf: error: "))
-    assert "accuracy is 0." in error
+    assert "accuracy: the share of held-out pairs with chosen above rejected is 0." in error
     assert "must be at least 1" in error
     assert "Traceback" not in printed.out + printed.err
 

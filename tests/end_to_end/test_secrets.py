@@ -67,8 +67,7 @@ def planted(tmp_path_factory, prefect_server, mlflow_store):
         known = {run.id for run in client.read_flow_runs()}
         codes = {key: cli.main(["run", "embedded", "--set", f"{key}={value}"]) for key, value in REFUSED.items()}
         assert {run.id for run in client.read_flow_runs()} == known  # refused before there was a run
-        with pytest.raises(ValueError, match="no answer"):
-            cli.main(["run", "embedded", *options])
+        assert cli.main(["run", "embedded", *options]) in (2, 3)
         latest = partial(client.read_logs, limit=200, sort=LogSort.TIMESTAMP_DESC)
         settled(lambda: any("scores.example" in log.message for log in latest()), "the failure in the server's log")
         run = mlflow.search_runs(search_all_experiments=True, filter_string="tags.recipe = 'embedded'")

@@ -16,8 +16,8 @@ from flows import cli
 from rlhf_lib.errors import GateFailed
 
 UNGATED = dict.fromkeys(
-    ("min_accuracy", "min_probe_accuracy", "max_calibration_error", "min_score_std", "max_length_correlation",
-     "max_degenerate_win_rate")
+    ("min_pairs", "min_accuracy", "min_probe_accuracy", "max_calibration_error", "min_score_std",
+     "max_length_correlation", "max_degenerate_win_rate")
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def folder(prefect_server, mlflow_store, tmp_path_factory):
         "ppo": {"steps": 1, "batch_size": 8},
         "evaluation": {"prompts": 8},
         "registration": {
-            "gates": {"min_reward_delta": None, "max_perplexity_ratio": None, "min_distinct_2_ratio": None}
+            "gates": dict.fromkeys(("min_prompts", "min_reward_delta", "max_perplexity_ratio", "min_distinct_2_ratio"))
         },
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(settings))
@@ -102,7 +102,7 @@ def train(folder, rounds: int, *settings: str):
     with suppress(GateFailed):
         rlhf(recipe=str(folder / "recipe.yaml"), overrides=[*given, *settings])
     search = {"search_all_experiments": True, "output_format": "list"}
-    [parent] = mlflow.search_runs(filter_string="attributes.run_name = 'rounds'", max_results=1, **search)
+    [parent] = mlflow.search_runs(filter_string="attributes.run_name LIKE 'rounds%'", max_results=1, **search)
     children = mlflow.search_runs(filter_string=f"tags.mlflow.parentRunId = '{parent.info.run_id}'", **search)
     return parent, {child.data.tags["stage"]: child for child in children}
 

@@ -5,12 +5,15 @@ from pathlib import Path
 import mlflow
 import pytest
 from datasets import Dataset
+from mlflow.entities import Metric
 from registered import register
 from tiny_models import one_thread, remainder_reward, three_folders, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from flows import cli
 from rlhf_lib.recipe import Recipe, load_recipe
+from tasks.tracking import curves
 from tasks.tracking.runs import pipeline_run
+from tasks.tracking.views import CURVES
 from tests.rlhf_lib.evaluation.test_promotion import figures
 
 
@@ -67,7 +70,7 @@ def test_compare_by_its_command(store, recipe, capsys):
     uris = ["reference", "models:/remainders/2", f"models:/remainders/{champion}", str(store / "wider")]
     assert [tags[f"model.{i}"] for i in range(1, 5)] == uris
     assert [params[f"model.{i}"] for i in range(1, 5)] == uris
-    assert tags["model.2.url"].endswith("/#/models/remainders/versions/2")
+    assert tags["model.2.url"].endswith("/#/models/remainders/versions/2?workflowType=machine_learning")
     inputs = mlflow.get_run(run.info.run_id).inputs.model_inputs  # a search leaves them out
     linked = {f"models:/{model.model_id}" for model in inputs}
     assert mlflow.MlflowClient().get_model_version("remainders", "2").source in linked
@@ -101,7 +104,11 @@ def test_the_reference_is_kept_once(store):
     [
         (["models:/remainders/9", "reference"], "models:/remainders/9 is not in the registry"),
         (["models:/remainders/1"], "name at least two models"),
-        (["reference", "gpt2", "--recipe", "embedded"], "none of reference, gpt2 is a registered version"),
+        (
+            ["gpt2", "distilgpt2"],
+            "none of gpt2, distilgpt2 is a registered version (models:/NAME/VERSION), whose recipe",
+        ),
+        (["reference", "gpt2", "--recipe", "embedded"], "'reference' is what the first registered version was trained"),
         (["models:/remainders/1", "/nowhere/model"], "/nowhere/model: no such folder"),
         (["models:/remainders/1", "reference", "--recipe", "embedded"], "is trained by a run of it"),
         (["models:/remainders/1", "reference", "--set", "seeds=1"], "unknown key 'seeds'"),
@@ -125,8 +132,9 @@ def three_parents(folder):
         "ppo": {"steps": 3, "seconds": 1.0, "kl": 2.0},
         **{key: figures()[key] for key in ("reward", "perplexity", "diversity")},
     }
-    for name in ("embedded", "gpt2-imdb-lora", "t5-emotion-scratch"):
+    for i, name in enumerate(("embedded", "gpt2-imdb-lora", "t5-emotion-scratch")):
         with pipeline_run(load_recipe(name), str(folder)) as run:
+            curves.send(run.parent_run_id, [Metric(curve, i + step, step, step) for curve in CURVES for step in (1, 2)])
             run.finish(record)
     return mlflow.search_runs(experiment_names=["rlhf"])
 

@@ -263,3 +263,37 @@ def test_no_secret_is_stored_or_told(first, live):
     ]
     assert not found
     assert any(Path(place).name == "recipe.yaml" for place in places)
+
+
+# ---------------------------------------------------------------- old runs
+
+
+def test_what_is_old_goes_through_the_server_and_the_champion_stays(first, live, client):
+    """As the user that runs have, who has no access to the store but by the server. After the other tests."""
+    clean = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "clean",
+        "--newest",
+        "0",
+        "--days",
+        "0",
+        "--only",
+        "work,artifacts,runs",
+    ]
+    result = subprocess.run(clean, cwd=live.folder, env=live.client, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 live runs" in result.stdout
+    parent = first["mlflow_run_id"]
+    experiment = client.mlflow.get_run(parent).info.experiment_id
+    ppo = client.mlflow.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}' and tags.stage = 'ppo'")[0]
+    assert ppo.data.metrics["objective/kl"] is not None
+    assert not client.mlflow.list_artifacts(ppo.info.run_id)
+    stored = live.folder / "var/artifacts" / experiment / ppo.info.run_id
+    assert not [file for file in stored.rglob("*") if file.is_file()]
+    assert not list((live.folder / "var/runs/work" / parent).iterdir())
+    # compare loads the champion, its reference and its reward model
+    compare = [sys.executable, "-m", "flows.cli", "compare", "reference", "models:/embedded@champion", "--prompts", "4"]
+    result = subprocess.run(compare, cwd=live.folder, env=live.client, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

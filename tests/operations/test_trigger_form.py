@@ -38,6 +38,7 @@ from tests.end_to_end.test_pipeline import SETTINGS
 
 FIELDS = ("ppo.steps", "ppo.batch_size")  # of the form
 FILLED = {"Learning rate": 0.0003, "KL coefficient": 0.1}
+NAME = "three times the learning rate"
 PICTURES = "RLHF_SCREENSHOTS" in os.environ
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -53,14 +54,14 @@ def test_up_twice_starts_everything_once(operated):
     limit = api(operated, "GET", "concurrency_limits/tag/gpu")
     assert limit["concurrency_limit"] == 1
     names = {deployment["name"] for deployment in api(operated, "POST", "deployments/filter", limit=50)}
-    assert names == {"on-demand", "nightly"}
+    assert names == {"train-on-demand", "nightly", "compare-versions", "collect-responses", "clean-old-runs"}
 
 
 def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operated, browser):
     page = browser.new_page()
     page.goto(f"{operated.prefect}/deployments", wait_until="domcontentloaded")
-    page.get_by_text("on-demand").first.wait_for()
-    deployment = api(operated, "GET", "deployments/name/rlhf/on-demand")
+    page.get_by_text("train-on-demand").first.wait_for()
+    deployment = api(operated, "GET", "deployments/name/rlhf/train-on-demand")
 
     def triggered() -> Any:
         wanted = {"id": {"any_": [deployment["id"]]}}
@@ -81,6 +82,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     assert len(triggered()) == before
     for label, value in {"PPO steps": ppo_steps, "Batch size": batch_size, **FILLED}.items():
         field.filter(has_text=label).locator("input").fill(str(value))
+    page.locator(".flow-run-name-input input").fill(NAME)  # in the place of the one that the page made up
     lines = field.filter(has_text="Overrides")
     for i, line in enumerate(given_lines):
         lines.get_by_role("button", name="Add item").click()
@@ -106,6 +108,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     page.goto("about:blank")  # the live graph, drawn without a GPU, takes half a core from the run
     ended = settled(lambda: _ended(api(operated, "GET", f"flow_runs/{run['id']}")), "its end", 2 * PATIENCE)
     assert ended["state_type"] == "COMPLETED", ended["state"]
+    assert ended["name"] == NAME
     given = ended["parameters"]
     assert (given["ppo_steps"], given["batch_size"], given["overrides"]) == (ppo_steps, batch_size, given_lines)
     assert (given["learning_rate"], given["kl_coef"]) == tuple(FILLED.values())
@@ -115,7 +118,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     page.get_by_text("Completed", exact=True).first.wait_for()
     page.set_viewport_size({"width": 1280, "height": 1100})
     page.get_by_text("Artifacts", exact=True).click()
-    for key in ("mlflow", "ppo-progress", "evaluation", "figures"):
+    for key in ("mlflow", "mlflow-runs", "ppo-progress", "evaluation", "figures"):
         page.get_by_text(key, exact=True).first.wait_for()
     keep(page, "flow-run")
     kept = {a["key"]: a for a in api(operated, "POST", "artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})}
@@ -133,6 +136,25 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     for button in page.get_by_role("button", name="Close").all():  # the assistant's panel
         button.click()
     keep(page, "mlflow-run")
+
+    page.goto(f"{operated.prefect}/artifacts/artifact/{kept['mlflow-runs']['id']}", wait_until="domcontentloaded")
+    link = page.get_by_role("link", name="All runs in MLflow").get_attribute("href")
+    assert link in operated.said[0]  # what `rlhf up` prints
+    page.set_viewport_size({"width": 1800, "height": 600})
+    page.goto(link, wait_until="domcontentloaded")
+    page.get_by_text(NAME, exact=True).first.wait_for()
+    for button in page.get_by_role("button", name="Close").all():
+        button.click()
+    shown = ("promoted", "reward/delta", "ppo/kl", "perplexity/policy", "Models", "Dataset", "customer-service")
+    for text in (*shown, "embedded"):  # a registered model's link
+        page.locator(".ag-root").get_by_text(text).first.wait_for()
+    keep(page, "mlflow-runs")
+    page.set_viewport_size({"width": 1600, "height": 900})
+    page.goto(f"{link}&compareRunsMode=CHART", wait_until="domcontentloaded")
+    page.get_by_text("Reward and KL (3)").wait_for()
+    for metric in ("ppo/mean_scores", "objective/kl", "reward/delta"):
+        page.get_by_text(metric, exact=True).first.wait_for()
+    keep(page, "mlflow-charts")
     page.close()
 
 
@@ -140,7 +162,8 @@ def test_two_runs_queue_for_the_gpu(operated):
     """Of two deployments, whose own limits don't part them: no two tasks under the tag's limit overlap."""
     given = {"recipe": "embedded", "overrides": [*overrides(), "ppo.steps=2", "ppo.batch_size=16"]}
     runs = []
-    for seed, name in enumerate(("on-demand", "nightly", "on-demand"), start=1):  # by the seed each has its own stages
+    names = ("train-on-demand", "nightly", "train-on-demand")
+    for seed, name in enumerate(names, start=1):  # by the seed each has its own stages
         deployment = api(operated, "GET", f"deployments/name/rlhf/{name}")
         body = {"parameters": {**given, "seed": seed}, "state": {"type": "SCHEDULED"}}
         runs.append(api(operated, "POST", f"deployments/{deployment['id']}/create_flow_run", **body)["id"])
@@ -197,8 +220,8 @@ def told(operated, tmp_path) -> Iterator[list[dict[str, str]]]:
 def test_runs_that_fail_at_once_are_told(operated, told):
     """Whether a batch is as large as its mini-batch no schema tells, nor whether a version is there."""
     failing = {
-        "rlhf/on-demand": {"recipe": "embedded", "batch_size": 40},
-        "compare/on-demand": {"models": ["models:/embedded/99", "reference"]},
+        "rlhf/train-on-demand": {"recipe": "embedded", "batch_size": 40},
+        "compare/compare-versions": {"models": ["models:/embedded/99", "reference"]},
     }
     runs = []
     for name, parameters in failing.items():

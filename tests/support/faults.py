@@ -221,7 +221,7 @@ class Operated:
         settings = RECIPE | {"registration.name": model} | given.pop("settings", {})
         parameters = {"recipe": "embedded", "overrides": [f"{k}={json.dumps(v)}" for k, v in settings.items()]} | given
         variables = {"env": {"RLHF_RUN_DIR": str(where)} | (environment or {})}
-        deployment = self.prefect("GET", "deployments/name/rlhf/on-demand")["id"]
+        deployment = self.prefect("GET", "deployments/name/rlhf/train-on-demand")["id"]
         body = {"parameters": parameters, "job_variables": variables, "state": {"type": "SCHEDULED"}}
         made = self.prefect("POST", f"deployments/{deployment}/create_flow_run", **body)
         self.runs.append(FlowRun(self, made["id"], where, model))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from tiny_models import remainder_reward, tiny_gpt2, tiny_prompts, word_tokenize
 
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.checkpoint import resume, save_checkpoint
-from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+from rlhf_lib.ppo.interrupt import stop_at_boundary
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
 
@@ -80,6 +81,11 @@ def build() -> PPOTrainer:
     return Telling(Policy(tiny_gpt2()), word_tokenizer(), noisy_reward, tiny_prompts(), config, generation)
 
 
+def interrupt(*_: object) -> None:
+    """As the command line's handler: not Python's own."""
+    raise KeyboardInterrupt
+
+
 def run(folder: Path) -> None:
     trainer = build()
     history = resume(trainer, folder, key=KEY) or []
@@ -88,7 +94,7 @@ def run(folder: Path) -> None:
         tell(f"phase checkpoint {trainer.step}")
         save_checkpoint(trainer, folder, key=KEY, history=history)
 
-    with boundary_on_sigterm(trainer, save):
+    with stop_at_boundary(trainer, save):
         for stats in trainer.train():
             history.append(stats)
             if trainer.step % CHECKPOINT_EVERY == 0:
@@ -104,11 +110,14 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             status = 1
+            signal.signal(signal.SIGINT, interrupt)
             try:
                 run(Path(line.strip()))
                 status = 0
             except SystemExit as ending:
                 status = int(str(ending.code))
+            except KeyboardInterrupt:
+                status = 130
             except BaseException as error:
                 tell(f"error {error!r}")
             finally:

@@ -86,6 +86,7 @@ def make_recipe(**sections):
             "policy": {"model": "tiny"},
             "reward": {"kind": "function", "function": "registered:letters"},
             "generation": {"max_new_tokens": 16},
+            "registration": {"gates": {"min_prompts": None}},  # six prompts
             "compute": {"device": "cpu", "precision": "fp32"},
         }
         | sections

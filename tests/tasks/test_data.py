@@ -64,6 +64,7 @@ def make(pairs, policy: dict, **changes) -> Recipe:
             "preferences": {},
         },
         "policy": policy,
+        "reward": {"checks": {"min_pairs": 10}},
     }
     return Recipe.model_validate(recipe | changes)
 
@@ -120,6 +121,23 @@ def test_what_changes_the_prompts_is_done_anew(pipeline, pairs, model) -> None:
     more = prepare_data.fn(make(pairs, policy), pipeline)
     assert more.metrics["prompts/train/rows"] == 49
     assert len({*made, more.mlflow_run_id}) == 4
+
+
+def test_what_is_lost_and_what_leaks_is_told_in_every_run(pipeline, pairs, model, caplog) -> None:
+    rows = [json.loads(line) for line in (pairs / "train.jsonl").read_text().splitlines()]
+    same = [{"chosen": row["chosen"], "rejected": row["chosen"]} for row in rows[:30]]
+    (pairs / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*same, *rows[30:]]))
+    recipe = make(pairs, {"model": str(model)})
+    expected = "data: 30 of 48 (62%) training pairs dropped: 30 with the same chosen and rejected answer"
+    for reused in (False, True):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            record = prepare_data.fn(recipe, pipeline)
+        assert [(line.levelname, line.getMessage()) for line in caplog.records if "of 48" in line.getMessage()] == [
+            ("WARNING", expected)
+        ], reused
+    report = mlflow.artifacts.load_dict(f"{mlflow.get_run(record.mlflow_run_id).info.artifact_uri}/report.json")
+    assert report["losses"] == [expected.removeprefix("data: ")]
 
 
 def test_without_a_tokenizer_yet_the_prompts_are_text(pipeline, pairs) -> None:

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_lib.recipe import Recipe
 from tasks.evaluation import evaluate_policy
-from tasks.results import EvaluationResult, Folders, PPOResult, RewardArtifact, StartingPolicy
+from tasks.results import EvaluationResult, Folders, PPOResult, PreparedData, RewardArtifact, StartingPolicy
 from tasks.tracking.runs import PipelineRun
 
 WORDS = ["<eos>", *"abcdefghijklmnopqrs"]
@@ -85,6 +85,18 @@ def evaluated(folders, prefect_server, mlflow_store):
                 ppo=PPOResult(
                     reference=str(folders / "reference"), policy=str(folders / "policy"), steps=1, seconds=1.0, kl=0.0
                 ),
+                data=PreparedData(
+                    prompts=None,
+                    texts=Folders(train="", test=""),
+                    preferences=None,
+                    corpus=None,
+                    labelled=None,
+                    label_names=None,
+                    criterion=None,
+                    fingerprints={},
+                    policy_fingerprint=None,
+                    report={"prompts": {"test": {"rows": 40, "dropped": {"duplicate": 4}, "kept": 36}}},
+                ),
             )
 
     with mlflow_store(folders):
@@ -94,7 +106,7 @@ def evaluated(folders, prefect_server, mlflow_store):
 
 def test_record_is_the_contract(evaluated):
     record = evaluated[0][True]
-    assert set(record.reward) == {"reference", "policy", "delta", "ci95", "win_rate"}
+    assert set(record.reward) == {"reference", "policy", "delta", "ci95", "win_rate", "prompts"}
     assert set(record.perplexity) == {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"}
     assert {"distinct_1_reference", "distinct_2_policy"} < set(record.diversity)
     assert record.reward["ci95"][0] > 0
@@ -138,6 +150,7 @@ def test_child_run_has_figures_table_plots_and_report(evaluated):
     assert table["score_after"].mean() == pytest.approx(record.reward["policy"])
     page = Path(download_artifacts(run_id=run.info.run_id, artifact_path="report.html")).read_text(encoding="utf-8")
     assert "Evaluation of counting" in page
+    assert "Data: 4 of 40 (10%) evaluation prompts dropped: 4 repeated." in page
     assert (
         "texts of more than 16 tokens, start token included, lose their start (cut: 1; without a token to score: 1)"
         in page

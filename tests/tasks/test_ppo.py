@@ -1,4 +1,4 @@
-"""PPO as the pipeline's task: the best step exported, an interrupted run taken up, SIGTERM under Prefect."""
+"""PPO as the pipeline's task: the best step exported, an interrupted run taken up, signals under Prefect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefect.exceptions import TerminationSignal
 from tiny_models import one_thread, remainder_reward, same, tiny_gpt2, tiny_prompts, weights, word_tokenizer  # noqa: F401
 from transformers import GPT2LMHeadModel
 
-from rlhf_lib.errors import RLHFError
+from rlhf_lib.errors import RLHFError, notes
 from rlhf_lib.ppo.checkpoint import checkpoints
 from rlhf_lib.recipe import Recipe
 from tasks.ppo import run_ppo
@@ -33,6 +33,8 @@ def reward(queries: list[str], responses: list[str]) -> list[float]:
             raise KeyboardInterrupt
         case "terminated":
             os.kill(os.getpid(), signal.SIGTERM)
+        case "interrupted":
+            os.kill(os.getpid(), signal.SIGINT)
         case "praised":
             return [score + 10 for score in remainder_reward(queries, responses)]
     return remainder_reward(queries, responses)
@@ -56,7 +58,7 @@ def train(folder, tmp_path):
     faults.clear()
 
     @flow
-    def pipeline(name: str, **ppo):
+    def pipeline(name: str, parent_run_id: str | None = None, **ppo):
         recipe = Recipe.model_validate(
             {
                 "name": "remainders",
@@ -71,7 +73,7 @@ def train(folder, tmp_path):
         prompts = Folders(train=str(folder / "train"), test=str(folder / "test"))
         others = ("prompts", "preferences", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint")
         nothing = dict.fromkeys(others)
-        with mlflow.start_run() as parent:
+        with mlflow.start_run(parent_run_id) as parent:
             return run_ppo(
                 recipe,
                 PipelineRun(run_dir=str(tmp_path / name), parent_run_id=parent.info.run_id),
@@ -122,27 +124,56 @@ def test_an_interrupted_run_goes_on_with_another_micro_batch_too(train):
     faults[3] = "killed"
     with pytest.raises(KeyboardInterrupt):
         train()
-    record, again, tags = train(micro_batch_tokens=16000)  # which a message about memory may have asked for
+    parent = mlflow.last_active_run().info.run_id  # Prefect's retry goes on in the same one
+    record, again, tags = train(parent_run_id=parent, micro_batch_tokens=16000)  # a message about memory may ask for it
+    assert tags["mlflow.parentRunId"] == parent
+    curve = mlflow.MlflowClient().get_metric_history(parent, "ppo/mean_scores")
+    assert [(point.step, point.value) for point in curve] == list(enumerate(scores, start=1))
     assert tags["resumed_at_step"] == "2"
     assert again == scores
     assert same(exported(record), exported(whole))
-    assert [path.name for path in checkpoints(Path(record.folder) / "checkpoints")] == ["step-000002"]
+    assert [path.name for path in checkpoints(Path(record.folder) / "checkpoints")] == [
+        "step-000004",
+        "step-000002",
+    ]
+
+    train()  # finds its work done, and its run gets the curves all the same
+    reused = mlflow.last_active_run().info.run_id
+    assert reused != parent
+    curve = mlflow.MlflowClient().get_metric_history(reused, "ppo/mean_scores")
+    assert [(point.step, point.value) for point in curve] == list(enumerate(scores, start=1))
 
 
-def test_sigterm_leaves_the_boundary_to_go_on_from(train, tmp_path):
-    whole, scores, _ = train("whole")
+@pytest.mark.parametrize(
+    ("fault", "call", "error", "kept"),
+    [
+        # the same command here, since no deployment runs it; Prefect calls the flow run crashed
+        ("terminated", 3, TerminationSignal, "Stopped after step 3; the same command resumes at step 4"),
+        ("interrupted", 2, KeyboardInterrupt, "Stopped after step 2; the same command resumes at step 3"),
+        (
+            "interrupted",
+            0,
+            KeyboardInterrupt,
+            "Stopped in ppo, before its first step was done; the same command starts this stage over",
+        ),
+    ],
+)
+def test_a_signal_leaves_the_last_step_to_go_on_from(train, tmp_path, fault, call, error, kept):
+    whole, scores, _ = train("whole", checkpoint_every=50)
     calls.clear()
-    faults[3] = "terminated"
+    faults[call] = fault
     noted: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
     try:
-        with pytest.raises(TerminationSignal):  # with which Prefect calls the flow run crashed
-            train()
+        with pytest.raises(error) as ended:
+            train(checkpoint_every=50)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert noted
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*/step-*")]
-    record, again, tags = train()
-    assert tags["resumed_at_step"] == "3"
+    assert notes(ended.value) == [kept]
+    assert bool(noted) == (fault == "terminated")
+    found = [path.name for path in (tmp_path / "run" / "checkpoints").glob("*/step-*")]
+    assert found == ([f"step-{call:06}"] if call else [])
+    record, again, tags = train(checkpoint_every=50)
+    assert tags.get("resumed_at_step") == (str(call) if call else None)
     assert again == scores
     assert same(exported(record), exported(whole))

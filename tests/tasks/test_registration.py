@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_lib.errors import EnvironmentFault, ModelError, RecipeError
 from rlhf_lib.ppo.rollout import sample_responses
 from tasks import registration
-from tasks.registry import policies
+from tasks.registry import policies, versions
 from tasks.results import Folders, PreparedData, RewardChecks
 from tests.rlhf_lib.evaluation.test_promotion import figures
 
@@ -58,7 +58,7 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
         store,
         folders,
         folders["lettered"],
-        checks=RewardChecks(passed=True, accuracy=0.93, checks=[]),
+        checks=RewardChecks(passed=True, accuracy=0.93, ci95=(0.9, 0.95), held_out=400, checks=[]),
         data=PreparedData(
             **dict.fromkeys(("prompts", "preferences", "corpus", "labelled", "label_names", "criterion")),
             texts=Folders(train="", test=""),
@@ -75,20 +75,30 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
     assert version.tags["promoted"] == "true"
     assert version.tags["reason"] == record.reason
     assert version.tags["reward/ci95_low"] == "0.3"
+    assert version.tags["reward/prompts"] == "256"
     assert version.tags["reward_model/accuracy"] == "0.93"
+    assert version.tags["reward_model/ci95_high"] == "0.95"
+    assert version.tags["reward_model/held_out"] == "400"
     for fact in (
         "feed01",
         "reward456",
         "base123",
         store.parent_run_id,
-        "0.93",
+        "0.93 (95% interval [0.9, 0.95], 400 examples)",
+        "Reward delta 0.5 (95% interval [0.3, 0.7], 256 prompts), win rate 0.9",
+        "| max_perplexity_ratio | perplexity went from 20 to 30, a ratio of 1.5, which must be at most 2 | yes |",
         "7 steps",
         "Promoted to champion",
         "| perplexity (by token) | 20 | 30 |",
     ):
         assert fact in version.description
     child = client.get_run(record.mlflow_run_id)
-    assert version.run_id == child.info.run_id
+    assert version.run_id == store.parent_run_id  # by which MLflow's list names the model beside its run
+    parent = client.get_run(store.parent_run_id)
+    assert version.source == f"models:/{parent.outputs.model_outputs[0].model_id}"
+    for run in (parent, child):
+        assert run.data.tags["registered"] == "models:/letters/1"
+        assert (run.data.tags["promoted"], run.data.tags["reason"]) == ("true", record.reason)
     assert child.data.tags["mlflow.parentRunId"] == store.parent_run_id
     assert child.data.metrics["reward/delta"] == 0.5
     assert child.data.metrics["promoted"] == 1.0
@@ -103,7 +113,8 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
     signature = mlflow.models.get_model_info("models:/letters@champion").signature
     for schema in (signature.inputs, signature.outputs):
         assert [str(t) for t in schema.input_types()] == ["DataType.string"]
-    assert signature.params.to_dict()[0]["default"] == 16
+    params = {param.name: param.default for param in signature.params}
+    assert params == {"max_new_tokens": 16, "temperature": None, "top_p": 1, "top_k": 0, "seed": None, "stop": None}
 
 
 def test_champion_resolves_to_a_folder_with_the_same_logits(store, folders):
@@ -124,7 +135,9 @@ def test_better_candidate_with_another_tokenizer_takes_the_place(store, folders)
     assert record.promoted
     assert record.duel["version"] == "1"
     assert record.duel["prompts"] == len(PROMPTS)  # the long one fits neither
-    assert record.duel["ci95"][0] > 0
+    assert record.duel["ci95"] is None  # six prompts are a handful
+    assert "no 95% interval: 6 prompts are too few" in record.reason
+    assert not [name for name in record.metrics if name.startswith("duel/ci95")]
     assert aliases("letters") == {"challenger": "2", "champion": "2"}
 
     # what the duel says is what sampling and scoring by hand gives
@@ -142,7 +155,10 @@ def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):
     record = register(store, folders, folders["lettered"])
     assert not record.promoted
     assert record.duel["delta"] == 0.0
-    assert record.reason == "beats_champion: 0 is not above 0"
+    assert record.reason == (
+        "beats_champion: the mean score gained over the champion (version 1) is +0 (no 95% interval: 6 prompts are too "
+        "few); it must be above 0"
+    )
     client = mlflow.MlflowClient()
     assert aliases("letters") == {"challenger": "2", "champion": "1"}
     version = client.get_model_version("letters", "2")
@@ -154,12 +170,27 @@ def test_failed_gate_gives_a_challenger_not_an_error(store, folders):
     evaluation = figures(perplexity={"reference": 10.0, "policy": 99.0})
     record = register(store, folders, folders["lettered"], evaluation=evaluation)
     assert not record.promoted
-    assert record.reason == "max_perplexity_ratio: 9.9 is not at most 2"
+    assert record.reason == (
+        "max_perplexity_ratio: perplexity went from 10 to 99, a ratio of 9.9, which must be at most 2"
+    )
     assert aliases("letters") == {"challenger": "1"}
 
 
+def test_a_policy_evaluated_on_one_prompt_stays_challenger_and_says_so_everywhere(store, folders):
+    recipe = make_recipe(registration={})
+    one = figures(reward={"reference": 0.1, "policy": 0.103, "delta": 0.003, "ci95": None, "win_rate": 1, "prompts": 1})
+    record = register(store, folders, folders["lettered"], recipe, one)
+    assert not record.promoted
+    assert record.reason.startswith("min_prompts: the number of evaluation prompts is 1 and must be at least 50")
+    version = mlflow.MlflowClient().get_model_version("letters", "1")
+    assert "Reward delta 0.003 (no 95% interval: 1 prompt is too few), win rate 1" in version.description
+    assert "Not promoted: min_prompts" in version.description
+    assert "reward/ci95_low" not in version.tags
+    assert versions.version_rows("letters")[0][3] == "+0.003, 1 prompt"
+
+
 def test_promote_false_and_a_name_of_its_own(store, folders):
-    recipe = make_recipe(registration={"name": "other", "promote": False})
+    recipe = make_recipe(registration={"name": "other", "promote": False, "gates": {"min_prompts": None}})
     record = register(store, folders, folders["lettered"], recipe, figures(perplexity=None))
     assert (record.name, record.promoted) == ("other", False)
     assert "registration.promote is false" in record.reason

@@ -1,10 +1,11 @@
 """The stage of reward checks in a flow: its report and figures in MLflow, done once, and a gate that stops the flow."""
 
+import json
 from pathlib import Path
 
 import pytest
 from kitchen import preferences, train_reward
-from tiny_models import one_thread  # noqa: F401
+from tiny_models import one_thread, tiny_gpt2  # noqa: F401
 
 from rlhf_lib.errors import GateFailed
 from rlhf_lib.recipe import Recipe
@@ -102,10 +103,71 @@ def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs,
 def test_a_failed_gate_stops_the_flow_with_its_report_logged_and_fails_again(tracked, trained, pairs, tmp_path):
     flipped = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
     for attempt in range(2):
-        with pytest.raises(GateFailed, match=r"accuracy is 0\.\d+, must be at least 0\.9 "):
+        with pytest.raises(GateFailed, match=r"accuracy: the share .* is 0\.\d+ and must be at least 0\.9 "):
             _stage(tracked, trained, flipped, tmp_path / str(attempt), min_accuracy=0.9)
         child = _children(tracked)[0]
         assert child.info.status == "FAILED"
         assert child.data.tags["reused"] == "false"
         assert child.data.metrics["accuracy"] < 0.1
         assert {"report.md", "calibration.png"} <= _artifacts(child.info.run_id)
+
+
+def vowels(queries, responses):
+    """A reward of the answer alone, of which single letters as texts would tell nothing: it gives 0 for all of them."""
+    return [sum(response.count(vowel) for vowel in "aeiou") if len(response) > 2 else 0.0 for response in responses]
+
+
+def constant(queries, responses):
+    return [1.0 for _ in responses]
+
+
+@pytest.mark.parametrize("reward", ["vowels", "constant"])
+def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, tmp_path, reward):
+    """A closed set of four prompts, no gate set to null: passed where PPO has something to learn from."""
+    from datasets import Dataset
+    from prefect import flow
+
+    from rlhf_lib.training.scratch import train_tokenizer
+    from tasks.results import Folders, PreparedData, StartingPolicy
+    from tasks.reward_checks import check_reward_model
+    from tasks.reward_model import REFERENCE_SAMPLES, prepare_reward_model
+
+    letters = [{"text": letter} for letter in "bcdf"]
+    Dataset.from_list(letters).to_json(tmp_path / "letters.jsonl")
+    tokenizer = train_tokenizer(["bcdf aeiou"], 280)
+    tiny_gpt2(vocabulary=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"query": row["text"], "input_ids": tokenizer(row["text"]).input_ids} for row in letters]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "prompts")
+    recipe = Recipe.model_validate(
+        {
+            "name": "letters",
+            "data": {"prompts": {"dataset": str(tmp_path / "letters.jsonl"), "held_out": 0}},
+            "policy": {"model": str(tmp_path / "model")},
+            "reward": {"kind": "function", "function": f"{__name__}:{reward}", "normalize": reward == "vowels"},
+            "generation": {"max_new_tokens": 24},
+        }
+    )
+    nothing = ("prompts", "preferences", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint")
+    folders = Folders(train=str(tmp_path / "prompts"), test=str(tmp_path / "prompts"))
+    data = PreparedData(**dict.fromkeys(nothing), texts=folders, fingerprints={"prompts/train": "f"}, report={})
+    policy = StartingPolicy(model=str(tmp_path / "model"), fingerprint="p", prompts=folders)
+
+    @flow(name="letters")
+    def letters_only():
+        made = prepare_reward_model(recipe, tracked, data, policy)
+        return made, check_reward_model(recipe, tracked, data, made)
+
+    if reward == "constant":
+        with pytest.raises(GateFailed, match=r"scores is 0.* on 256 responses of the starting policy"):
+            letters_only()
+        return
+    made, checks = letters_only()
+    samples = json.loads(Path(made.samples).read_text())
+    assert len(samples) == REFERENCE_SAMPLES
+    assert {query for query, _ in samples} == set("bcdf")
+    assert len({response for _, response in samples}) > 4  # each prompt is answered anew
+    assert checks.passed
+    thresholds = {check["name"]: check["threshold"] for check in checks.checks}
+    assert thresholds["score_spread"] == recipe.reward.checks.min_score_std
+    assert thresholds["length_bias"] is thresholds["degenerate"] is None

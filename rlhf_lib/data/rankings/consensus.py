@@ -138,21 +138,24 @@ def gather(settings: RankingsConfig) -> Feedback:
     report |= {"rankings": len(rankings), "thumbs": len(thumbs)}
     criterion = _criterion(settings, [r.task.criterion for r in rankings] + [t.criterion for t in thumbs])
 
-    def keep(reason: str, wanted: Any) -> None:
+    def keep(reason: str, wanted: Any, key: str) -> None:
         nonlocal rankings, thumbs
         before = len(rankings) + len(thumbs)
         rankings, thumbs = [r for r in rankings if wanted(r)], [t for t in thumbs if wanted(t)]
         report["dropped"][reason] = before - len(rankings) - len(thumbs)
         if not rankings and not thumbs:
-            raise DataError(f"data.preferences.rankings: filter '{reason}' left none of {before} rankings and thumbs")
+            raise DataError(
+                f"data.preferences.rankings: filter '{reason}' left none of {before} rankings and thumbs. Change "
+                f"data.preferences.rankings.{key}"
+            )
 
     def of(item: Ranking | Thumb) -> str | None:
         return item.task.criterion if isinstance(item, Ranking) else item.criterion
 
-    keep("another criterion", lambda item: of(item) in (None, criterion))
+    keep("another criterion", lambda item: of(item) in (None, criterion), "criterion")
     if settings.annotators is not None:
         wanted = set(settings.annotators)
-        keep("annotator not asked for", lambda item: item.annotator in wanted)
+        keep("annotator not asked for", lambda item: item.annotator in wanted, "annotators")
     found = Feedback([], criterion, rejected=rejected, report=report)
     if rankings:
         names, values_AU = judgements(rankings)
@@ -160,7 +163,7 @@ def gather(settings: RankingsConfig) -> Feedback:
         found.annotators = annotator_agreement(names, values_AU)
         found.flagged = flagged(found.annotators, settings.flag_below)
     if settings.drop_flagged:
-        keep("annotator flagged", lambda item: item.annotator not in found.flagged)
+        keep("annotator flagged", lambda item: item.annotator not in found.flagged, "flag_below")
 
     pairs, ties = ranked_pairs(rankings, settings.consensus)
     report["pairs"] = {"from rankings": len(pairs), "ties": ties}

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from flows import cli
+from flows.cli.tables import next_commands
 from rlhf_lib.recipe import load_recipe, shipped
 
 
@@ -49,3 +50,26 @@ def test_a_wrong_command_line_shows_the_usage(arguments, word, capsys):
     error = capsys.readouterr().err
     assert error.startswith("usage: rlhf")
     assert word in error
+
+
+def test_a_run_ends_with_the_commands_that_come_next(tmp_path, monkeypatch):
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    command = tmp_path / ".venv/bin/rlhf"
+    command.touch(0o755)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    record = {"model": {"name": "letters", "version": "3", "promoted": True}}
+
+    def printed(folder, path):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PATH", path)
+        return [line.split("  #")[0].rstrip() for line in next_commands(record).splitlines()]
+
+    champion = ["rlhf chat letters", "rlhf serve letters"]
+    assert printed(tmp_path, "/nowhere") == [". .venv/bin/activate", *champion]
+    assert printed("/", "/nowhere") == [f". {str(tmp_path)[1:]}/.venv/bin/activate", *champion]
+    assert printed(command.parent, "/nowhere") == [f". {tmp_path}/.venv/bin/activate", *champion]
+    assert printed(tmp_path, str(command.parent)) == champion
+    record["model"]["promoted"] = False
+    assert printed(tmp_path, str(command.parent)) == ["rlhf chat letters/3", "rlhf serve letters/3"]
+    record["model"] = None
+    assert printed(tmp_path, str(command.parent)) == []

@@ -1,6 +1,7 @@
 """promote, rollback, models and chat on a real MLflow store, with tiny policies."""
 
 import io
+import socket
 
 import mlflow
 import pytest
@@ -11,6 +12,7 @@ from tiny_models import one_thread  # noqa: F401
 from flows import cli
 from rlhf_lib.ppo.rollout import sample_responses
 from tasks.registry import champions
+from tasks.registry.versions import registered
 
 
 @pytest.fixture
@@ -82,10 +84,11 @@ def test_an_alias_moved_elsewhere_and_a_version_that_is_gone(versions):
     [
         (["promote", "letters", "9"], "letters has no version 9: it has 1, 2, 3"),
         (["promote", "letters", "2"], "version 2 of letters is already the champion"),
-        (["promote", "nobody", "1"], "no registered model is named nobody"),
-        (["rollback", "nobody"], "nobody has no champion"),
-        (["models", "nobody"], "no registered model is named nobody (registered: letters)"),
+        (["promote", "nobody", "1"], "there is no registered model named nobody: the registry has letters"),
+        (["rollback", "nobody"], "there is no registered model named nobody: the registry has letters"),
+        (["models", "nobody"], "there is no registered model named nobody: the registry has letters"),
         (["chat", "nobody"], "nobody is not a registered model"),
+        (["serve", "nobody"], "no registered model is named nobody (registered: letters)"),
     ],
 )
 def test_mistakes_change_nothing(versions, words, error, capsys):
@@ -102,7 +105,7 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
     assert header.split()[:2] == ["VERSION", "ALIASES"]
     rows = {line.split()[0]: line for line in lines if line[:1].isdigit() and line.split()[0] in "123"}
     assert "challenger" in rows["3"]
-    assert "+0.5 [+0.3, +0.7]" in rows["3"]
+    assert "+0.5 [+0.3, +0.7], 256 prompts" in rows["3"]
     assert "20 -> 30" in rows["3"]
     assert "0.8 -> 0.6" in rows["3"]
     assert "champion" in rows["1"]
@@ -115,9 +118,41 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
     assert capsys.readouterr().out.startswith("letters\n")
 
 
+@pytest.mark.parametrize("words", [["serve", "letters"], ["chat", "letters"], ["promote", "letters", "1"], ["models"]])
+def test_where_nothing_ever_ran_no_registry_is_made(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert cli.main(words) == (0 if words == ["models"] else 2)
+    said = "".join(capsys.readouterr())
+    assert f"nothing is registered yet ({tmp_path}/runs/mlflow.db doesn't exist): rlhf run RECIPE first" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_is_named_before_anything_is_loaded(versions, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "letters", "--port", str(port)]) == 2
+    assert capsys.readouterr().err == f"rlhf: error: port {port} of 127.0.0.1 is taken: choose another with --port\n"
+
+
 def test_models_of_an_empty_registry(store, capsys):
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out.startswith("nothing is registered yet")
+    assert cli.main(["models", "embedded"]) == 2
+    assert "no registered model named embedded: the registry is empty: run a recipe first" in capsys.readouterr().err
+
+
+def test_a_slip_of_the_pen_is_told_and_long_registries_are_read_to_their_end(store, capsys):
+    client = mlflow.MlflowClient()
+    for number in range(101):  # more than a page of MLflow's
+        client.create_registered_model(f"model-{number:03}")
+    assert len(registered()) == 101
+    assert cli.main(["models", "modle-007"]) == 2
+    error = capsys.readouterr().err
+    assert "no registered model named modle-007: did you mean model-007? the registry has model-000, " in error
+    assert error.endswith("model-009 and 91 more\n")
 
 
 def test_chat_answers_as_the_two_models_sample(versions, folders, capsys, monkeypatch):
@@ -139,13 +174,15 @@ def test_chat_with_dialogues_wraps_what_is_typed(versions, folders):
     talk = Chat(
         "models:/letters/1", overrides=["data.prompts.query.kind=dialogue", "data.prompts.template='[{query}]'"]
     )
-    assert talk._asked("hi") == ("\n\nHuman: hi\n\nAssistant:", "[\n\nHuman: hi\n\nAssistant:]")
-    assert talk._asked("\n\nHuman: hi\n\nAssistant:")[0] == "\n\nHuman: hi\n\nAssistant:"
     assert "letters 1 and reference answer" in talk.about
     [own, reference] = talk.answer("please help me now. " * 30)
     assert own.score is None
     assert "there is room for 1 to 112" in own.text
     assert str(reference).startswith("reference: (a prompt of")
+    model, tokenizer = load(folders["plain"])
+    prompt = [tokenizer("[\n\nHuman: hi\n\nAssistant:]").input_ids]
+    expected = sample_responses(model, tokenizer, prompt, make_recipe().generation, seed=0, step=1).texts[0]
+    assert talk.answer("hi", 1)[0].text == talk.answer("\n\nHuman: hi\n\nAssistant:", 1)[0].text == expected
 
 
 def test_chat_goes_on_without_what_is_gone(versions):

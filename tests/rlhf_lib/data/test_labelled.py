@@ -82,7 +82,8 @@ def test_the_limit_draws_with_the_seed():
             r"row 3, column 'label': unknown label 'z' \(known: x, y\)\. Set",
         ),
         ([0.5, 1.0, 0.0, 1.0], ["x", "y"], r"row 0, column 'label' holds 0.5, neither a label's number nor its name"),
-        ([1, 1, 1, 1], None, "has 1 different labels"),
+        ([1, 1, 1, 1], None, "has 1 different label, "),
+        ([0, 0, 0, 0], ["only"], r"data\.labelled\.names has 1 name, and a classifier needs two: complete it"),
         ([0, 1, 0, 1], ["x", "x"], "data.labelled.names has 'x' twice"),
     ],
 )
@@ -100,5 +101,7 @@ def test_the_sets_own_names_in_another_order_are_refused():
 def test_missing_columns_are_named():
     with pytest.raises(DataError, match=r"column 'labels' not found in .*text, label\)\. Set data\.labelled\.label"):
         read([0, 1, 0, 1], label="labels")
-    with pytest.raises(DataError, match=r"column 'label' holds .*not text. Set data\.labelled\.text"):
+    with pytest.raises(
+        DataError, match=r"'label' holds int64, not text\. .*set data\.labelled\.text to a column of texts \(text\)"
+    ):
         read([0, 1, 0, 1], text="label")

@@ -96,7 +96,7 @@ def test_margins_stay_with_their_pairs(tmp_path) -> None:
     assert {row["prompt"]: row["margin"] for row in pairs.train} == {
         f"\n\nHuman: {i}\n\nAssistant:": i / 2 for i in range(20)
     }
-    with pytest.raises(DataError, match="row 1: margin column 'gap' holds None, not a number"):
+    with pytest.raises(DataError, match=r"row 1: margin column 'gap' holds None, not a number\. Set"):
         load(tmp_path, [pair("a") | {"gap": 1.0}, pair("b") | {"gap": None}], [pair("t") | {"gap": 1}], margin="gap")
 
 
@@ -106,7 +106,7 @@ def test_margins_stay_with_their_pairs(tmp_path) -> None:
         (
             [pair("a"), {"chosen": "Great film.", "rejected": "Bad."}],
             {},
-            r"row 1, column 'chosen' is not a dialogue.*Great f",
+            r"row 1, column 'chosen' is not a dialogue.*Great f.*\. Answers alone need a column 'prompt' beside them",
         ),
         (
             [pair("a")],
@@ -123,3 +123,9 @@ def test_margins_stay_with_their_pairs(tmp_path) -> None:
 def test_bad_pairs_are_refused(tmp_path, train: list[dict], settings: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path, train, [pair("t")], **settings)
+
+
+def test_a_row_is_refused_by_its_own_columns_name(tmp_path) -> None:
+    rows = [{"better": "Great film.", "worse": "Bad."}]
+    with pytest.raises(DataError, match=r"row 0, column 'better' is not a dialogue"):
+        load(tmp_path, rows, rows, chosen="better", rejected="worse")

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_lib.data.prompts import (
     Prompts,
+    draw_prompts,
     load_prompts,
     shared_with_pairs,
     tokenize_prompts,
@@ -80,6 +81,20 @@ def test_held_out_prompts_are_drawn_with_the_seed(tmp_path, limit: int | None) -
     assert first.report["train"]["dropped"]["held out"] == size // 4
 
 
+def test_a_closed_set_of_prompts_is_evaluated_on_itself(tmp_path) -> None:
+    recipe = make(tmp_path, ["north", "south", "east", "west", "east"], held_out=0)
+    prompts = load_prompts(recipe)
+    assert recipe.data.prompts.unheld
+    assert sorted(prompts.train["query"]) == sorted(prompts.test["query"]) == ["east", "north", "south", "west"]
+    assert prompts.report["train"] == {"rows": 5, "dropped": {"empty": 0, "duplicate": 1}, "kept": 4}
+    # each of the four is asked as often as it fits into evaluation.prompts
+    recipe.evaluation.prompts = 11
+    assert draw_prompts(prompts.test, recipe)["query"][:] == prompts.test["query"][:] * 2
+    recipe.evaluation.prompts = 3
+    assert len(set(draw_prompts(prompts.test, recipe)["query"])) == 3
+    assert not make(tmp_path, ["a"], ["b"], held_out=0).data.prompts.unheld  # a test set of its own is held out
+
+
 def test_sorted_sets_come_shuffled(tmp_path) -> None:
     rows = [f"{i:03}" for i in range(100)]
     prompts = load(tmp_path, rows, [f"t{i:03}" for i in range(100)])
@@ -116,8 +131,9 @@ def test_dialogue_and_first_turn(tmp_path) -> None:
             {"column": "review"},
             r"column 'review' not found in .*text\)\. Set data\.prompts\.column",
         ),
-        (["a", "a"], {}, r"held_out=0\.1 of 1 prompts leaves 0 for evaluation"),
-        (["a", "b"], {"held_out": 1.0}, r"leaves 2 for evaluation and 0 for training"),
+        (["a", "a"], {}, r"held_out=0\.1 of 1 prompts leaves 0 for evaluation.*\. Give it more prompts, or name"),
+        (["a", "b", "c"], {}, r"held_out=0\.1 of 3 prompts leaves 0 for evaluation.*\. Raise it, or name"),
+        (["a", "b"], {"held_out": 1.0}, r"leaves 2 for evaluation and 0 for training\. Lower it, or name"),
         (["a", "b"], {"test": ["a", "b", "c"]}, r"filter 'in test' left none of 2 rows.*data\.prompts\.test"),
         (["a", "b"], {"test": [" "]}, r"test\.jsonl.*filter 'empty' left none"),
     ],
@@ -144,7 +160,7 @@ def test_room_for_the_response(tmp_path, tokenizer) -> None:
     assert counts == {"rows": 3, "query too long": 0, "too long": 1, "kept": 2}
     with pytest.raises(DataError, match=r"none of the 1 prompts .* of 4 tokens .* 6 positions .*shortest has 4 tokens"):
         tokenize_prompts(texts("a b c d"), recipe, tokenizer, positions=6)
-    with pytest.raises(DataError, match=r"responses of 4 tokens leave no room .* 4 positions"):
+    with pytest.raises(DataError, match=r"responses of 4 tokens leave no room .* 4 positions\. Lower generation\."):
         tokenize_prompts(texts("a"), recipe, tokenizer, positions=4)
 
 
@@ -211,8 +227,12 @@ def test_no_evaluation_prompt_is_a_training_prompt(tmp_path, tokenizer) -> None:
     assert train["query"][:] == ["a b", "a b"]  # the distribution that was asked for: repeats stay
     assert test["query"][:] == ["c d"]
     assert counts["test"] == {"rows": 2, "query too long": 0, "too long": 0, "in train": 1, "kept": 1}
-    with pytest.raises(DataError, match="all 1 evaluation prompts are training prompts too"):
+    with pytest.raises(DataError, match=r"all 1 evaluation prompts are training .* set data\.prompts\.held_out to 0"):
         tokenize_splits(texts("a b c"), texts("a b e"), recipe, tokenizer, 64)
+    closed = make(tmp_path, ["x"], query={"kind": "first_tokens", "min": 2, "max": 3}, held_out=0)
+    _, test, counts = tokenize_splits(texts("a b c", "c d"), texts("a b c", "c d"), closed, tokenizer, 64)
+    assert test["query"][:] == ["a b", "c d"]
+    assert counts["test"]["kept"] == 2
 
 
 def test_a_row_of_the_training_set_is_no_evaluation_row_of_openings(tmp_path) -> None:

@@ -94,7 +94,10 @@ def test_the_embedded_set_and_its_slices() -> None:
         ({"dataset": "{folder}", "data_dir": "a", "split": "train[5:5]"}, r"no data.* Set KEY\.split"),
         ({"dataset": "{folder}", "data_dir": "a", "name": "x"}, r"'x' not found.* Set KEY\.name"),
         ({"dataset": "{folder}/empty"}, r"empty.* can't be read: .* Check KEY\.dataset"),
-        ({"dataset": "{folder}/broken.jsonl"}, r"broken\.jsonl.* can't be read: .* Check KEY\.dataset"),
+        (
+            {"dataset": "{folder}/broken.jsonl"},
+            r"broken\.jsonl, line 2 is not valid JSON \(Expecting value at col",
+        ),
         ({"dataset": "{folder}/cut.jsonl.gz"}, r"cut\.jsonl\.gz.* can't be read: .* Check KEY\.dataset"),
         ({"dataset": "{folder}/notes.txt"}, r"notes\.txt has an unknown format \(known: \.jsonl"),
         ({}, r"KEY\.dataset is missing"),
@@ -109,6 +112,40 @@ def test_what_is_missing_or_broken_is_named_with_its_mend(folder, settings: dict
     with pytest.raises(DataError, match=message.replace("KEY", r"data\.prompts\.test")) as refused:
         load_split(SourceConfig(**settings), key="data.prompts.test")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"nowhere doesn't exist\. Set data\.prompts\.dataset"),
+        ({"dataset": "{folder}/a.txt"}, r"evaluation\.perplexity\.dataset: .*a\.txt has an unknown format"),
+        ({"dataset": "{folder}", "data_dir": "a", "split": "dev"}, r"Set evaluation\.perplexity\.split"),
+    ],
+)
+def test_a_set_that_is_another_sections_is_mended_there(folder, settings: dict, message: str) -> None:
+    (folder / "a.txt").write_text("")
+    settings = {name: value.format(folder=folder) for name, value in settings.items()}
+    with pytest.raises(DataError, match=message):
+        load_split(SourceConfig(**settings), default=str(folder / "nowhere"), key="evaluation.perplexity")
+    with pytest.raises(DataError, match=r"Set evaluation\.perplexity\.split"):
+        load_split(SourceConfig(split="dev", data_dir="a"), default=str(folder), key="evaluation.perplexity")
+
+
+def test_a_column_that_holds_no_text_is_told_with_what_it_holds() -> None:
+    said = [{"role": "user", "content": "hi"}]
+    rows = datasets.Dataset.from_dict({"text": ["a"], "said": [said], "words": [["a", "b"]], "number": [1.5]})
+    for column, held in {
+        "said": r"chat messages, not text\. Join each list of messages into one text, '\\n\\nHuman: ",
+        "words": r"lists, not text\. Join each list into one text",
+        "number": r"float64, not text\. Make its values texts",
+    }.items():
+        with pytest.raises(
+            DataError, match=f"column '{column}' holds {held}.*, or set KEY to a column of texts .text.$"
+        ):
+            text_column(rows, column, "data set x", "KEY")
+        with pytest.raises(DataError, match=f"column '{column}' holds {held}") as fixed:
+            text_column(rows, column, "data set x", None)
+        assert "set " not in str(fixed.value).partition(". ")[2]
 
 
 def test_an_offline_hub_is_told_from_a_missing_set() -> None:

@@ -24,12 +24,17 @@ def result(name, scores, first=None, text="a b"):
     return ModelResult.of(name, sampled, first=first, kl=(1.5, 0.1) if first else None)
 
 
+def compared(times):
+    """b gains 0.5 on every prompt; c gains 1, 0, -1, 1; each so many times."""
+    scores = {"a": [1.0, 2.0, 3.0, 4.0], "b 1": [1.5, 2.5, 3.5, 4.5], "<c>": [2.0, 2.0, 2.0, 5.0]}
+    scores = {name: s * times for name, s in scores.items()}
+    results = [result(name, s, scores["a"] if name != "a" else None) for name, s in scores.items()]
+    return Comparison([f"q{i}" for i in range(4 * times)], results, "a", win_matrix(list(scores.values())), True)
+
+
 @pytest.fixture
 def by_hand():
-    """b gains 0.5 on every prompt; c gains 1, 0, -1, 1."""
-    scores = {"a": [1.0, 2.0, 3.0, 4.0], "b 1": [1.5, 2.5, 3.5, 4.5], "<c>": [2.0, 2.0, 2.0, 5.0]}
-    results = [result(name, s, scores["a"] if name != "a" else None) for name, s in scores.items()]
-    return Comparison([f"q{i}" for i in range(4)], results, "a", win_matrix(list(scores.values())), True)
+    return compared(16)
 
 
 def test_the_matrix_counts_ties_half(by_hand):
@@ -41,8 +46,9 @@ def test_intervals_are_paired(by_hand):
     metrics = by_hand.metrics()
     assert [metrics[f"reward/{key}/b-1"] for key in ("delta", "ci95_low", "ci95_high")] == [0.5, 0.5, 0.5]
     assert metrics["reward/delta/-c-"] == 0.25
-    # sums of four draws from 1, 0, -1, 1: P(-4) + P(-3) = (1 + 4)/256 is below 2.5%, with P(-2) above; P(4) = 16/256
-    assert (metrics["reward/ci95_low/-c-"], metrics["reward/ci95_high/-c-"]) == (-0.5, 1.0)
+    # the mean of 64 draws from 1, 0, -1, 1 is close to normal: 0.25 +- 1.96 sqrt(11/16 / 64)
+    interval = [metrics["reward/ci95_low/-c-"], metrics["reward/ci95_high/-c-"]]
+    assert interval == pytest.approx([0.25 - 0.203, 0.25 + 0.203], abs=0.02)
     assert metrics["wins/-c-/a"] == 0.625
     assert "reward/delta/a" not in metrics
     assert "perplexity/b-1" not in metrics
@@ -60,11 +66,24 @@ def test_the_report_shows_all_and_escapes_it(by_hand, tmp_path):
     assert page.count("data:image/png;base64,") == 3
     assert "<c>" not in page
     assert "&lt;c&gt;" in page
-    for line in ("| gain | - | +0.500 (+0.500 to +0.500) | +0.250 (-0.500 to +1.00) |", "| a | - | 0% | 38% |"):
+    for line in ("| gain | - | +0.500 (+0.500 to +0.500) | +0.250 (+0.04", "| a | - | 0% | 38% |"):
         assert line in text
+    assert "64 held-out prompts, gains and wins against a." in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {5}  # whole tables: a heading and three models
     assert "KL to a" in text
+
+
+def test_a_handful_of_prompts_gets_no_intervals(tmp_path):
+    few = compared(1)
+    assert not [name for name in few.metrics() if "ci95" in name or "mean_low" in name]
+    assert few.metrics()["reward/delta/-c-"] == 0.25
+    report = build_comparison_report("a few", few)
+    assert "4 held-out prompts, gains and wins against a (no 95% interval: 4 prompts are too few)." in report.markdown()
+    assert "| gain | - | +0.500 | +0.250 |" in report.markdown()
+    page = report.html(save({"gains": plots.gain_intervals(few)}, tmp_path))
+    assert page.count("no 95% interval: 4 prompts are too few") == 3
+    assert "95% interval +" not in page
 
 
 @pytest.fixture(scope="module")

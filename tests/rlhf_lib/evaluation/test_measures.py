@@ -15,13 +15,12 @@ def test_reward_delta_of_four_prompts():
     assert result.delta == 0.5
     assert result.win_rate == (1 + 0.5 + 1 + 0) / 4
     assert result.reference_std == pytest.approx(math.sqrt(1.25))
-    low, high = result.ci95
-    assert -1 <= low < 0.5 < high <= 2
+    assert (result.prompts, result.ci95) == (4, None)  # nothing that four prompts could say
 
 
 def test_interval_is_paired():
     """A constant gain is certain, however far the prompts' scores lie apart."""
-    reference = [-100.0, 3.0, 50.0, 7.0]
+    reference = [-100.0, 3.0, 50.0, 7.0] * 8
     result = reward_delta(reference, [score + 2 for score in reference])
     assert result.ci95 == pytest.approx((2.0, 2.0))
     assert result.win_rate == 1.0
@@ -44,6 +43,19 @@ def test_kl_sums_over_tokens_and_averages_over_responses():
     kl, error = kl_per_response(policy, reference)
     assert kl == pytest.approx(4 / 3)
     assert error == pytest.approx(math.sqrt(37 / 12) / math.sqrt(3))
+
+
+def test_answers_to_one_prompt_count_as_one():
+    policy, prompts = [i % 7 / 7 for i in range(40)], [f"prompt {i}" for i in range(40)]
+    once, twice = (reward_delta([0.0] * 40 * n, policy * n, prompts=prompts * n) for n in (1, 2))
+    assert twice.ci95 == pytest.approx(once.ci95)
+    assert twice.prompts == once.prompts == 40
+    few = reward_delta([0.0] * 40, policy, prompts=["a", "b"] * 20)
+    assert (few.prompts, few.ci95) == (2, None)  # forty answers, but to two prompts
+    ratios = [torch.tensor([-1.0]), torch.tensor([-3.0])], [torch.tensor([-2.0]), torch.tensor([-2.5])]
+    kl, error = kl_per_response(*ratios)
+    again = kl_per_response(ratios[0] * 3, ratios[1] * 3, ["a", "b"] * 3)
+    assert again == pytest.approx((kl, error))
 
 
 def test_kl_of_one_response_has_no_standard_error():

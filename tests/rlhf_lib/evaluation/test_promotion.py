@@ -10,7 +10,8 @@ from rlhf_lib.recipe import GatesConfig
 
 def figures(**changes):
     return {
-        "reward": {"reference": 0.1, "policy": 0.6, "delta": 0.5, "ci95": [0.3, 0.7], "win_rate": 0.9},
+        "reward": {"reference": 0.1, "policy": 0.6, "delta": 0.5, "ci95": [0.3, 0.7], "win_rate": 0.9}
+        | {"prompts": 256},
         "perplexity": {
             "reference": 20.0,
             "policy": 30.0,
@@ -23,37 +24,94 @@ def figures(**changes):
     } | changes
 
 
+def verdicts(gates):
+    return [(g["name"], g["figure"], g["threshold"], g["passed"]) for g in gates]
+
+
 def test_all_gates_pass_and_say_their_figures():
     passed, gates, reason = judge(GatesConfig(max_kl=5.0), figures(), None)
     assert passed
-    assert gates == [
-        {"name": "min_reward_delta", "figure": 0.3, "threshold": 0.0, "passed": True},
-        {"name": "max_perplexity_ratio", "figure": 1.5, "threshold": 2.0, "passed": True},
-        {"name": "max_kl", "figure": 4.0, "threshold": 5.0, "passed": True},
-        {"name": "min_distinct_2_ratio", "figure": pytest.approx(0.75), "threshold": 0.5, "passed": True},
+    assert verdicts(gates) == [
+        ("min_prompts", 256, 50, True),
+        ("min_reward_delta", 0.3, 0.0, True),
+        ("max_perplexity_ratio", 1.5, 2.0, True),
+        ("max_kl", 4.0, 5.0, True),
+        ("min_distinct_2_ratio", pytest.approx(0.75), 0.5, True),
     ]
-    assert "no champion" in reason
+    assert reason == (
+        "all gates passed, and there was no champion; the mean score gained over the reference is +0.5 (95% interval "
+        "0.3 to 0.7, 256 prompts)"
+    )
+
+
+REWARD = figures()["reward"]
 
 
 @pytest.mark.parametrize(
     ("change", "gate", "says"),
     [
-        ({"reward": figures()["reward"] | {"ci95": [0.0, 0.4]}}, "min_reward_delta", "0 is not above 0"),
-        ({"reward": figures()["reward"] | {"ci95": [math.nan, 1.0]}}, "min_reward_delta", "nan is not above 0"),
-        ({"perplexity": {"reference": 10.0, "policy": 21.0}}, "max_perplexity_ratio", "2.1 is not at most 2"),
-        ({"kl": 5.5}, "max_kl", "5.5 is not at most 5"),
+        (
+            {"reward": REWARD | {"prompts": 49}},
+            "min_prompts",
+            "the number of evaluation prompts is 49 and must be at least 50 (evaluation.prompts and "
+            "data.prompts.held_out or .test set it)",
+        ),
+        (
+            {"reward": REWARD | {"ci95": [0.0, 0.4], "delta": 0.2}},
+            "min_reward_delta",
+            "the mean score gained over the reference is +0.2 (95% interval 0 to 0.4, 256 prompts); the interval's "
+            "lower end must be above 0",
+        ),
+        (
+            {"reward": REWARD | {"ci95": [math.nan, 1.0]}},
+            "min_reward_delta",
+            "the mean score gained over the reference is +0.5 (95% interval nan to 1, 256 prompts); the interval's "
+            "lower end must be above 0",
+        ),
+        (
+            {"perplexity": {"reference": 10.0, "policy": 21.0}},
+            "max_perplexity_ratio",
+            "perplexity went from 10 to 21, a ratio of 2.1, which must be at most 2",
+        ),
+        ({"kl": 5.5}, "max_kl", "the KL to the reference is 5.5 nats per response and must be at most 5"),
         (
             {"diversity": {"distinct_2_reference": 0.8, "distinct_2_policy": 0.2}},
             "min_distinct_2_ratio",
-            "0.25 is not at least 0.5",
+            "distinct-2 went from 0.8 to 0.2, a ratio of 0.25, which must be at least 0.5",
         ),
     ],
 )
-def test_each_gate_bites_alone(change, gate, says):
+def test_each_gate_bites_alone_and_names_its_figure(change, gate, says):
     passed, gates, reason = judge(GatesConfig(max_kl=5.0), figures(**change), None)
     assert not passed
     assert [g["name"] for g in gates if not g["passed"]] == [gate]
     assert reason == f"{gate}: {says}"
+
+
+def test_a_handful_of_prompts_is_judged_by_its_mean_only_where_the_recipe_allows_it():
+    few = figures(reward=REWARD | {"delta": 0.003, "ci95": None, "prompts": 1})
+    passed, _, reason = judge(GatesConfig(), few, None)
+    assert not passed
+    assert reason.startswith("min_prompts: ")
+    passed, gates, reason = judge(GatesConfig(min_prompts=None), few, None)
+    assert passed
+    assert verdicts(gates)[0] == ("min_reward_delta", 0.003, 0.0, True)
+    assert reason.endswith("the mean score gained over the reference is +0.003 (no 95% interval: 1 prompt is too few)")
+
+
+def test_training_prompts_promote_only_where_the_recipe_says_so():
+    trained_on = figures(held_out=False)
+    passed, gates, reason = judge(GatesConfig(), trained_on, None)
+    assert not passed
+    assert verdicts(gates)[-1] == ("held_out", 0.0, 1.0, False)
+    assert reason == (
+        "held_out: it was evaluated on its training prompts, since data.prompts.held_out is 0; set "
+        "registration.gates.allow_unheld to true to promote it all the same"
+    )
+    few = trained_on | {"reward": REWARD | {"ci95": None, "prompts": 8}}  # of a closed set there are no more
+    passed, gates, _ = judge(GatesConfig(allow_unheld=True), few, None)
+    assert passed
+    assert "held_out" not in [gate["name"] for gate in gates]
 
 
 def test_thresholds_themselves_pass_where_they_are_limits():
@@ -66,22 +124,42 @@ def test_thresholds_themselves_pass_where_they_are_limits():
 
 
 def test_gates_switched_off_or_without_figure_are_left_out():
-    off = GatesConfig(min_reward_delta=None, max_perplexity_ratio=None, min_distinct_2_ratio=None)
+    off = GatesConfig(min_prompts=None, min_reward_delta=None, max_perplexity_ratio=None, min_distinct_2_ratio=None)
     assert judge(off, figures(), None)[:2] == (True, [])
     gates = judge(GatesConfig(), figures(perplexity=None), None)[1]
-    assert [g["name"] for g in gates] == ["min_reward_delta", "min_distinct_2_ratio"]
+    assert [g["name"] for g in gates] == ["min_prompts", "min_reward_delta", "min_distinct_2_ratio"]
+
+
+DUEL = {"delta": 0.2, "ci95": [0.1, 0.3], "version": "1", "prompts": 200}
 
 
 def test_the_champion_must_be_beaten_beyond_doubt():
-    duel = {"delta": 0.2, "ci95": [0.1, 0.3], "version": "1"}
-    passed, gates, reason = judge(GatesConfig(), figures(), duel)
+    passed, gates, reason = judge(GatesConfig(), figures(), DUEL)
     assert passed
-    assert gates[-1] == {"name": "beats_champion", "figure": 0.1, "threshold": 0.0, "passed": True}
-    assert "+0.2 [0.1, 0.3]" in reason
-    passed, gates, reason = judge(GatesConfig(), figures(), duel | {"ci95": [-0.1, 0.3]})
+    assert verdicts(gates)[-1] == ("beats_champion", 0.1, 0.0, True)
+    assert reason == (
+        "all gates passed, and the mean score gained over the champion is +0.2 (95% interval 0.1 to 0.3, 200 prompts)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"delta": -0.0079, "ci95": [-0.01585, 0.001]},
+            "the mean score gained over the champion (version 1) is -0.0079 (95% interval -0.01585 to 0.001, 200 "
+            "prompts); the interval's lower end must be above 0",
+        ),
+        (
+            {"prompts": 40},
+            "40 of the evaluation prompts are short enough for both this policy and the champion (version 1), but "
+            "there must be at least 50 (min_prompts)",
+        ),
+        ({"error": "it is gone"}, "no comparison with the champion (version 1): it is gone"),
+    ],
+)
+def test_a_champion_keeps_its_place_and_the_reason_says_why(change, says):
+    passed, gates, reason = judge(GatesConfig(), figures(), DUEL | change)
     assert not passed
-    assert reason == "beats_champion: -0.1 is not above 0"
-    passed, gates, reason = judge(GatesConfig(), figures(), {"error": "it is gone", "version": "1"})
-    assert not passed
-    assert gates[-1]["figure"] is None
-    assert "it is gone" in reason
+    assert gates[-1]["name"] == "beats_champion"
+    assert reason == f"beats_champion: {says}"

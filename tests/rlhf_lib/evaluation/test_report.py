@@ -89,6 +89,13 @@ def test_kl_is_that_of_the_tempered_distributions(comparison, reference, policy,
     assert abs(comparison.kl - exact) < 3 * comparison.kl_error
 
 
+def test_the_interval_is_shown_where_there_is_one(comparison):
+    low, high = (number(end, signed=True) for end in comparison.reward.ci95)
+    report = build_report("t", comparison)
+    assert f"(95% interval {low} to {high}), better on" in report.markdown()
+    assert f"<span>95% interval {low} to {high}</span>" in report.html({})
+
+
 def test_a_policy_equal_to_its_reference_gains_nothing(reference, tokenizer, prompts):
     same = compare_policy(reference, reference, tokenizer, count_a, *prompts, GENERATION, seed=3)
     assert same.policy == same.reference
@@ -106,7 +113,7 @@ def test_metric_names(comparison):
         for name in ("distinct_1", "distinct_2", "repetition")
     }
     interval = {"reward/delta", "reward/ci95_low", "reward/ci95_high", "reward/win_rate", "reward/reference_std"}
-    assert set(figures) == sides | diversity | interval | {"kl", "kl_standard_error"}
+    assert set(figures) == sides | diversity | interval | {"kl", "kl_standard_error", "reward/prompts"}
     assert figures["length/policy"] == sum(comparison.policy.lengths) / 64
     assert figures["eos_rate/reference"] == sum(comparison.reference.ended) / 64
 
@@ -129,7 +136,8 @@ def small():
         "mean_perplexity": None,
         "distinct_1": 0.5,
         "distinct_2": 0.5,
-        "mean": (0.0, 0.0, 0.0),
+        "mean": 0.0,
+        "ci95": None,
     }
     gain = reward_delta(before.scores, after.scores)
     results = [
@@ -158,6 +166,7 @@ def test_page_stands_alone_and_escapes_model_text(small, tmp_path):
     assert "Perplexity" not in page  # no set, no figure
     assert "(empty)" in page
     assert page.count("[cut]") == 2  # the one cut response, drawn at random and among the losses
+    assert "no 95% interval: 3 prompts are too few" in page
 
 
 def test_samples_are_the_extremes(small):
@@ -176,7 +185,7 @@ def test_markdown_holds_the_figures_and_keeps_its_tables(small):
     assert "| Perplexity, token-weighted | 10.0 | 12.5 |" in text
     assert "| Perplexity, mean per text | 20.0 | 1,234 |" in text
     assert "| Repeated bigrams in a response | 0.250 | n/a |" in text
-    assert "Reward **1.00 -> 0.333**: -0.667" in text
+    assert "Reward **1.00 -> 0.333**: -0.667 (no 95% interval: 3 prompts are too few)" in text
     assert "better on 50% of 3 held-out prompts" in text
     assert "<script" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]

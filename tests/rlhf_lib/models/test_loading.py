@@ -43,7 +43,7 @@ def gpt2(tmp_path):
 def test_an_absent_hub_model_is_told_from_an_absent_folder(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for load in (loading.load_causal_lm, loading.load_classifier, loading.load_tokenizer, loading.fingerprint):
-        with pytest.raises(ModelError, match=r"nobody/nothing .*hub is offline.*local folder"):
+        with pytest.raises(ModelError, match=r"nobody/nothing .*hub is out of reach.*local folder"):
             load("nobody/nothing")
         with pytest.raises(ModelError, match=r"/no/such/model: no such folder"):
             load("/no/such/model")

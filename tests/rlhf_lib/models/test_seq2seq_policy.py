@@ -52,7 +52,9 @@ def run(tmp_path_factory, prefect_server, mlflow_store):
             "perplexity": {"split": "train", "column": "text"},
             "probes": [{"prompt": "w1 w2", "token": "w5", "against": "w6"}],
         },
-        "registration": {"gates": dict.fromkeys(("min_reward_delta", "max_perplexity_ratio", "min_distinct_2_ratio"))},
+        "registration": {
+            "gates": dict.fromkeys(("min_prompts", "min_reward_delta", "max_perplexity_ratio", "min_distinct_2_ratio"))
+        },
         "compute": {"device": "cpu", "precision": "fp32"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -146,5 +148,7 @@ def test_texts_that_no_query_cuts_need_a_prompt_column(tmp_path):
     source.prompt = "question"
     assert load_texts(source, prompts=prompts) == (["b c"], ["say a:"])
     source.prompt = "asked"
-    with pytest.raises(DataError, match=r"perplexity\.prompt: column 'asked' not found in .*available: text, question"):
+    with pytest.raises(
+        DataError, match=r"'asked' not found in .*: text, question\)\. Set evaluation\.perplexity\.prompt"
+    ):
         load_texts(source)

@@ -1,4 +1,4 @@
-"""PPO killed at random moments, ended by SIGTERM, diverged or out of memory: what is lost, and how it goes on."""
+"""PPO killed at random moments, ended by signals, diverged or out of memory: what is lost, and how it goes on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tiny_models import given_responses, one_thread, remainder_reward, same, tin
 
 from rlhf_lib.ppo.checkpoint import checkpoints, resume, save_checkpoint
 from rlhf_lib.ppo.faults import Diverged, OutOfMemory
-from rlhf_lib.ppo.interrupt import boundary_on_sigterm
+from rlhf_lib.ppo.interrupt import stop_at_boundary
 from rlhf_lib.recipe import PPOConfig
 
 KILLS = 12
@@ -133,22 +133,49 @@ def test_a_run_killed_in_every_phase_ends_as_if_it_had_not_been(worker, expected
     assert equals(tmp_path, expected)
 
 
-# ---------------------------------------------------------------- SIGTERM
+# ---------------------------------------------------------------- SIGTERM and SIGINT
 
 
-@pytest.mark.parametrize(("phase", "boundary"), [("rollout", 5), ("score", 5), ("forward", 6), ("update", 6)])
-def test_sigterm_keeps_the_last_boundary(worker, expected, tmp_path, phase, boundary):
+@pytest.mark.parametrize(
+    ("number", "phase", "boundary"),
+    [
+        (signal.SIGTERM, "rollout", 5),
+        (signal.SIGINT, "score", 5),
+        (signal.SIGTERM, "forward", 6),
+        (signal.SIGINT, "update", 6),
+    ],
+)
+def test_a_signal_keeps_the_last_completed_step(worker, expected, tmp_path, number, phase, boundary):
     """Step 5 is abandoned while it samples and scores, and finished once it learns; neither is a checkpoint's turn."""
 
-    def terminate(pid: int, begun: str, step: int) -> None:
-        if (begun, step) == (phase, 5):
-            os.kill(pid, signal.SIGTERM)
+    sent: list[int] = []
 
-    status, ended_in, step = worker.run(tmp_path, terminate)
-    assert status == -signal.SIGTERM
+    def send(pid: int, begun: str, step: int) -> None:
+        if (begun, step) == (phase, 5) and not sent:
+            sent.append(number)
+            os.kill(pid, number)
+
+    status, ended_in, step = worker.run(tmp_path, send)
+    assert status == (130 if number == signal.SIGINT else -signal.SIGTERM)
     assert (ended_in, step) == ("checkpoint", boundary)
     assert checkpoints(tmp_path)[0].name == f"step-{boundary:06d}"
     assert 5 % CHECKPOINT_EVERY
+    assert worker.run(tmp_path)[0] == 0
+    assert equals(tmp_path, expected)
+
+
+def test_a_second_sigint_ends_the_process_in_mid_step(worker, expected, tmp_path):
+    seen: list[str] = []
+
+    def send(pid: int, begun: str, step: int) -> None:
+        if (begun, step) == ("update", 5):  # its first update, and its second
+            seen.append(begun)
+            os.kill(pid, signal.SIGINT)
+
+    status, ended_in, step = worker.run(tmp_path, send)
+    assert (status, ended_in, step) == (-signal.SIGINT, "update", 5)
+    assert len(seen) == 2
+    assert checkpoints(tmp_path)[0].name == "step-000004"
     assert worker.run(tmp_path)[0] == 0
     assert equals(tmp_path, expected)
 
@@ -170,7 +197,7 @@ def terminating_reward(queries: list[str], responses: list[str]) -> list[float]:
 def test_the_handler_before_has_the_signal_after_the_boundary_is_kept(outer_handler):
     trainer, before = tiny_trainer(reward=terminating_reward), signal.getsignal(signal.SIGTERM)
     start, saved = weights(trainer.policy), []
-    with pytest.raises(SystemExit) as ending, boundary_on_sigterm(trainer, lambda: saved.append(list(outer_handler))):
+    with pytest.raises(SystemExit) as ending, stop_at_boundary(trainer, lambda: saved.append(list(outer_handler))):
         list(trainer.train())
     assert ending.value.code == 143
     assert saved == [[]]  # once, and before the signal went on
@@ -186,7 +213,7 @@ def test_prefect_still_ends_its_run(outer_handler):
     with (
         pytest.raises(TerminationSignal),
         capture_sigterm(),
-        boundary_on_sigterm(trainer, lambda: saved.append(trainer.step)),
+        stop_at_boundary(trainer, lambda: saved.append(trainer.step)),
     ):
         list(trainer.train())
     assert saved == [0]
@@ -196,14 +223,32 @@ def test_prefect_still_ends_its_run(outer_handler):
 def test_a_run_that_ends_of_itself_leaves_signals_alone(outer_handler):
     before, saved = signal.getsignal(signal.SIGTERM), []
     trainer = tiny_trainer(steps=1)
-    with boundary_on_sigterm(trainer, lambda: saved.append(1)):
+    with stop_at_boundary(trainer, lambda: saved.append(1)):
         list(trainer.train())
     assert signal.getsignal(signal.SIGTERM) is before
     assert not saved
-    failing = tiny_trainer(reward=lambda queries, responses: [])
-    with pytest.raises(Exception, match="0 scores"), boundary_on_sigterm(failing, lambda: saved.append(1)):
-        list(failing.train())
-    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_of_the_reward_keeps_the_steps_before_it(tmp_path):
+    calls: list[int] = []
+
+    def failing(queries: list[str], responses: list[str]) -> list[float]:
+        calls.append(len(calls))
+        return remainder_reward(queries, responses) if len(calls) < 3 else []
+
+    trainer, saved = tiny_trainer(reward=failing), []
+    state = torch.get_rng_state()
+    with pytest.raises(Exception, match="0 scores"), stop_at_boundary(trainer, lambda: saved.append(trainer.step)):
+        list(trainer.train())
+    assert saved == [2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_error_while_it_learns_saves_nothing():
+    trainer, saved = tiny_trainer(), []
+    trainer.policy.model.transformer.ln_f.bias.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(Diverged), stop_at_boundary(trainer, lambda: saved.append(trainer.step)):
+        list(trainer.train())
     assert not saved
 
 
@@ -211,7 +256,7 @@ def test_outside_the_main_thread_nothing_is_installed(outer_handler):
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
-        with boundary_on_sigterm(tiny_trainer(), lambda: None):
+        with stop_at_boundary(tiny_trainer(), lambda: None):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

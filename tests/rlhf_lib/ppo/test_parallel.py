@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from rlhf_lib.errors import RecipeError, RLHFError
 from rlhf_lib.ppo import run as ppo_run
-from rlhf_lib.ppo.checkpoint import checkpoints
+from rlhf_lib.ppo.checkpoint import checkpoints, last_step
 from rlhf_lib.ppo.parallel import Processes, split_micro_batches
 from rlhf_lib.ppo.run import Job, launch, launch_command, train
 from rlhf_lib.recipe import Recipe
@@ -191,6 +193,33 @@ def test_a_killed_process_ends_the_run_which_goes_on_at_another_number_of_them(j
     agree(rest, expected)
     agree(begun, expected[:2])
     near(learnt(last), learnt(whole))
+
+
+def test_an_interrupted_run_keeps_the_step_that_all_processes_have_done(job):
+    """Ctrl-C is for the process that launched the others: it asks them to end, and gets the signal when they have."""
+    options = {"steps": 1000, "checkpoint_every": None, "eval_every": None}
+    shared, events = job("shared", 2, **options), []
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def consume() -> None:
+        for event in train(shared):
+            events.append(event)
+            if event.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            consume()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert 2 <= len(events) < 1000
+    assert last_step(Path(shared.checkpoints)) == len(events)
+    assert not (Path(shared.folder) / "policy").exists()
+    again = train(job("shared", 1, **options))
+    assert [next(again).resumed for _ in range(len(events) + 1)] == [True] * len(events) + [False]
 
 
 def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job, monkeypatch):

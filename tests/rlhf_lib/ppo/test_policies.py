@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import peft
 import pytest
 import torch
@@ -23,6 +25,7 @@ from tiny_models import (
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.logprobs import arrange, response_logprobs
 from rlhf_lib.models.policy import Policy
+from rlhf_lib.models.trunk import count_top
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import GenerationConfig, LoraConfig
 
@@ -211,8 +214,22 @@ def test_top_layers_of_a_seq2seq_policy():
 
 
 def test_no_more_layers_can_learn_than_there_are():
-    with pytest.raises(ModelError, match="unfrozen_layers is 2, but GPT2LMHeadModel has 2 blocks: set it to at most 1"):
+    with pytest.raises(ModelError, match="unfrozen_layers is 2, but GPT2LMHeadModel has 2 blocks: set it to 1 "):
         Policy(tiny_gpt2(), unfrozen_layers=2)
+
+
+def test_the_advice_on_layers_is_never_refused_in_turn():
+    for count in (1, 2, 3, 12):
+        with pytest.raises(ModelError) as error:
+            count_top(count, count, "the model")
+        advised = re.search(r"set it to (\d+)(?: to (\d+))?", str(error.value))
+        assert (advised is None) == (count == 1)
+        if advised:
+            for number in {int(given) for given in advised.groups() if given}:
+                assert count_top(number, count, "the model") == number
+                assert count_top(-number, count, "the model") == count - number
+    with pytest.raises(ModelError, match=r"has 1 block, .*: leave it null, which trains all of it$"):
+        count_top(1, 1, "the model")
 
 
 @pytest.mark.parametrize("build", [tiny_gpt2, tiny_t5])

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.rewards.check_measures import length_bias, overconfidence, pairwise_outcomes, reliability
 from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words, split_text
-from rlhf_lib.rewards.checks import (
-    length_bias,
-    pairwise_outcomes,
-    reliability,
-)
 
 
 def test_accuracy_counts_ties_half():
@@ -43,6 +39,28 @@ def test_calibration_tells_confidence_from_knowledge():
     assert reliability(difference / 5, zeros).error > 0.1  # underconfident
     assert reliability(zeros + 9, zeros).error < 0.001  # sure and right
     assert reliability(zeros - 9, zeros).error > 0.999  # sure and wrong: taken in one order only, it would be a "0"
+
+
+def test_overconfidence_by_hand():
+    # 100 pairs claim 0.8 each, 50 are in order: Wilson's interval of 50 in 100 ends at 0.5962
+    difference = math.log(4) * np.repeat([1.0, -1.0], 50)
+    zeros = np.zeros(100)
+    assert overconfidence(difference, zeros) == pytest.approx(0.8 - 0.5962, abs=1e-4)
+    assert overconfidence(difference[45:55], np.zeros(10)) < 0.8 - 0.7  # of ten it could be 0.76
+    assert overconfidence(difference / 100, zeros) == 0  # claims 0.503
+    assert overconfidence(np.abs(difference) / 100, zeros) == 0  # right, and claims too little
+
+
+def test_an_honest_model_is_not_overconfident_however_few_the_pairs():
+    rng = np.random.default_rng(0)
+    for count in (10, 50, 200):
+        found = []
+        for _ in range(200):
+            true = rng.normal(scale=2, size=count)
+            right = rng.random(count) < 1 / (1 + np.exp(-np.abs(true)))
+            found.append(overconfidence(np.where(right, np.abs(true), -np.abs(true)), np.zeros(count)))
+        assert np.mean(np.array(found) > 0.15) == 0  # the gate's default
+        assert np.quantile(found, 0.9) < 0.05
 
 
 def test_length_bias_forgives_the_data_and_not_the_model():
@@ -78,7 +96,7 @@ def test_degenerate_texts():
     [
         ("dialogue", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant:", " e f"),
         ("first_turn", "a b", " c"),
-        ("text", "", "\n\nHuman: a\nb\n\nAssistant: c\n\nHuman: d\n\nAssistant: e f"),
+        ("text", "\n\nHuman: a\nb\n\nAssistant: c", "\n\nHuman: d\n\nAssistant: e f"),
         ("first_words", "Human: a", " b Assistant: c Human:"),
     ],
 )

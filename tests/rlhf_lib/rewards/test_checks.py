@@ -57,14 +57,16 @@ def _failed(reward: Reward, pairs, checks: ChecksConfig = CHECKS, *, calibrated:
     report = run_checks(reward, checks, pairs, None, calibrated=calibrated)
     with pytest.raises(GateFailed) as error:
         report.raise_if_failed()
-    assert all(f"{check.name} is {check.figure:.4g}" in str(error.value) for check in report.failed)
+    said = str(error.value)
+    assert all(f"{check.name}: {check.what} is {check.figure:.4g} and must be" in said for check in report.failed)
+    assert all(check.key in said for check in report.failed if check.name != "finite_scores")
     return [check.name for check in report.failed]
 
 
 def test_a_good_reward_model_passes(good):
     good.raise_if_failed()
     assert [check.name for check in good.checks] == [
-        "finite_scores", "accuracy", "calibration", "length_bias",
+        "finite_scores", "pairs", "accuracy", "calibration", "length_bias",
         "probes", "score_spread", "degenerate", "batch_agreement",
     ]  # fmt: skip
     assert good.metrics["accuracy"] > 0.9
@@ -169,6 +171,42 @@ def test_an_overconfident_model_is_stopped_by_calibration_where_its_scores_are_l
     report = run_checks(reward, checks, noisy, None, calibrated=False)
     assert report.passed
     assert report.metrics["calibration_error"] > 0.15  # reported all the same
+    assert report.metrics["overconfidence"] > 0.15
+
+
+def test_a_model_that_claims_too_little_passes_as_after_ten_steps(reward, pairs):
+    report = run_checks(lambda q, r: [0.02 * s for s in reward(q, r)], CHECKS, pairs, None, calibrated=True)
+    report.raise_if_failed()
+    assert report.metrics["calibration_error"] > 0.3  # it claims some 0.52 where 0.97 are in order
+
+
+def test_a_few_pairs_are_refused_whatever_their_accuracy(reward, pairs):
+    three = [pair for pair in pairs if pair[2]][:3]
+    assert _failed(reward, three)[0] == "pairs"
+    report = run_checks(reward, CHECKS, three, None, calibrated=True)
+    assert str(report.checks[1]) == "pairs: the number of held-out pairs is 3 and must be at least 50 (of 3 at hand)"
+    assert "no 95% interval: 3 pairs are too few" in str(report.checks[2])
+    assert not {"accuracy_low", "accuracy_high"} & set(report.metrics)
+    length = next(check for check in report.checks if check.name == "length_bias")
+    assert length.threshold is None  # of three, any correlation is likely
+    assert "3 pairs, too few to judge by" in length.detail
+
+
+def test_the_message_names_figure_threshold_and_key():
+    accuracy = Check.judge("accuracy", 0.5214, 0.6, "at least", "95% interval 0.46 to 0.58, 300 pairs")
+    finite = Check.judge("finite_scores", 2, 0, "at most", "of 900 scores: 2 on empty")
+    assert str(Check.judge("finite_scores", 0, 0, "at most", "all finite")) == (
+        "finite_scores: the number of NaN or infinite scores is 0 and must be 0 (all finite)"
+    )
+    with pytest.raises(GateFailed) as error:
+        CheckReport([accuracy]).raise_if_failed()
+    assert str(error.value) == (
+        "the reward failed its checks: accuracy: the share of held-out pairs with chosen above rejected is 0.5214 and "
+        "must be at least 0.6 (95% interval 0.46 to 0.58, 300 pairs). Improve the reward or its data, or change the "
+        "recipe's reward.checks.min_accuracy, which null switches off"
+    )
+    with pytest.raises(GateFailed, match=r"must be 0 \(of 900 scores: 2 on empty\)\. Make it finite for any text$"):
+        CheckReport([finite]).raise_if_failed()
 
 
 def test_what_does_not_apply_is_left_out_and_what_is_not_gated_passes(reward, pairs):
@@ -207,11 +245,11 @@ def test_report_shows_every_check_and_drawing(good, tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
     text = markdown(good, list(drawn))
     assert text.startswith("# Reward model checks: passed")
-    assert all(f"| {check.name} | {check.figure:.4g} |" in text for check in good.checks)
+    assert all(f"| {check.name} | {check.what} | {check.figure:.4g} |" in text for check in good.checks)
     assert all(f"({name})" in text for name in drawn)
     failing = CheckReport(checks=[Check.judge("accuracy", 0.5, 0.6, "at least", "a|b\n c")])
     assert "FAILED: accuracy" in markdown(failing)
-    assert "| accuracy | 0.5 | at least 0.6 | **no** | a\\|b c |" in markdown(failing)
+    assert "| 0.5 | at least 0.6 | **no** | a\\|b c |" in markdown(failing)
 
 
 # ---------------------------------------------------------------- a real classifier
@@ -259,3 +297,21 @@ def test_an_honest_sentiment_classifier_passes_and_its_flip_is_stopped_by_probes
     run_checks(classifier, SENTIMENT, None, texts, calibrated=False).raise_if_failed()
     flipped = run_checks(lambda q, r: [-score for score in classifier(q, r)], SENTIMENT, None, texts, calibrated=False)
     assert [check.name for check in flipped.failed] == ["probes"]
+
+
+def test_no_reward_has_to_score_a_blank_query_with_a_blank_response():
+    """Prompts in a column of their own may be empty, and a whole text may be the query."""
+
+    def strict(queries: list[str], responses: list[str]) -> list[float]:
+        assert all((query + response).strip() for query, response in zip(queries, responses, strict=True))
+        return [float(len(query + response) % 7) for query, response in zip(queries, responses, strict=True)]
+
+    pairs = [("" if i % 2 else f"query {i}", f" good {i} answer", f" bad {i}") for i in range(20)]
+    report = run_checks(strict, ChecksConfig(), pairs, None, calibrated=False)
+    assert "degenerate_empty" in report.metrics  # of the ten with a query
+    report = run_checks(
+        strict, ChecksConfig(), [("", chosen, rejected) for _, chosen, rejected in pairs], None, calibrated=False
+    )
+    assert "degenerate_empty" not in report.metrics
+    assert "degenerate_repeated" in report.metrics
+    run_checks(strict, ChecksConfig(), None, [(f"query {i}", f" and {i} more") for i in range(20)], calibrated=False)

@@ -145,5 +145,7 @@ def test_a_loss_that_is_nan_stops_the_training():
     class State:
         global_step = 7
 
-    with pytest.raises(ModelError, match="NaN or infinite at step 7: lower the learning_rate"):
+    with pytest.raises(
+        ModelError, match=r"base model: .* NaN or infinite at step 7: lower policy\.train\.learning_rate"
+    ):
         _Log(None).on_log(None, State(), None, {"loss": math.nan})

@@ -91,12 +91,11 @@ def logged(tmp_path_factory, mlflow_store):
     """A policy as the pipeline logs it, and its run."""
     root = tmp_path_factory.mktemp("registry")
     settings = {"seq2seq": False, "max_new_tokens": 4, "positions": 128, "end_ids": [0], "stop": None}
+    settings |= {"template": None, "turn": None, "example": "hello", "trust_remote_code": False}
     with mlflow_store(root), pytest.MonkeyPatch.context() as patch, mlflow.start_run():
         patch.chdir(root)
         folder = make_policy(root / "policy", seed=1)
-        made = policies.log_policy(
-            folder, prompt="hello", settings=settings | {"trust_remote_code": False}, params={"base": "tiny"}
-        )
+        made = policies.log_policy(folder, settings=settings, params={"base": "tiny"})
         yield Path(mlflow.artifacts.download_artifacts(made.model_uri, dst_path=str(root / "down")))
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import mlflow
 import pytest
 
+from rlhf_lib.errors import notes
 from rlhf_lib.recipe import load_recipe
 from tasks.results import StageResult
+from tasks.stage.interruption import what_is_kept
 from tasks.stage.keys import Stage
 from tasks.stage.run import run_stage
 from tasks.tracking import run_folder
@@ -89,6 +91,34 @@ def test_a_run_goes_on_from_what_an_unfinished_one_left_and_a_finished_one_is_re
     assert not list((tmp_path / "runs" / "unfinished").iterdir())
 
 
+def test_what_was_reused_is_said_of_the_run_that_did_it(tmp_path, caplog):
+    """A run that did not end, or one that is still going."""
+    caplog.set_level("INFO")
+    with pytest.raises(RuntimeError):
+        pipeline(tmp_path, fault=RuntimeError("the disk"))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def going() -> None:
+        with pipeline_run(load_recipe("embedded"), str(tmp_path / "runs"), fresh=True) as run:
+            work(run)
+            inside.set()
+            assert go_on.wait(60)
+
+    pipeline(tmp_path)
+    assert "ppo: reused, a run that did not end had done it: run" in caplog.text
+    caplog.clear()
+    other = threading.Thread(target=going)
+    other.start()
+    assert inside.wait(60)
+    try:
+        pipeline(tmp_path)
+    finally:
+        go_on.set()
+        other.join(60)
+    assert "ppo: reused, another run, still at work, had done it: run" in caplog.text
+    assert "did not end" not in caplog.text
+
+
 def test_a_flow_run_that_is_tried_again_keeps_its_parent_and_all_that_it_had_done(tmp_path):
     with pytest.raises(RuntimeError):
         pipeline(tmp_path, "a", RuntimeError("the disk"), fresh=True)
@@ -115,11 +145,43 @@ def test_a_stage_that_failed_leaves_nothing_to_reuse_but_its_metrics(tmp_path):
     assert failed[0].data.metrics["metric"] == 1.5
 
 
+@pytest.mark.parametrize(
+    ("fresh", "told"),
+    [
+        (False, "Stopped in ppo; the same command starts this stage over and reuses data"),
+        (True, "Stopped in ppo; the same command starts over, as --fresh says"),
+    ],
+)
+def test_an_interrupted_stage_says_what_is_kept(tmp_path, caplog, fresh, told):
+    with pipeline_run(load_recipe("embedded"), str(tmp_path / "runs"), fresh=fresh) as run:
+        work(run, DATA)
+        with pytest.raises(KeyboardInterrupt) as ended:
+            work(run, fault=KeyboardInterrupt())
+    assert notes(ended.value) == [told]
+    (record,) = [record for record in caplog.records if record.getMessage() == told]
+    assert record.told  # the command line prints it, as the last line
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (31, "Stopped after step 31; the same command resumes at step 32"),
+        (50, "Stopped after step 50; the same command goes on after it"),
+        (0, "Stopped in ppo, before its first step was done; the same command starts this stage over"),
+    ],
+)
+def test_what_is_kept_of_ppo(tmp_path, step, told):
+    (tmp_path / "work" / "parent").mkdir(parents=True)
+    run = PipelineRun(run_dir=str(tmp_path), parent_run_id="parent")
+    assert what_is_kept("ppo", run, step, 50) == told
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, ".")
 from pathlib import Path
 from tests.tasks.stage.test_run import DATA, PPO, pipeline, work
+from rlhf_lib.errors import notes
 from rlhf_lib.recipe import load_recipe
 from tasks.tracking.runs import pipeline_run
 with pipeline_run(load_recipe("embedded"), sys.argv[1] + "/runs") as run:

@@ -1,0 +1,44 @@
+"""What later stages will need, checked before anything costly: device, models, data sets, labels, tokenizers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from rlhf_lib.errors import RecipeError
+from rlhf_lib.recipe import Recipe
+
+
+def check_requirements(recipe: Recipe) -> None:
+    """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders."""
+    from rlhf_lib.data.corpus import load_texts
+    from rlhf_lib.evaluation.probes import probe_tokens
+    from rlhf_lib.models.device import pick_device
+    from rlhf_lib.models.loading import load_config, load_tokenizer
+    from rlhf_lib.plan.memory import NoOutline, policy_config, policy_outline
+    from rlhf_lib.ppo.evaluation import import_metrics
+    from rlhf_lib.ppo.optimizer import check_optimizer
+    from rlhf_lib.rewards.build import check_reward
+
+    pick_device(recipe.compute)
+    check_optimizer(recipe.ppo)
+    import_metrics(recipe.evaluation.metrics)
+    if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
+        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file. Name one, or set it to null")
+    scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
+    seq2seq = scratch is not None and scratch.architecture == "t5"
+    if recipe.policy.model is not None:
+        seq2seq = bool(load_config(recipe.policy.model, recipe.policy.trust_remote_code).is_encoder_decoder)
+        tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
+        probe_tokens(recipe.evaluation.probes, tokenizer)
+    check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
+    if recipe.policy.lora is not None or recipe.policy.unfrozen_layers is not None:
+        with suppress(NoOutline):
+            policy_outline(recipe, policy_config(recipe))  # raises where they don't fit the architecture
+    if recipe.evaluation.perplexity is not None:
+        load_texts(
+            recipe.evaluation.perplexity,
+            recipe.data.prompts.dataset,
+            seed=recipe.seed,
+            prompts=recipe.data.prompts if seq2seq else None,
+        )

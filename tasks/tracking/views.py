@@ -1,0 +1,99 @@
+"""The view of all runs that is stored with the MLflow experiment: its columns, its charts.
+
+MLflow keeps views as tags of the experiment, `mlflow.sharedViewState.KEY`, and opens one at
+`#/experiments/ID/runs?viewStateShareKey=KEY`. The format is the one that *Save view* writes in MLflow 3.17.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import mlflow
+from mlflow.entities import Experiment
+
+KEY = "rlhf"
+CURVES = ("ppo/mean_scores", "objective/kl")  # of PPO, by step: the parent run has them too
+_TAG = f"mlflow.sharedViewState.{KEY}"
+_NAME = "Reward, KL, promotion"
+_COLUMNS = {  # and their widths in pixels
+    "attributes.`Run Name`": 300,
+    "tags.`promoted`": 90,
+    "metrics.`reward/delta`": 100,
+    "metrics.`reward/policy`": 100,
+    "metrics.`ppo/kl`": 90,
+    "metrics.`perplexity/policy`": 120,
+    "attributes.`Models`": 150,
+    "attributes.`Dataset`": 200,
+    "tags.`reason`": 320,
+}
+_CHARTS = {
+    "Reward and KL": {"ppo/mean_scores": "LINE", "objective/kl": "LINE", "reward/delta": "BAR"},
+    "Evaluation": {"ppo/kl": "BAR", "perplexity/policy": "BAR", "diversity/distinct_2_policy": "BAR"},
+}
+
+
+def keep(experiment: Experiment) -> None:
+    """Store the view with the experiment; one that somebody has changed in MLflow stays as it is."""
+    state, now = json.dumps(_state()), int(time.time() * 1000)
+    if (stored := experiment.tags.get(_TAG)) is not None:
+        view = json.loads(stored)
+        if view["state"] == state or view.get("updatedAt") != view["createdAt"]:
+            return
+    view = {"name": _NAME, "createdAt": now, "updatedAt": now, "state": state}
+    mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, _TAG, json.dumps(view))
+
+
+def _state() -> dict[str, Any]:
+    return {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(_COLUMNS),
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": _COLUMNS,
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "compareRunCharts": [
+            _chart(kind, metric, section) for section, charts in _CHARTS.items() for metric, kind in charts.items()
+        ],
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            for name in _CHARTS
+        ],
+        "isAccordionReordered": True,
+        "hideEmptyCharts": True,
+    }
+
+
+def _chart(kind: str, metric: str, section: str) -> dict[str, Any]:
+    chart = {
+        "uuid": metric,
+        "type": kind,
+        "metricKey": metric,
+        "displayName": metric,
+        "metricSectionId": section,
+        "runsCountToCompare": 10,
+        "deleted": False,
+        "isGenerated": False,
+    }
+    if kind == "BAR":
+        return chart
+    return chart | {
+        "selectedMetricKeys": [metric],
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "selectedXAxisMetricKey": "",
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "range": {},
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothing": True,
+        "useGlobalXaxisKey": True,
+        "ignoreOutliers": False,
+    }

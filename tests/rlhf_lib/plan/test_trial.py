@@ -1,0 +1,98 @@
+"""The reward tried on a recipe's own texts: which texts, which rewards, and never a blank one."""
+
+import pytest
+from datasets import Dataset
+from tiny_models import tiny_gpt2, word_tokenizer
+
+from rlhf_lib.errors import ModelError, RewardFailed
+from rlhf_lib.plan.trial import can_try, trial_texts, try_reward
+from rlhf_lib.recipe import Recipe
+
+called: list[tuple[list[str], list[str]]] = []
+
+
+def length(queries, responses):
+    called.append((queries, responses))
+    return [float(len(response)) for response in responses]
+
+
+def fussy(queries, responses):
+    return [float(ord(response[1])) for response in responses]
+
+
+def inconstant(queries, responses):
+    return [float("inf") if response else 0.0 for response in responses]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A recipe on a file of texts, one of them a single word and one empty."""
+    Dataset.from_dict({"text": ["one", "w1 w2 w3 w4", "", "a\nb c"]}).to_json(tmp_path / "texts.jsonl")
+
+    def made(reward: dict, kind: str = "text", **more) -> Recipe:
+        prompts = {"dataset": str(tmp_path / "texts.jsonl"), "query": {"kind": kind, "min": 1, "max": 2}}
+        return Recipe.model_validate(
+            {"name": "x", "data": {"prompts": prompts} | more, "policy": {"model": "x"}, "reward": reward}
+        )
+
+    return made
+
+
+def function(name: str) -> dict:
+    return {"kind": "function", "function": f"{__name__}:{name}"}
+
+
+def test_plain_texts_are_cut_in_two_of_which_neither_is_blank(make):
+    texts = trial_texts(make(function("length")), None)
+    assert sorted(texts) == [("a\nb", " c"), ("one", " one"), ("w1 w2", " w3 w4")]
+    assert sorted(trial_texts(make(function("length"), "first_words"), None)) == [("a", " b c"), ("w1", " w2 w3 w4")]
+
+
+def test_of_pairs_both_answers_are_scored_and_then_empty_ones(make):
+    called.clear()
+    pairs = Dataset.from_dict({"prompt": ["q", "r"], "chosen": [" yes", " yes"], "rejected": [" no", " no"]})
+    assert try_reward(make(function("length")), pairs) == [4.0, 3.0, 4.0, 3.0, 0.0, 0.0, 0.0, 0.0]
+    assert called == [(["q", "q", "r", "r"], [" yes", " no", " yes", " no"]), (["q", "q", "r", "r"], [""] * 4)]
+
+
+def test_an_empty_query_gets_no_empty_response(make):
+    called.clear()
+    pairs = Dataset.from_dict({"prompt": ["", "r"], "chosen": ["yes", " yes"], "rejected": ["no", " no"]})
+    assert try_reward(make(function("length")), pairs) == [3.0, 2.0, 4.0, 3.0, 0.0, 0.0]
+    assert called[1] == (["r", "r"], ["", ""])
+
+
+def test_a_reward_that_fails_says_on_what(make):
+    with pytest.raises(RewardFailed) as raised:
+        try_reward(make(function("fussy")), None)
+    first, *frames = str(raised.value).split("\n")
+    assert first.endswith(
+        "raised IndexError: string index out of range, for empty responses, which a policy may give too"
+    )
+    assert f'File "{__file__}", line' in frames[0]
+    with pytest.raises(ModelError, match="inconstant gave inf for the query"):
+        try_reward(make(function("inconstant")), None)
+
+
+def test_a_model_with_anothers_tokenizer_is_told(make, tmp_path):
+    tiny_gpt2(vocabulary=3).save_pretrained(tmp_path / "m")
+    word_tokenizer(61).save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match=r"/m can't score real texts .*index out of range.*tokenizer belong together"):
+        try_reward(make({"kind": "likelihood", "model": str(tmp_path / "m")}), None)
+
+
+def test_what_is_not_there_yet_or_dear_is_not_tried(make, tmp_path, monkeypatch):
+    tiny_gpt2().save_pretrained(tmp_path / "m")
+    word_tokenizer().save_pretrained(tmp_path / "m")
+    likelihood = {"kind": "likelihood", "model": str(tmp_path / "m")}
+    terms = {"kind": "sum", "terms": [{"weight": 2, "reward": likelihood}, {"reward": function("length")}]}
+    scores = try_reward(make(terms), None)
+    assert scores is not None
+    assert len(scores) == 6
+    assert not can_try(make({"kind": "preference"}, preferences={}))
+    assert not can_try(make({"kind": "likelihood", "model": "nobody/not-downloaded"}))
+    monkeypatch.setattr("rlhf_lib.plan.trial.CHEAP", 100)
+    assert not can_try(make(terms))
+    called.clear()
+    assert try_reward(make(terms), None) is None
+    assert len(called) == 2  # the function is tried all the same
