@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -40,9 +41,9 @@ def checked_policy(
 
 def as_policy(model: Policy | PreTrainedModel | PeftModel) -> Policy:
     """The policy, or a model made into one. Raises ModelError for anything else, and where nothing can learn."""
-    if isinstance(model, str):
+    if isinstance(model, str | Path):
         raise ModelError(
-            f"the policy is the text {model!r}: load the model, AutoModelForCausalLM.from_pretrained({model!r})"
+            f"the policy is a name, {model}: load the model, AutoModelForCausalLM.from_pretrained({str(model)!r})"
         )
     if hasattr(model, "pretrained_model"):
         raise ModelError(
@@ -63,7 +64,9 @@ def check_learns(policy: Policy) -> None:
     """Raises ModelError where no weight of the model learns, or those that do can't."""
     learning = [p for p in policy.model.parameters() if p.requires_grad]
     if not learning:
-        raise ModelError("no weight of the model learns: load its adapter with is_trainable=True")
+        raise ModelError(
+            "no weight of the model learns: call requires_grad_(True), or load its adapter with is_trainable=True"
+        )
     if any(p.dtype == torch.float16 for p in learning):
         raise ModelError("Adam makes NaN of fp16 weights: load them with torch_dtype=torch.bfloat16 or float32")
 
@@ -72,7 +75,7 @@ def check_settings(tokenizer: Any, reward: Any, config: Any, generation: Any) ->
     """Raises RecipeError or ModelError for an argument that is no tokenizer, reward or configuration."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"the tokenizer is {_kind(tokenizer)}: load it, AutoTokenizer.from_pretrained(...)")
-    if not callable(reward) or isinstance(reward, nn.Module):
+    if not callable(reward) or isinstance(reward, PreTrainedModel | PeftModel):
         raise ModelError(
             f"the reward is {_kind(reward)}: give a function of (queries, responses), two lists of texts, that returns "
             "one number for each response"

@@ -169,7 +169,7 @@ def test_a_peft_model_trains_its_adapter():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("gpt2", r"the policy is the text 'gpt2': load the model, AutoModelForCausalLM.from_pretrained\('gpt2'\)"),
+        ("gpt2", r"the policy is a name, gpt2: load the model, AutoModelForCausalLM.from_pretrained\('gpt2'\)"),
         (PPOConfig(), r"the policy is a PPOConfig: give a .* PPOTrainer\(policy, tokenizer, .*trl_compat"),
         (SimpleNamespace(pretrained_model=1), "a value head of its own: give its .pretrained_model"),
         (lambda: GPT2Model(tiny_gpt2().config), "GPT2Model has no language-model head: load it with AutoModelFor"),
