@@ -86,6 +86,8 @@ def stages_table(record: Record) -> str:
 
 def _unheld(evaluated: Record) -> str:
     """What there is to say of an evaluation on training prompts; empty for any other."""
+    from rlhf_lib.statistics import counted
+
     if evaluated["held_out"]:
         return ""
     prompts = counted(evaluated["distinct_prompts"], "training prompt")
