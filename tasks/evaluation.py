@@ -88,7 +88,7 @@ def evaluate_policy(
         if comparison.caveat:
             logger.warning("evaluation: %s", comparison.caveat)
         own = measure_both(import_metrics(recipe.evaluation.metrics), comparison, tokenizer)
-        changes = metric_changes(*own, seed=recipe.seed)
+        changes = metric_changes(*own, comparison.queries, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
 
         perplexity = counts = None

@@ -140,7 +140,8 @@ _DEFINITIONS = [
 
 _METRICS = (
     "Your metrics: means over the responses to which each applies; change and interval, a paired bootstrap's, over the "
-    "prompts where it applies both before and after. A metric with one value for all responses has no interval."
+    "prompts where it applies both before and after. There is no interval for a handful of prompts, nor for a metric "
+    "with one value for all responses."
 )
 _PROBES = (
     "Next token: the logit of the first word less that of the second, as the token after the prompt; of a word that "

@@ -16,7 +16,7 @@ from rlhf_lib.models.device import pick_device, pick_dtype
 from rlhf_lib.models.loading import load_config, load_tokenizer, positions
 from rlhf_lib.plan import memory, timing
 from rlhf_lib.plan.memory import Batch
-from rlhf_lib.plan.trial import can_try, try_reward
+from rlhf_lib.plan.trial import can_try, try_metrics, try_reward
 from rlhf_lib.recipe import Recipe
 from rlhf_lib.rewards.check_texts import has_answers
 
@@ -192,6 +192,7 @@ def _thresholds(section: BaseModel) -> dict[str, float]:
 
 def _timed_trial(recipe: Recipe, pairs: Dataset | None) -> tuple[list[float] | None, float | None]:
     """The scores, and the seconds that one takes; None where it wasn't tried."""
+    try_metrics(recipe, pairs)
     if not can_try(recipe):
         return None, None
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The reward, called on a few of the recipe's own texts before anything is trained."""
+"""The reward and the metrics, called on a few of the recipe's own texts before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError, RewardFailed, RLHFError
 from rlhf_lib.models import hub
+from rlhf_lib.ppo.evaluation import import_metrics, metric_values
 from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.rewards import Reward, checked_scores
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.rewards.check_texts import real_texts
+from rlhf_lib.training.scratch import train_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS = 4
 CHEAP = 1e9  # bytes of weights that are read for a trial
+STAND_IN = 300  # tokens of a tokenizer made for a trial
 
 
 def try_reward(recipe: Recipe, pairs: Dataset | None) -> list[float] | None:
@@ -55,6 +58,19 @@ def _scores(reward: Reward, queries: list[str], responses: list[str]) -> list[fl
         told = f"{what}, for empty responses, which a policy may give too"
         raise RewardFailed("\n".join([told, *frames])) from error
     return scores
+
+
+def try_metrics(recipe: Recipe, pairs: Dataset | None) -> None:
+    """Call `evaluation.metrics` on the same texts, empty responses among them, with a tokenizer that stands in for the
+    policy's. Raises RewardFailed where one raises, ModelError where it gives no numbers."""
+    if not recipe.evaluation.metrics:
+        return
+    texts = trial_texts(recipe, pairs)
+    texts += [(query, "") for query, _ in texts]
+    queries, responses = [query for query, _ in texts], [response for _, response in texts]
+    metric_values(
+        import_metrics(recipe.evaluation.metrics), queries, responses, tokenizer=train_tokenizer(queries, STAND_IN)
+    )
 
 
 @contextmanager

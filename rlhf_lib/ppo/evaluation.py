@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +21,13 @@ from rlhf_lib.errors import ModelError
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.statistics import std
 from rlhf_lib.rewards.build import import_function
+from rlhf_lib.rewards.failure import explained
 
 # keywords, of which it takes those that it names (all, with **kwargs): see `metric_values`
 Metric = Callable[..., Mapping[str, Any]]
 Values = dict[str, list[float | None] | float | None]
 
+METRICS_KEY = "evaluation.metrics"
 OWN = ("query", "prompt", "input_ids", "attention_mask")  # columns of a row that are no metadata
 
 
@@ -106,21 +107,16 @@ def metric_values(
 def import_metrics(paths: Sequence[str]) -> list[Metric]:
     """The recipe's `evaluation.metrics`, each `package.module:name`.
 
-    Raises RecipeError where one can't be imported. What a metric raises later comes as a ModelError that names it.
+    Raises RecipeError where one can't be imported. What a metric raises later comes as RewardFailed that names it.
     """
-    return [_named(path, import_function(path, "evaluation.metrics")) for path in paths]
+    return [_named(path, import_function(path, METRICS_KEY)) for path in paths]
 
 
 def _named(path: str, function: Metric) -> Metric:
     @functools.wraps(function)
     def called(**offered: Any) -> Mapping[str, Any]:
-        try:
+        with explained(f"{METRICS_KEY} {path}"):
             return function(**offered)
-        except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            raise ModelError(
-                f"the metric {path} raised {type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
-            ) from error
 
     called.__name__ = path
     return called

@@ -33,19 +33,22 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def announce(recipe: Recipe, data: PreparedData) -> None:
-    """Before any training: call the reward on a few of the run's own texts, and tell what the run comes to.
+    """Before any training: call the reward and the metrics on a few of the run's own texts, and tell what the run comes
+    to.
 
-    Raises ModelError where the reward doesn't score them, RewardFailed where it raises.
+    Raises ModelError where the reward doesn't score them, RewardFailed where it or a metric raises.
     """
     from datasets import load_from_disk
 
     from rlhf_lib.plan import words
     from rlhf_lib.plan.memory import Batch
     from rlhf_lib.plan.plan import check_thresholds, gate_thresholds, measure_size
-    from rlhf_lib.plan.trial import try_reward
+    from rlhf_lib.plan.trial import try_metrics, try_reward
 
     logger = run_logger()
-    scores = try_reward(recipe, load_from_disk(data.preferences.test) if data.preferences else None)
+    pairs = load_from_disk(data.preferences.test) if data.preferences else None
+    try_metrics(recipe, pairs)
+    scores = try_reward(recipe, pairs)
     if scores:
         logger.info("reward: tried on %d texts: %.3g to %.3g", len(scores), min(scores), max(scores))
     longest = data.metrics.get("prompt_tokens/train/max") or data.metrics.get("prompt_characters/train/max", 0) / 3

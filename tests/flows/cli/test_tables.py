@@ -7,7 +7,7 @@ from flows.cli.tables import run_table
 
 def test_metrics_of_one_s_own_are_in_the_table_of_a_run():
     record = {
-        "reward": {"reference": 0.1, "policy": 0.3, "delta": 0.2, "ci95": [0.1, 0.3], "win_rate": 0.75},
+        "reward": {"reference": 0.1, "policy": 0.3, "delta": 0.2, "ci95": [0.1, 0.3], "win_rate": 0.75, "prompts": 60},
         "perplexity": None,
         "diversity": {"distinct_2_reference": 0.8, "distinct_2_policy": 0.7},
         "metrics": {

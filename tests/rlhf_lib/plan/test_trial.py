@@ -5,7 +5,7 @@ from datasets import Dataset
 from tiny_models import tiny_gpt2, word_tokenizer
 
 from rlhf_lib.errors import ModelError, RewardFailed
-from rlhf_lib.plan.trial import can_try, trial_texts, try_reward
+from rlhf_lib.plan.trial import can_try, trial_texts, try_metrics, try_reward
 from rlhf_lib.recipe import Recipe
 
 called: list[tuple[list[str], list[str]]] = []
@@ -96,3 +96,39 @@ def test_what_is_not_there_yet_or_dear_is_not_tried(make, tmp_path, monkeypatch)
     called.clear()
     assert try_reward(make(terms), None) is None
     assert len(called) == 2  # the function is tried all the same
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def counting(samples, prompts, outputs, tokenizer):
+    return {"tokens": [len(tokenizer(output).input_ids) for output in outputs], "n": len(samples)}
+
+
+def first_letter(outputs):
+    return {"letter": [ord(output[0]) for output in outputs]}
+
+
+def wordy(outputs):
+    return {"words": outputs}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (
+            "first_letter",
+            RewardFailed,
+            r"evaluation\.metrics .*:first_letter raised IndexError",
+        ),  # for an empty response
+        ("wordy", ModelError, "gave for 'words' .* which is no number"),
+    ],
+)
+def test_metrics_are_tried_on_the_same_texts(make, name, error, message):
+    recipe = make(function("length"))
+    try_metrics(recipe, None)
+    recipe.evaluation.metrics = [f"{__name__}:counting"]
+    try_metrics(recipe, None)
+    recipe.evaluation.metrics.append(f"{__name__}:{name}")
+    with pytest.raises(error, match=message):
+        try_metrics(recipe, None)

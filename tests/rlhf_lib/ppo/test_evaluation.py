@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import one_thread, remainder_reward, same, tiny_prompts, tiny_trainer, weights  # noqa: F401
 
-from rlhf_lib.errors import ModelError, RecipeError, RLHFError
+from rlhf_lib.errors import ModelError, RecipeError, RewardFailed, RLHFError
 from rlhf_lib.ppo.checkpoint import load_best, save_best
 from rlhf_lib.ppo.evaluation import import_metrics, metric_mean, metric_values
 from rlhf_lib.ppo.rollout import sample_responses
@@ -137,8 +137,10 @@ def test_a_recipe_s_metric_is_named_when_it_raises(tmp_path, monkeypatch):
     (tmp_path / "own_metrics.py").write_text("def broken(samples):\n    return {'a': samples[7]}\n")
     monkeypatch.syspath_prepend(tmp_path)
     (broken,) = import_metrics(["own_metrics:broken"])
-    message = r"the metric own_metrics:broken raised IndexError: list index out of range \(.*own_metrics.py, line 2\)"
-    with pytest.raises(ModelError, match=message):
+    message = (
+        r"evaluation\.metrics own_metrics:broken raised IndexError: list index out of range\n.*own_metrics.py.*line 2"
+    )
+    with pytest.raises(RewardFailed, match=message):
         metric_values([broken], ["x"], ["y"])
     with pytest.raises(RecipeError, match=r"evaluation\.metrics own_metrics:brocken: own_metrics has no function"):
         import_metrics(["own_metrics:brocken"])
