@@ -114,7 +114,7 @@ if SHORT:
         "rlhf run embedded --set ppo.steps=100": with_(
             "rlhf run embedded --set ppo.kl_coef=0.1 --summary run.json", SMALL | {"ppo.steps": 3}
         ),
-        "prefect deployment run": "prefect deployment run rlhf/on-demand -p recipe=embedded --watch -p 'overrides="
+        "prefect deployment run": "prefect deployment run rlhf/train-on-demand -p recipe=embedded --watch -p 'overrides="
         f"{json.dumps([f'{key}={value}' for key, value in SMALL.items()])}'",
     }
 
