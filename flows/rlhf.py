@@ -30,7 +30,8 @@ def run_name() -> str:
     """The flow run's name: the one that was typed, else the recipe and what is overridden."""
     given = dict.fromkeys((*form.KNOBS, "recipe_file", "overrides")) | {"promote": True} | flow_run.parameters
     overrides = [*form.settings(given), *(given["overrides"] or [])]
-    return typed_name() or describe(given["recipe_file"] or given["recipe"], overrides)
+    until = f" until {given['until']}" if given.get("until") else ""
+    return typed_name() or describe(given["recipe_file"] or given["recipe"], overrides) + until
 
 
 @flow(name="rlhf", flow_run_name=run_name, persist_result=False, result_serializer="json", **HOOKS)
@@ -72,11 +73,10 @@ def rlhf(
     last = check_stage(until) if until else None
     check()
     context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url, "until": last}
-    name = flow_run.name
+    name, chain = flow_run.name, Chain()
     with time_limit(minutes), pipeline_run(loaded, str(run_dir()), name=name, fresh=fresh, tags=context) as run:
         create_link_artifact(mlflow_link(run.parent_run_id), "This run in MLflow", key="mlflow", description=name)
         create_link_artifact(runs_link(), "All runs in MLflow", key="mlflow-runs", description="Reward, KL, promotion")
-        chain = Chain()
         resolved = chain(preflight_task, loaded)
         done: dict[str, StageResult] = {}
         with closing(_stages(resolved, run, chain)) as stages:

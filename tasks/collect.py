@@ -26,6 +26,7 @@ FORM = ("id", "prompt", "response", "text", "annotator", "rank")
 
 
 @task(name="collect", **OPTIONS)
+@showing("collect")
 def collect_responses(
     recipe: Recipe,
     policy: str,
@@ -50,8 +51,7 @@ def collect_responses(
 
     if policy.startswith("models:/"):  # an alias's version of now, so that the tasks say who answered
         policy = uri_of(version_of(policy))
-    with showing("collect"):
-        rows, texts = _sample(recipe, policy, responses, prompts, seed)
+    rows, texts = _sample(recipe, policy, responses, prompts, seed)
     instructions = instructions or INSTRUCTIONS.format(criterion=criterion)
     order = np.random.default_rng([seed, 3])
     tasks, equal = [], 0

@@ -106,6 +106,7 @@ def plan_comparison(
 
 
 @task(name="compare", **OPTIONS)
+@showing("compare")
 def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     """Sample, score and measure, and log to the active MLflow run: metrics, the table of all responses, plots, an HTML
     and a Markdown report in `folder`, links to the versions.
@@ -122,22 +123,21 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     recipe = plan.recipe
     _link(plan)
     device = pick_device(recipe.compute)
-    with showing("compare"):
-        done = compare_folders(
-            [ModelSource(model.name, model.folder) for model in plan.models],
-            _prompts(plan),
-            build_reward(recipe.reward, plan.reward_model, device),
-            recipe.generation,
-            device=device,
-            dtype=pick_dtype(recipe.compute, device),
-            seed=recipe.seed,
-            anchor=plan.anchor,
-            held_out=not recipe.data.prompts.unheld,
-            perplexity_of=_perplexity_of(recipe),
-            trust_remote_code=recipe.policy.trust_remote_code,
-            micro_batch_tokens=recipe.ppo.micro_batch_tokens,
-            on_done=lambda name: run_logger().info("compare: %s has answered", name),
-        )
+    done = compare_folders(
+        [ModelSource(model.name, model.folder) for model in plan.models],
+        _prompts(plan),
+        build_reward(recipe.reward, plan.reward_model, device),
+        recipe.generation,
+        device=device,
+        dtype=pick_dtype(recipe.compute, device),
+        seed=recipe.seed,
+        anchor=plan.anchor,
+        held_out=not recipe.data.prompts.unheld,
+        perplexity_of=_perplexity_of(recipe),
+        trust_remote_code=recipe.policy.trust_remote_code,
+        micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+        on_done=lambda name: run_logger().info("compare: %s has answered", name),
+    )
     drawings = {
         "scores": plots.score_boxes(done),
         "gains": plots.gain_intervals(done),

@@ -11,8 +11,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from rlhf_lib.statistics import counted, no_interval
-
 Record = dict[str, Any]
 
 
@@ -88,6 +86,8 @@ def stages_table(record: Record) -> str:
 
 def _unheld(evaluated: Record) -> str:
     """What there is to say of an evaluation on training prompts; empty for any other."""
+    from rlhf_lib.statistics import counted
+
     if evaluated["held_out"]:
         return ""
     prompts = counted(evaluated["distinct_prompts"], "training prompt")
@@ -96,6 +96,8 @@ def _unheld(evaluated: Record) -> str:
 
 def _interval(ci95: Sequence[float] | None, count: int, form: str, what: str) -> str:
     """`95% [+0.1, +0.2], 256 prompts`, or why there is no interval."""
+    from rlhf_lib.statistics import counted, no_interval
+
     if ci95 is None:
         return no_interval(count, what)
     return f"95% [{ci95[0]:{form}}, {ci95[1]:{form}}], {counted(count, what)}"
@@ -123,6 +125,7 @@ def next_commands(record: Record) -> str:
 
 def comparison_table(record: Record) -> str:
     """The record of `compare` as aligned lines of text, with the matrix of win rates."""
+    from rlhf_lib.statistics import counted, no_interval
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)

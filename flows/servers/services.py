@@ -173,6 +173,8 @@ def _stop(names: Iterable[str]) -> None:
     for name in names:
         if (process := _running(name)) is not None:
             _end(process)
+        else:
+            _end_orphans(name)
         _file(name).unlink(missing_ok=True)
         print(f"{name}: {'stopped' if process else 'was not running'}", flush=True)
 
@@ -380,7 +382,7 @@ def _running(name: str) -> Any:
 
 
 def _end_orphans(name: str) -> None:
-    """Kill the children of a service that was killed: they would keep its port. They are in the session that it led."""
+    """Kill the children of a service that has ended: they would keep its port. They are in the session that it led."""
     import psutil
 
     try:

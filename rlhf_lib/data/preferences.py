@@ -232,10 +232,9 @@ def _margins(dataset: Dataset, column: str | None, where: str) -> list[float | N
     margins = dataset.with_format(None)[column]
     for row, margin in enumerate(margins):
         if not isinstance(margin, (int, float)) or not np.isfinite(margin):
-            place = row_place(dataset, row, where)
             raise DataError(
-                f"{place}: margin column '{column}' holds {margin!r}, not a number. Set data.preferences.margin to "
-                "another column, or to null"
+                f"{row_place(dataset, row, where)}: margin column '{column}' holds {margin!r}, not a number. Set "
+                "data.preferences.margin to another column, or to null"
             )
     return [float(margin) for margin in margins]
 

@@ -314,8 +314,8 @@ def _hold_out(queries: list[str], fraction: float, where: str) -> tuple[list[str
             fix = "Give it more prompts"
         raise DataError(
             f"{where}: data.prompts.held_out={fraction} of {len(queries)} prompts leaves {count} for evaluation and "
-            f"{len(queries) - count} for training. {fix}, name evaluation prompts in data.prompts.test, or set it to 0 "
-            "to evaluate on the training prompts"
+            f"{len(queries) - count} for training. {fix}, or name evaluation prompts in data.prompts.test; 0 evaluates "
+            "on the training prompts"
         )
     return queries[:count], queries[count:]
 

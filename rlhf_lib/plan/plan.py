@@ -11,12 +11,14 @@ from pydantic import BaseModel
 from rlhf_lib.data.losses import Loss, cut, data_losses
 from rlhf_lib.data.prepare import Prepared, prepare
 from rlhf_lib.data.sources import load_sources
+from rlhf_lib.evaluation.sample_size import check_sample_sizes
 from rlhf_lib.models.device import pick_device, pick_dtype
 from rlhf_lib.models.loading import load_config, load_tokenizer, positions
 from rlhf_lib.plan import memory, timing
 from rlhf_lib.plan.memory import Batch
 from rlhf_lib.plan.trial import can_try, try_metrics, try_reward
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.rewards.check_texts import has_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +26,14 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 2000  # texts of a set whose tokens are counted
 TOKENIZER_TEXTS = 20_000  # texts that a tokenizer is made from here; the run itself uses all of them
-CONDITIONS = {"min_accuracy": "pairs", "min_probe_accuracy": "probes", "max_calibration_error": "calibrated"}
+CONDITIONS = {
+    "min_pairs": "pairs",
+    "min_accuracy": "pairs",
+    "min_probe_accuracy": "probes",
+    "max_calibration_error": "calibrated",
+    "max_length_correlation": "answers",
+    "max_degenerate_win_rate": "answers",
+}
 
 
 class Size(BaseModel):
@@ -85,6 +94,7 @@ def make_plan(recipe: Recipe) -> Plan:
         tokenizer, made, lost = _with_new_tokenizer(recipe, made)
         losses += lost
     assert made.tokenized is not None
+    small = check_sample_sizes(recipe, len(made.tokenized["test"]), len(made.pairs.test) if made.pairs else None)
     lengths = _lengths(recipe, made, tokenizer)
     for stage, setting, name in (
         ("base_model", "policy.train.max_length", "sampled texts of the base model"),
@@ -105,8 +115,8 @@ def make_plan(recipe: Recipe) -> Plan:
         recipe=recipe.name,
         rows=made.report,
         perplexity_texts=_perplexity_texts(recipe),
-        losses=[str(loss) for loss in losses],
-        warnings=[str(loss) for loss in losses if loss.worrying],
+        losses=[*small, *map(str, losses)],
+        warnings=[*small, *(str(loss) for loss in losses if loss.worrying)],
         lengths=lengths,
         size=size,
         steps=recipe.ppo.steps,
@@ -158,6 +168,7 @@ def check_thresholds(recipe: Recipe) -> dict[str, float]:
         "pairs": recipe.data.preferences is not None,
         "probes": bool(checks.probes),
         "calibrated": recipe.reward.kind == "preference" and recipe.data.preferences is not None,
+        "answers": recipe.data.preferences is not None or has_answers(recipe),
     }
     found = _thresholds(checks)
     return {key: value for key, value in found.items() if applies.get(CONDITIONS.get(key, ""), True)}
@@ -166,6 +177,7 @@ def check_thresholds(recipe: Recipe) -> dict[str, float]:
 def gate_thresholds(recipe: Recipe) -> dict[str, float]:
     """The gates that a version must pass to become champion, under their keys in `registration.gates`."""
     unmeasured = {"max_perplexity_ratio"} if recipe.evaluation.perplexity is None else set()
+    unmeasured |= {"min_prompts"} if recipe.data.prompts.unheld else set()
     return {key: value for key, value in _thresholds(recipe.registration.gates).items() if key not in unmeasured}
 
 

@@ -55,7 +55,7 @@ def overconfidence(chosen_N: Scores, rejected_N: Scores, bins: int = BINS // 2) 
     1927), bins weighted by their pairs.
 
     The expected calibration error grows with the noise in bins of few pairs, and counts a model that claims too little,
-    as any does after a few steps: PPO can't go wrong by that.
+    as any does after a few steps: that leads PPO nowhere wrong.
     """
     claimed_N, right_N = expit(np.abs(chosen_N - rejected_N)), pairwise_outcomes(chosen_N, rejected_N)
     bin_N = np.minimum(((2 * claimed_N - 1) * bins).astype(int), bins - 1)

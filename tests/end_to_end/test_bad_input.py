@@ -167,8 +167,8 @@ FOUND = {
         ["model /no/such/model", "no such folder", "local folder that holds config.json"],
     ),
     "model on the hub, offline": (
-        [f"{SET}={LOCAL}", "policy.train=null", "policy.model=lvwerra/gpt2-imdb"],
-        ["model lvwerra/gpt2-imdb", "HF_HUB_OFFLINE is set", "point to a local folder"],
+        [f"{SET}={LOCAL}", "policy.train=null", "policy.model=nobody/gpt2-imdb"],
+        ["model nobody/gpt2-imdb", "HF_HUB_OFFLINE is set", "point to a local folder"],
     ),
     "no such metric": (
         [f"{SET}={LOCAL}", "evaluation.metrics=[nowhere:metric]"],
@@ -294,7 +294,7 @@ def test_a_reward_that_raises_shows_the_users_own_frames(files, environment, pre
     assert "rlhf_lib" not in printed
 
 
-@pytest.mark.parametrize("setting", [f"{SET}=Anthropic/hh-rlhf", "policy={train: null, model: lvwerra/gpt2-imdb}"])
+@pytest.mark.parametrize("setting", [f"{SET}=Anthropic/hh-rlhf", "policy={train: null, model: nobody/gpt2-imdb}"])
 def test_a_hub_that_does_not_answer(setting, files, environment, prefect_server, mlflow_store, capsys, monkeypatch):
     """Not offline by the environment: one short request finds it out."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -21,6 +21,7 @@ SMALL = {
     "ppo.batch_size": 16,
     "ppo.mini_batch_size": 8,
     "evaluation.perplexity.limit": 20,
+    "reward.checks.min_pairs": 30,
 }
 
 
@@ -77,7 +78,7 @@ def test_what_is_lost_and_what_the_reward_says(tmp_path, monkeypatch, capsys):
         "policy": {
             "train": {"from_scratch": {"layers": 1, "width": 16, "heads": 1, "positions": 40, "vocab_size": 280}}
         },
-        "reward": {"kind": "function", "function": "check_rewards:length"},
+        "reward": {"kind": "function", "function": "check_rewards:length", "checks": {"min_pairs": 4}},
         "generation": {"max_new_tokens": 8},
         "ppo": {"steps": 2, "batch_size": 8},
     }
@@ -110,7 +111,10 @@ def test_what_is_lost_and_what_the_reward_says(tmp_path, monkeypatch, capsys):
     [
         (["embeded"], "unknown recipe 'embeded': did you mean embedded?"),
         (["embedded", "--set", "data.prompts.column=txt"], "column 'txt' not found"),
-        (["embedded", "--set", "policy.unfrozen_layers=2"], "policy.unfrozen_layers is 2, but GPT2LMHeadModel has 2"),
+        (
+            ["embedded", "--set", "policy.unfrozen_layers=2"],
+            "unfrozen_layers is 2, but the model from scratch has 2",
+        ),
         (["embedded", "--set", "reward={kind: function, function: 'no:such'}"], "module no can't be imported"),
     ],
 )

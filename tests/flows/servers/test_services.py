@@ -33,7 +33,8 @@ WITH_CHILD = (
     f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {ANSWERS!r}, sys.argv[1], sys.argv[2]]).wait()"
 )
 DIES = "import sys; sys.exit('the database is from another version')"
-SLEEPS = "import time; time.sleep(600)"
+LEAVES_A_CHILD = WITH_CHILD.replace(".wait()", "; sys.exit('the database is from another version')")
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +95,9 @@ def test_both_servers_on_one_port_are_refused():
 
 
 @pytest.mark.parametrize("start", [services.up, services.ui])
-def test_a_server_that_dies_takes_the_other_with_it(start, folder, monkeypatch):
-    ports = stand_ins(monkeypatch, folder, WITH_CHILD, DIES)
+@pytest.mark.parametrize("dying", [DIES, LEAVES_A_CHILD])
+def test_a_server_that_dies_takes_the_other_with_it(start, dying, folder, monkeypatch):
+    ports = stand_ins(monkeypatch, folder, WITH_CHILD, dying)
     with pytest.raises(EnvironmentFault, match="mlflow exited") as failure:
         start(*ports)
     if start is services.up:
@@ -103,8 +105,9 @@ def test_a_server_that_dies_takes_the_other_with_it(start, folder, monkeypatch):
 
 
 def test_a_server_that_never_answers_is_given_up(folder, monkeypatch):
-    ports = stand_ins(monkeypatch, folder, WITH_CHILD, SLEEPS)
+    ports = stand_ins(monkeypatch, folder, WITH_CHILD, STUBBORN)
     monkeypatch.setattr(services, "PATIENCE", 0.5)
+    monkeypatch.setattr(services, "_GRACE", 0.5)
     with pytest.raises(EnvironmentFault, match="doesn't answer"):
         services.up(*ports)
 
@@ -148,7 +151,8 @@ def test_a_signal_while_the_servers_start_stops_them(command, number, folder):
         from flows.servers.services import Service
         from flows import cli
         def servers(*ports):
-            codes = ({WITH_CHILD!r}, {SLEEPS!r})
+            services._GRACE = 0.5
+            codes = ({WITH_CHILD!r}, {STUBBORN!r})
             return tuple(Service(name, [sys.executable, "-c", code, str(port), {str(folder)!r}], {{}}, port, "health")
                          for name, code, port in zip(("prefect", "mlflow"), codes, ports))
         services.servers = servers

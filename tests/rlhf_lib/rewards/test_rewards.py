@@ -273,7 +273,7 @@ def test_function_rewards():
         "words": "must give a list of numbers",
         "text": "must give a list of numbers",
         "named": "must give a list of numbers",
-        "nothing": "must give a list of numbers, not None",
+        "nothing": "gave None: it must give a list of numbers",
     }.items():
         with pytest.raises(ModelError, match=complaint):
             function_reward(f"my_reward:{name}")(["q", "q"], ["abc", ""])
