@@ -187,6 +187,7 @@ def home(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * PATIENCE)
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no git checkout, which could be cloned")
 def test_a_page_as_printed_from_a_fresh_clone(page, home, tmp_path):
     Walk(page, clone(tmp_path), home).go()
 
