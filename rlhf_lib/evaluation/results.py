@@ -117,9 +117,10 @@ class Comparison:
 
     @property
     def asked(self) -> str:
-        """The prompts in words: `256 held-out prompts`, `72 training prompts (20 different ones)`."""
-        repeated = f" ({counted(self.distinct, 'different one')})" if self.distinct < len(self.queries) else ""
-        return counted(len(self.queries), f"{'held-out' if self.held_out else 'training'} prompt") + repeated
+        """The prompts in words: `256 held-out prompts`, `72 answers to 20 training prompts`."""
+        prompts = counted(self.distinct, f"{'held-out' if self.held_out else 'training'} prompt")
+        repeated = self.distinct < len(self.queries)
+        return f"{counted(len(self.queries), 'answer')} to {prompts}" if repeated else prompts
 
     @property
     def caveat(self) -> str:

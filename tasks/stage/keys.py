@@ -66,8 +66,8 @@ def check_stage(name: str) -> str:
     names, wanted = [stage.name for stage in STAGES], name.strip().lower().replace("-", "_").replace(" ", "_")
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise RecipeError(f"there is no stage '{name}': {hint}The stages are {', '.join(names)}")
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise RecipeError(f"there is no stage '{name}'{hint}; the stages are {', '.join(names)}")
     return wanted
 
 

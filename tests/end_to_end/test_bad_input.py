@@ -117,7 +117,7 @@ def check(code: int, printed: str, mentions: list[str], files: Path, run_dir: Pa
         (["embedded", "--set", "seed.x=1"], ["seed: Input should be a valid integer"]),
         (
             ["embedded", "--until", "reward-modle"],
-            ["no stage 'reward-modle'", "did you mean reward_model?", "The stages are data, base_model"],
+            ["no stage 'reward-modle'", "did you mean reward_model?", "the stages are data, base_model"],
         ),
         (
             ["embedded", "--set", "reward.checks.pairs=20"],
