@@ -10,6 +10,7 @@ from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe import Recipe
 from tasks.registry.policies import resolve_model
 from tasks.stage.options import OPTIONS
+from tasks.tracking.progress import showing
 
 
 def preflight(recipe: Recipe) -> Recipe:
@@ -49,4 +50,4 @@ def preflight(recipe: Recipe) -> Recipe:
     return recipe
 
 
-preflight_task = task(name="preflight", **OPTIONS)(preflight)
+preflight_task = task(name="preflight", **OPTIONS)(showing("preflight")(preflight))
