@@ -13,7 +13,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from pydantic import BaseModel
 
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.faults import Diverged
+from rlhf_lib.ppo.orphan import LAUNCHER, end_with_launcher
 from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.progress import note
 from rlhf_lib.recipe import Recipe
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from rlhf_lib.ppo.trainer import PPOTrainer
 
 POLL = 0.2  # seconds between looks at what the processes have to tell
-PARENT = "RLHF_PPO_PARENT"  # environment variable of the launched processes: the id of the one that launched them
 
 
 class Job(BaseModel):
@@ -297,7 +296,7 @@ def launch_command(job: Job, file: Path) -> list[str]:
 def _environment(job: Job) -> dict[str, str]:
     from rlhf_lib.models.device import pick_device
 
-    environment = dict(os.environ) | {PARENT: str(os.getpid())}
+    environment = os.environ | {LAUNCHER: str(os.getpid())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))  # where a reward may lie
     if pick_device(job.recipe.compute).type == "cpu":
         environment["ACCELERATE_USE_CPU"] = "true"
@@ -305,24 +304,13 @@ def _environment(job: Job) -> dict[str, str]:
     return environment
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the one that launched it is gone: a run that is killed must not go on in the background."""
-    while True:
-        time.sleep(1)
-        try:
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            os._exit(1)
-
-
 def main(accelerator: Accelerator | None = None) -> None:
     """One of the processes that `launch` starts."""
+    end_with_launcher()
     from accelerate import Accelerator
 
     file = Path(sys.argv[1])
     job = Job.model_validate_json(file.read_text())
-    if parent := os.environ.get(PARENT):
-        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     accelerator = accelerator or Accelerator()
     told = file.with_name("progress.jsonl")
 
