@@ -69,10 +69,11 @@ def tell(error: Exception) -> int:
     """Print the error, as a line and the user's own stack frames; the exit status: 2 for what the user can fix, 1 for a
     failed gate, 3 for anything else."""
     file = logs.keep_traceback(error)
-    if logs.details():
-        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
     frames, known = own_frames(error), isinstance(error, RLHFError)
-    message = str(error) if known else f"{_summary(error)}{_place(error) if not frames else ''}"
+    if logs.details() and (known or not getattr(error, "logged", False)):  # of others the log has shown it
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
+    place = ", in your own code:" if frames else _place(error)
+    message = str(error) if known else f"{_summary(error)}{place}"
     if "\n" in message:  # it shows what there is to see
         frames = []
     print(f"rlhf: error: {message}", file=sys.stderr)

@@ -20,7 +20,11 @@ from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.progress import note
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ENDING = "stops after this step (Ctrl-C again: at once)"
+
+
+def announce(number: int) -> None:
+    """Show beside the progress that the run ends soon, and by which signal sooner."""
+    note("stops after this step" + (" (Ctrl-C again: at once)" if number == signal.SIGINT else ""))
 
 
 class Abandoned(BaseException):
@@ -98,7 +102,7 @@ class Window:
         """Abandon the step inside the window, at once; elsewhere when it next opens."""
         if self.open and self.processes.count == 1:  # of several, all must leave at the same place
             raise Abandoned
-        note(ENDING)
+        announce(self.request.number)
 
 
 @contextmanager

@@ -25,7 +25,6 @@ from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.faults import Diverged
 from rlhf_lib.ppo.orphan import LAUNCHER, end_with_launcher
 from rlhf_lib.ppo.statistics import Stats
-from rlhf_lib.progress import note
 from rlhf_lib.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ def launch(job: Job) -> Iterator[Progress]:
     Raises what the run raised, or RLHFError where one of the processes was killed: all of them end then, and the same
     job, launched again, resumes from the last checkpoint.
     """
-    from rlhf_lib.ppo.interrupt import ENDING, Request
+    from rlhf_lib.ppo.interrupt import Request, announce
 
     scratch = _scratch(job)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -223,7 +222,7 @@ def launch(job: Job) -> Iterator[Progress]:
     (scratch / "job.json").write_text(job.model_dump_json())
     error: dict[str, Any] = {}
     request = Request()
-    with request.catching(lambda: note(ENDING)):
+    with request.catching(lambda: announce(request.number)):
         with log.open("w") as output:
             process = subprocess.Popen(
                 launch_command(job, scratch / "job.json"),

@@ -9,6 +9,7 @@ from tasks.registry.policies import resolve_model
 from tasks.results import PreparedData
 from tasks.stage.options import OPTIONS
 from tasks.tracking import run_logger
+from tasks.tracking.progress import showing
 
 
 def preflight(recipe: Recipe) -> Recipe:
@@ -73,4 +74,4 @@ def announce(recipe: Recipe, data: PreparedData) -> None:
         logger.info("%s: %s", name, words.thresholds(found))
 
 
-preflight_task = task(name="preflight", **OPTIONS)(preflight)
+preflight_task = task(name="preflight", **OPTIONS)(showing("preflight")(preflight))
