@@ -306,7 +306,7 @@ class PPOTrainer:
             if self.policy.shares_bottom:
                 batch.bottom = self._run_bottom(batch)
             batch.ref_logprobs_BT = unflatten(self._reference_logprobs(batch), mask_BT)
-            reused = self.reuse_sampled and sampled.logprobs and self.policy.critic is None
+            reused = self.reuse_sampled and sampled.logprobs and sampled.values and self.policy.critic is None
             if not reused:
                 parts = [self._forward(batch, rows, self.policy) for rows in self._parts(batch)]
                 logprobs, values, _ = (self._gather(part) for part in zip(*parts, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import (
@@ -88,6 +90,13 @@ def test_the_first_batch_decides_on_reuse(model):
     stats = off.learn(sampled, torch.tensor([1.0]))
     assert off.reuse_sampled is False
     assert stats["ppo/old_logprobs_reused"] == 0.0
+
+
+def test_logprobs_that_come_without_values_are_computed_anew(model):
+    trainer = tiny_trainer(model, old_logprobs="sampling", learning_rate=0.0)
+    sampled = given_responses([[5, 9]], [[3, 4, 7]], [torch.tensor([-1.0, -2.0, -3.0])])
+    trainer.learn(replace(sampled, values=[]), torch.tensor([1.0]))
+    torch.testing.assert_close(trainer.batch.logprobs_BT[0], response_logprobs(model, [[5, 9]], [[3, 4, 7]])[0])
 
 
 def test_sampling_agrees_within_1e_4_in_fp32_and_never_in_bf16():
