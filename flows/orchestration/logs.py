@@ -80,7 +80,8 @@ def configure() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(f, _ToldOnce) for f in logger.filters):
             logger.addFilter(_ToldOnce())
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature"):  # the making of tables, step by step
+    # the making of tables and of a model's signature, step by step
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.models.signature", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets.packaged_modules.json.json").setLevel(logging.CRITICAL)  # it raises what it logs
 

@@ -10,24 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.servers import blank_databases, deployments, environment, ports
+from flows.servers import blank_databases, deployments, environment, ports, processes
 from flows.servers.ports import HOST
 from rlhf_lib.errors import EnvironmentFault
 
 PATIENCE = 300.0  # seconds for a server to answer: a busy machine takes minutes to create the tables
-_GRACE = 30.0  # seconds between SIGTERM and SIGKILL
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Service(NamedTuple):
@@ -99,23 +95,23 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
     def ended() -> str | None:
         return next((s.name for s, process in zip(pair, running, strict=False) if process.poll() is not None), None)
 
-    with contextlib.suppress(KeyboardInterrupt), _interruptible():
+    with contextlib.suppress(KeyboardInterrupt), processes.interruptible():
         try:
             for service in pair:
-                with _undisturbed():
+                with processes.undisturbed():
                     running.append(_spawn(service, process_group=0))  # Ctrl-C is for this process
             for service in pair:
                 page = f"http://{HOST}:{service.port}/{service.health}"
                 await_page(page, service.name, ended, lambda _: "its message is above")
             runs = _runs_page(pair[1].environment["MLFLOW_BACKEND_STORE_URI"], f"http://{HOST}:{mlflow_port}")
             print(f"{_pages(f'http://{HOST}:{prefect_port}', runs)}\nCtrl-C stops both", flush=True)
-            while ended() is None:
+            while (name := ended()) is None:
                 time.sleep(0.5)
-            raise EnvironmentFault(f"{ended()} exited, so the other server was stopped too: its message is above")
+            raise EnvironmentFault(f"{name} exited, so the other server was stopped too: its message is above")
         finally:
-            with _undisturbed():
+            with processes.undisturbed():
                 for process in running:
-                    _end(process)
+                    processes.end(process)
 
 
 def up(prefect_port: int, mlflow_port: int) -> None:
@@ -138,7 +134,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     (environment.run_dir() / "services").mkdir(parents=True, exist_ok=True)
     new_databases = blank_databases.provide()
     started: list[str] = []
-    with _interruptible():
+    with processes.interruptible():
         try:
             for service in wanted:
                 _start(service, started)
@@ -156,7 +152,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
             if "worker" in started:
                 _await_worker(before)
         except BaseException:
-            with _undisturbed():
+            with processes.undisturbed():
                 _stop(reversed(started))
             raise
     api, tracking = os.environ.get("PREFECT_API_URL") or environment.prefect_api(), os.environ["MLFLOW_TRACKING_URI"]
@@ -172,61 +168,11 @@ def down() -> None:
 def _stop(names: Iterable[str]) -> None:
     for name in names:
         if (process := _running(name)) is not None:
-            _end(process)
+            processes.end(process)
         else:
             _end_orphans(name)
         _file(name).unlink(missing_ok=True)
         print(f"{name}: {'stopped' if process else 'was not running'}", flush=True)
-
-
-def _end(process: Any) -> None:
-    """End a process (subprocess' or psutil's), those that it started, and what is left of the group that it leads, even
-    if it is gone itself: SIGTERM, and SIGKILL for what stays."""
-    import psutil
-
-    family = set()
-    with contextlib.suppress(psutil.NoSuchProcess):
-        leader = psutil.Process(process.pid)
-        family = {leader, *leader.children(recursive=True)}
-    for other in psutil.process_iter():
-        with contextlib.suppress(OSError):
-            if os.getpgid(other.pid) == process.pid:
-                family.add(other)
-    for how, patience in (("terminate", _GRACE), ("kill", 10)):
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(member, how)()
-        _, left = psutil.wait_procs(family, timeout=patience)
-        family = set(left)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """In the block SIGTERM and the closing of the terminal raise KeyboardInterrupt, as Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold signals back until the block has ended, so that no process is started and not on record."""
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for held in came:
-        signal.raise_signal(held)
-
-
-def _ended(process: subprocess.Popen[bytes]) -> bool:
-    return process.poll() is not None
 
 
 def _pages(prefect: str, runs: str) -> str:
@@ -298,7 +244,7 @@ def _start(service: Service, started: list[str]) -> None:
         print(f"{service.name}: already running")
         return
     log = _file(service.name).with_suffix(".log")
-    with open(log, "ab") as output, _undisturbed():
+    with open(log, "ab") as output, processes.undisturbed():
         process = _spawn(
             service,
             stdin=subprocess.DEVNULL,

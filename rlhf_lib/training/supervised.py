@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -148,7 +149,10 @@ def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
     trainer.add_callback(log)
     if trainer.args.device.type == "cpu":
         keep_freed_memory()
-    trainer.train()
+    try:
+        trainer.train()
+    finally:  # what Accelerate keeps for the process, precision and device among it, is not the next trainer's
+        AcceleratorState._reset_state(reset_partial_state=True)
     trainer.model.eval()  # type: ignore[union-attr]
     return log.rows
 

@@ -3,6 +3,7 @@ ordinary Hugging Face folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from packaging.version import Version
 
 from rlhf_lib.credentials import redact
@@ -161,5 +163,8 @@ def create_version(
         tags=dict(tags),
         description=card if len(card) <= DESCRIPTION_LIMIT else card[: DESCRIPTION_LIMIT - 1] + "…",
     )
+    # by which MLflow's list of runs names the version; its server sets it, a store without one doesn't
+    named = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: named})
     client.set_registered_model_alias(name, CHALLENGER, version.version)
     return version

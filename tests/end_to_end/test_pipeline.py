@@ -283,6 +283,7 @@ def test_mlflows_list_of_runs_shows_data_model_and_outcome(first, second):
             [run.parent.info.experiment_id], filter_string=f"source_run_id = '{run.id}'"
         )
         assert client.get_model_version("embedded", version).source == f"models:/{model.model_id}"
+        assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "embedded", "version": int(version)}]
         assert run.parent.data.tags["registered"] == f"models:/embedded/{version}"
         assert run.parent.data.tags["promoted"] == str(run.record["model"]["promoted"]).lower()
 

@@ -151,7 +151,7 @@ def test_a_run_is_triggered_in_the_browser_and_followed_to_its_artifacts(operate
     keep(page, "mlflow-runs")
     page.set_viewport_size({"width": 1600, "height": 900})
     page.goto(f"{link}&compareRunsMode=CHART", wait_until="domcontentloaded")
-    page.get_by_text("Reward and KL (3)").wait_for()
+    page.get_by_text("Reward and KL", exact=True).wait_for()
     for metric in ("ppo/mean_scores", "objective/kl", "reward/delta"):
         page.get_by_text(metric, exact=True).first.wait_for()
     keep(page, "mlflow-charts")

@@ -19,7 +19,7 @@ import pytest
 from operated import free_port
 
 from flows import cli
-from flows.servers import deployments, services
+from flows.servers import deployments, processes, services
 from flows.servers.services import Service
 from rlhf_lib.errors import EnvironmentFault
 
@@ -95,7 +95,7 @@ def test_both_servers_on_one_port_are_refused():
 
 
 @pytest.mark.parametrize("start", [services.up, services.ui])
-@pytest.mark.parametrize("dying", [DIES, LEAVES_A_CHILD])
+@pytest.mark.parametrize("dying", [DIES, LEAVES_A_CHILD], ids=["alone", "leaves a child"])
 def test_a_server_that_dies_takes_the_other_with_it(start, dying, folder, monkeypatch):
     ports = stand_ins(monkeypatch, folder, WITH_CHILD, dying)
     with pytest.raises(EnvironmentFault, match="mlflow exited") as failure:
@@ -104,12 +104,13 @@ def test_a_server_that_dies_takes_the_other_with_it(start, dying, folder, monkey
         assert "the database is from another version (its log is" in str(failure.value)
 
 
-def test_a_server_that_never_answers_is_given_up(folder, monkeypatch):
+@pytest.mark.parametrize("start", [services.up, services.ui])
+def test_a_server_that_never_answers_is_given_up(start, folder, monkeypatch):
     ports = stand_ins(monkeypatch, folder, WITH_CHILD, STUBBORN)
     monkeypatch.setattr(services, "PATIENCE", 0.5)
-    monkeypatch.setattr(services, "_GRACE", 0.5)
+    monkeypatch.setattr(processes, "GRACE", 0.5)
     with pytest.raises(EnvironmentFault, match="doesn't answer"):
-        services.up(*ports)
+        start(*ports)
 
 
 def test_a_failed_deployment_stops_the_servers_and_a_second_up_only_what_it_started(folder, monkeypatch, capsys):
@@ -147,11 +148,11 @@ def test_a_signal_while_the_servers_start_stops_them(command, number, folder):
     """`up` waits for a server that never answers."""
     code = f"""
         import sys
-        from flows.servers import services
+        from flows.servers import processes, services
         from flows.servers.services import Service
         from flows import cli
         def servers(*ports):
-            services._GRACE = 0.5
+            processes.GRACE = 0.5
             codes = ({WITH_CHILD!r}, {STUBBORN!r})
             return tuple(Service(name, [sys.executable, "-c", code, str(port), {str(folder)!r}], {{}}, port, "health")
                          for name, code, port in zip(("prefect", "mlflow"), codes, ports))

@@ -3,13 +3,15 @@
 import math
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, set_seed
 
-from rlhf_lib.errors import ModelError
+from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.recipe import ComputeConfig, FromScratchConfig, LoraConfig, TrainConfig
 from rlhf_lib.training import scratch, sft
 from rlhf_lib.training.supervised import ShuffledLengthGroups, _Log
@@ -80,6 +82,27 @@ def test_the_held_out_loss_of_a_uniform_model_is_log_v(tokenizer):
     assert sft.answer_loss(model, tokenizer, pairs(7), 48) == pytest.approx(math.log(len(tokenizer)), rel=1e-5)
 
 
+def test_precision_and_device_of_the_training_are_not_those_of_what_follows(tokenizer, tmp_path):
+    """A program may go on with TRL's interface, which asks Accelerate."""
+    train = TrainConfig(from_scratch=SIZE, max_steps=1)
+    sft.train_base_model(
+        pairs(4), tmp_path, train=train, compute=ComputeConfig(device="cpu", precision="bf16"), tokenizer=tokenizer
+    )
+    assert Accelerator().mixed_precision == "no"
+
+
+def test_the_columns_of_the_answers_are_named():
+    rows = Dataset.from_dict({"prompt": ["a"], "completion": ["b"]})
+    with pytest.raises(
+        DataError, match=r"no column chosen, but prompt, completion: name the columns prompt and chosen"
+    ):
+        sft.train_base_model(rows, "nowhere", train=TrainConfig(from_scratch=SIZE))
+    with pytest.raises(ModelError, match="a model from scratch needs a tokenizer"):
+        sft.train_base_model(pairs(1), "nowhere", train=TrainConfig(from_scratch=SIZE))
+    with pytest.raises(ModelError, match="there is no model to train: give model"):
+        sft.train_base_model(pairs(1), "nowhere", train=TrainConfig())
+
+
 def test_training_from_scratch_learns_the_answers_and_how_they_end(trained, tokenizer):
     folder, metrics, log = trained
     assert metrics["loss/train"] < 0.1 * log[0]["loss"]
@@ -148,4 +171,4 @@ def test_a_loss_that_is_nan_stops_the_training():
     with pytest.raises(
         ModelError, match=r"base model: .* NaN or infinite at step 7: lower policy\.train\.learning_rate"
     ):
-        _Log(None).on_log(None, State(), None, {"loss": math.nan})
+        _Log(None).on_log(SimpleNamespace(output_dir="somewhere/base model"), State(), None, {"loss": math.nan})
