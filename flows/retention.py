@@ -22,8 +22,8 @@ def retention(
     need stays, and so does what live runs use.
 
     Args:
-        newest: keep so many finished runs of each recipe; empty: as the settings say.
-        days: keep what is younger; empty: as the settings say.
+        newest: how many finished runs of each recipe to keep, newest first; empty: as the settings say.
+        days: keep runs younger than this; empty: as the settings say.
         only: which of checkpoints, work, artifacts and runs; empty: those that the settings name.
         dry_run: list what would go, and remove nothing.
     """

@@ -53,15 +53,15 @@ def rlhf(
     """Run a recipe, end to end or up to a stage.
 
     Args:
-        recipe: What is run: one of the shipped recipes.
+        recipe: One of the shipped recipes.
         promote: Off: a version that passes its gates stays challenger. On: as the recipe says.
-        overrides: Any other setting of the recipe, one a line: section.key=value, as in generation.temperature=0.9.
-            They come after the fields above.
-        recipe_file: A YAML file of your own instead, on the machine that runs it.
+        overrides: Other settings of the recipe, one per line: section.key=value, as in generation.temperature=0.9.
+            They are applied after the fields above.
+        recipe_file: A recipe of your own instead: a YAML file on the machine that runs it.
         fresh: Redo every stage instead of reusing unchanged ones.
         until: Stop after this stage, say reward_model to train a reward model alone. A later run goes on from there.
             Empty: run all of them.
-        minutes: End the run after so many minutes; PPO keeps its last step. Empty: never.
+        minutes: End the run after this many minutes; PPO keeps its last step. Empty: no limit.
     """
     from tasks.results import run_record
     from tasks.stage.keys import check_stage

@@ -140,7 +140,7 @@ class PromptsConfig(SourceConfig):
     held_out: Fraction = Field(
         0.1,
         description="fraction of the prompts kept for evaluation, where `test` is null; 0: none, and the training "
-        "prompts are evaluated on, for a task that has only so many prompts",
+        "prompts are evaluated on, for a task with only a few possible prompts",
     )
     test: EvaluationSourceConfig | None = Field(None, description="evaluation prompts from another split or set")
     template: str | None = Field(
@@ -207,7 +207,7 @@ class PreferencesConfig(Section):
     shared_prompts: bool = Field(
         False,
         description="false: training pairs are dropped if a test pair has their prompt; true: only if it is the same "
-        "pair, for a task that has only so many prompts (rankings always keep them apart)",
+        "pair, for a task with only a few possible prompts (rankings always keep them apart)",
     )
     chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
     rejected: str = Field("rejected", description="column of the other one")

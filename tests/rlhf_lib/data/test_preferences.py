@@ -69,6 +69,16 @@ def test_what_is_dropped_is_counted(tmp_path) -> None:
     assert not set(pairs.train["prompt"]) & set(pairs.test["prompt"])
 
 
+def test_a_closed_set_of_prompts_keeps_pairs_that_share_them(tmp_path) -> None:
+    train = [pair("tea"), pair("tea", " better"), pair("ice")]
+    test = [pair("tea"), pair("ice", " cold")]
+    pairs = load(tmp_path, train, test, shared_prompts=True)
+    assert sorted(pairs.train["chosen"]) == [" better", " good"]  # not the pair that is a test pair itself
+    assert pairs.report["train"]["dropped"]["in test"] == 1
+    with pytest.raises(DataError, match=r"set data\.preferences\.shared_prompts to true"):
+        load(tmp_path, train, test)
+
+
 def test_limit_draws_with_the_seed(tmp_path) -> None:
     train = [pair(str(i)) for i in range(40)]
     drawn = [set(load(tmp_path, train, [pair("t")], seed, limit=5).train["prompt"]) for seed in (0, 0, 1)]

@@ -1,6 +1,7 @@
 """Models beside each other: the matrix and intervals by hand, and tiny models."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,3 +119,13 @@ def test_one_of_several_is_the_comparison_of_two(folders):
     )
     assert wider.gain.delta == duel["delta"]
     assert done.win_rates[2][0] == duel["win_rate"]
+
+
+def test_answers_to_training_prompts_are_called_so(by_hand, tmp_path):
+    closed = replace(by_hand, queries=["a", "b"] * 32, held_out=False)
+    assert closed.asked == "64 answers to 2 training prompts"
+    report = build_comparison_report("closed", closed)
+    for page in (report.markdown(), report.html({})):
+        assert closed.asked in page
+        assert "No prompts are held out (data.prompts.held_out is 0)" in page
+    assert "No prompts are held out" not in build_comparison_report("open", by_hand).markdown()
