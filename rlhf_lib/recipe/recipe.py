@@ -62,7 +62,7 @@ class GatesConfig(Section):
     )
     min_reward_delta: float | None = Field(
         0.0,
-        description="the 95% interval of the reward's gain must lie above this (below 30 prompts, which have no "
+        description="the 95% interval of the reward's gain must lie above this (below 20 prompts, which have no "
         "interval, the gain itself)",
     )
     max_perplexity_ratio: float | None = Field(2.0, gt=0, description="perplexity, policy to reference")

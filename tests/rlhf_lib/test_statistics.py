@@ -46,7 +46,7 @@ def test_a_handful_has_no_interval():
     assert mean_interval([0.003]) is None
     assert share_interval(1.0, LEAST_FOR_INTERVAL - 1) is None
     assert no_interval(1) == "no 95% interval: 1 prompt is too few"
-    assert no_interval(29, "pair") == "no 95% interval: 29 pairs are too few"
+    assert no_interval(19, "pair") == "no 95% interval: 19 pairs are too few"
 
 
 def test_a_share_of_all_is_not_certain():
