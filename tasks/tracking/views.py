@@ -18,14 +18,14 @@ CURVES = ("ppo/mean_scores", "objective/kl")  # of PPO, by step: the parent run 
 _TAG = f"mlflow.sharedViewState.{KEY}"
 _NAME = "Reward, KL, promotion"
 _COLUMNS = {  # and their widths in pixels
-    "attributes.`Run Name`": 300,
-    "tags.`promoted`": 90,
+    "attributes.`Run Name`": 280,
+    "tags.`promoted`": 85,
     "metrics.`reward/delta`": 100,
     "metrics.`reward/policy`": 100,
-    "metrics.`ppo/kl`": 90,
+    "metrics.`ppo/kl`": 80,
     "metrics.`perplexity/policy`": 120,
-    "attributes.`Models`": 150,
-    "attributes.`Dataset`": 200,
+    "attributes.`Models`": 220,
+    "attributes.`Dataset`": 170,
     "tags.`reason`": 320,
 }
 _CHARTS = {
