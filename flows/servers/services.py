@@ -138,7 +138,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
         try:
             for service in wanted:
                 _start(service, started)
-            _await([service for service in (prefect, mlflow) if _running(service.name) is not None])
+            _await(wanted)
             if prefect in wanted:
                 os.environ["PREFECT_API_URL"] = ours
             if mlflow in wanted:
@@ -266,6 +266,8 @@ def _await(services: Sequence[Service]) -> None:
 
     for service in services:
         await_page(f"http://{HOST}:{service.port}/{service.health}", service.name, ended, _hint)
+    if (gone := ended()) is not None:  # what answered was its child
+        raise EnvironmentFault(f"{gone} exited: {_hint(gone)}")
 
 
 def _worker() -> Service:

@@ -40,6 +40,6 @@ def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Se
         bad = int((~scores_B.isfinite()).nonzero()[0])
         raise ModelError(
             f"the reward {where} gave {listed[bad]!r:.80} for the query {queries[bad]!r:.200} with the response "
-            f"{responses[bad]!r:.200}: fix the reward: PPO can't learn from it"
+            f"{responses[bad]!r:.200}: a score must be a finite number"
         )
     return scores_B

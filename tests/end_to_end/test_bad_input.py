@@ -220,14 +220,14 @@ FOUND = {
     "as many unfrozen layers as there are": (
         [f"{SET}={LOCAL}", "policy.unfrozen_layers=2"],
         [
-            "error: policy.unfrozen_layers is 2, but the model from scratch has 2 blocks: set it to 1 (or the same "
+            "error: policy.unfrozen_layers is 2, but GPT2LMHeadModel has 2 blocks: set it to 1 (or the same "
             "negative); null trains all"
         ],
     ),
     "unfrozen layers of a model of one block": (
         [f"{SET}={LOCAL}", "policy.unfrozen_layers=1", "policy.train.from_scratch.layers=1"],
         [
-            "error: policy.unfrozen_layers is 1, but the model from scratch has 1 block, which can't be frozen in "
+            "error: policy.unfrozen_layers is 1, but GPT2LMHeadModel has 1 block, which can't be frozen in "
             "part: leave it null, which trains all of it"
         ],
     ),
@@ -261,8 +261,8 @@ FOUND = {
         for does, name, said in (
             ("raises", "raises", ["error: reward.function bad_rewards:raises raised KeyError: ' yes'"]),
             ("raises for an empty response", "first_word", ["IndexError: list index", "for empty responses, which a"]),
-            ("gives None", "nothing", ["bad_rewards:nothing must give a list of numbers, not None"]),
-            ("gives text", "text", ["bad_rewards:text must give a list of numbers, not ['good', "]),
+            ("gives None", "nothing", ["bad_rewards:nothing gave None: it must give a list of numbers"]),
+            ("gives text", "text", ["bad_rewards:text gave 'good' for the query "]),
             ("gives NaN", "nan", ["bad_rewards:nan gave nan for the query", "Is number", "' yes'"]),
             ("gives too few scores", "one", ["bad_rewards:one gave 1 scores for 8 responses"]),
         )

@@ -89,7 +89,8 @@ def test_nothing_is_stored(planted):
     assert any(b"https://me:***@scores.example" in text for name, text in kept.items() if "mlflow.db" in name)
     assert any(b"https://me:***@scores.example" in text for name, text in kept.items() if "mlflow" not in name)
     assert not [name for name, text in kept.items() if MARK.encode() in text]
-    assert run["tags.failure"].iloc[0] == "no answer from https://me:***@scores.example for ***"
+    told = "reward.function leaky_reward:score raised ValueError: no answer from https://me:***@scores.example for ***"
+    assert run["tags.failure"].iloc[0].split("\n")[0] == told
 
 
 def test_nothing_is_told(planted, capfd):

@@ -113,7 +113,7 @@ def test_what_is_lost_and_what_the_reward_says(tmp_path, monkeypatch, capsys):
         (["embedded", "--set", "data.prompts.column=txt"], "column 'txt' not found"),
         (
             ["embedded", "--set", "policy.unfrozen_layers=2"],
-            "unfrozen_layers is 2, but the model from scratch has 2",
+            "unfrozen_layers is 2, but GPT2LMHeadModel has 2",
         ),
         (["embedded", "--set", "reward={kind: function, function: 'no:such'}"], "module no can't be imported"),
     ],

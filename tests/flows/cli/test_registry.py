@@ -88,7 +88,7 @@ def test_an_alias_moved_elsewhere_and_a_version_that_is_gone(versions):
         (["rollback", "nobody"], "there is no registered model named nobody: the registry has letters"),
         (["models", "nobody"], "there is no registered model named nobody: the registry has letters"),
         (["chat", "nobody"], "nobody is not a registered model"),
-        (["serve", "nobody"], "no registered model is named nobody (registered: letters)"),
+        (["serve", "nobody"], "there is no registered model named nobody: the registry has letters"),
     ],
 )
 def test_mistakes_change_nothing(versions, words, error, capsys):

@@ -142,7 +142,12 @@ def test_mlflow_models_serve_answers_word_for_word(store, folders, tmp_path):
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        await_page(f"{url}/ping", "mlflow models serve", lambda: server.poll() is not None, f"see {log.name}")
+        await_page(
+            f"{url}/ping",
+            "mlflow models serve",
+            lambda: None if server.poll() is None else "it",
+            lambda _: f"see {log.name}",
+        )
         prompts, headers = [PROMPTS[0], PROMPTS[1]], {"Content-Type": "application/json"}
 
         def ask(**request):

@@ -281,7 +281,6 @@ def registered(root: Path, folders: dict[str, str], like: str = "plain", **secti
         with mlflow.start_run(run_name="registration", nested=True, parent_run_id=run.parent_run_id):
             logged = policies.log_policy(
                 folders[like],
-                prompt="hello",
                 settings={
                     "seq2seq": False,
                     "max_new_tokens": 4,
@@ -289,6 +288,9 @@ def registered(root: Path, folders: dict[str, str], like: str = "plain", **secti
                     "end_ids": [],
                     "stop": None,
                     "trust_remote_code": False,
+                    "example": "hello",
+                    "template": "{prompt}",
+                    "turn": None,
                 },
                 params={},
             )

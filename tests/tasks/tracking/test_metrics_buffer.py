@@ -26,7 +26,10 @@ def served(folder, port: int) -> Iterator[None]:
     server = subprocess.Popen([*command, "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"], cwd=folder)
     try:
         await_page(
-            f"http://127.0.0.1:{port}/health", "MLflow", lambda: server.poll() is not None, "its message is above"
+            f"http://127.0.0.1:{port}/health",
+            "MLflow",
+            lambda: None if server.poll() is None else "MLflow",
+            lambda _: "its message is above",
         )
         yield
     finally:
