@@ -69,19 +69,13 @@ def _answers(url: str) -> bool:
 
 
 def choose(page: Any, field: str, names: list[str]) -> None:
-    """Pick the plot's axes: the list offers what all the runs have, and holds only the options that it shows."""
-    page.get_by_text(f"{field}:", exact=True).locator("xpath=following::input[1]").click(force=True)
+    """Pick the plot's axes, of what all the runs have: the list holds only the options that it shows, so type each."""
+    typed = page.get_by_text(f"{field}:", exact=True).locator("xpath=following::input[1]")
+    typed.click(force=True)
     offered = page.locator("[class*=select-dropdown]:visible")
-    rows = offered.locator(".rc-virtual-list-holder")
     for name in names:
-        option = offered.locator(f"[title='{name}']")
-        rows.evaluate("rows => rows.scrollTop = 0")
-        for _ in range(200):
-            if option.count():
-                break
-            rows.evaluate("rows => rows.scrollTop += 100")
-            page.wait_for_timeout(100)
-        option.click()
+        typed.fill(name)
+        offered.locator(f"[title='{name}']").click()
     page.keyboard.press("Escape")
     offered.wait_for(state="hidden")
 
