@@ -103,8 +103,9 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
             for service in pair:
                 page = f"http://{HOST}:{service.port}/{service.health}"
                 await_page(page, service.name, ended, lambda _: "its message is above")
-            runs = _runs_page(pair[1].environment["MLFLOW_BACKEND_STORE_URI"], f"http://{HOST}:{mlflow_port}")
-            print(f"{_pages(f'http://{HOST}:{prefect_port}', runs)}\nCtrl-C stops both", flush=True)
+            if ended() is None:
+                runs = _runs_page(pair[1].environment["MLFLOW_BACKEND_STORE_URI"], f"http://{HOST}:{mlflow_port}")
+                print(f"{_pages(f'http://{HOST}:{prefect_port}', runs)}\nCtrl-C stops both", flush=True)
             while (name := ended()) is None:
                 time.sleep(0.5)
             raise EnvironmentFault(f"{name} exited, so the other server was stopped too: its message is above")

@@ -293,11 +293,12 @@ def registered(root: Path, folders: dict[str, str], like: str = "plain", **secti
                     "turn": None,
                 },
                 params={},
+                run_id=run.parent_run_id,
             )
             tags = {"recipe": recipe.name, "parent_run_id": run.parent_run_id, "base_model_fingerprint": "same"}
             tags[versions.REFERENCE] = str(versions.keep(versions.REFERENCE, folders["plain"], recipe.name, "same"))
             tags[versions.REWARD_MODEL] = str(versions.keep(versions.REWARD_MODEL, folders["brief"], recipe.name, None))
-            made = policies.create_version(recipe.name, logged, about="", card="", tags=tags)
+            made = policies.create_version(recipe.name, logged, run_id=run.parent_run_id, about="", card="", tags=tags)
         champions.crown(recipe.name, str(made.version), "gates", None)
         run.finish(dict.fromkeys(HEADLINES) | {"model": None})
     return run.parent_run_id, str(made.version)
