@@ -41,7 +41,7 @@ def compare_policy(
     micro_batch_tokens: int = 16384,
 ) -> BeforeAfter:
     """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries`: what the reward
-    sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO's own; the weights are fp32. The
+    sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO has it; weights are fp32. The
     KL is that of the distributions sampled from, temperature included, on the policy's responses."""
     models = (reference, policy)
     return BeforeAfter(
