@@ -105,6 +105,7 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     from rlhf_lib.data.sources import first_seen
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
+    from rlhf_lib.models.policy import autocast
     from rlhf_lib.ppo.rollout import sample_responses
 
     folder, trust = policies.resolve_model(policy), recipe.policy.trust_remote_code
@@ -116,13 +117,10 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     drawn = np.random.default_rng([seed, 4]).permutation(len(train))[:count]
     rows = train.select(drawn.tolist())
     device = pick_device(recipe.compute)
-    sampled = sample_responses(
-        load_policy(folder, pick_dtype(recipe.compute, device), trust).to(device),  # type: ignore[arg-type]
-        tokenizer,
-        [ids for ids in rows["input_ids"] for _ in range(responses)],
-        recipe.generation,
-        seed=seed,
-    )
+    model = load_policy(folder, trust_remote_code=trust).to(device)  # type: ignore[arg-type]
+    with autocast(device, pick_dtype(recipe.compute, device)):
+        prompts = [ids for ids in rows["input_ids"] for _ in range(responses)]
+        sampled = sample_responses(model, tokenizer, prompts, recipe.generation, seed=seed)
     return list(rows["query"]), sampled.texts
 
 

@@ -42,6 +42,7 @@ def evaluate_policy(
     from rlhf_lib.evaluation.report import build_report, how_sampled
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
+    from rlhf_lib.models.policy import autocast
     from rlhf_lib.ppo.evaluation import import_metrics, metric_columns
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.statistics import SMALL_SAMPLE
@@ -70,7 +71,7 @@ def evaluate_policy(
         tokenizer = load_tokenizer(ppo.policy, remote)
         models: dict[str, Any] = {}
         for name, folder in (("reference", ppo.reference), ("policy", ppo.policy)):
-            models[name] = load_policy(folder, dtype, remote).to(device)  # type: ignore[arg-type]
+            models[name] = load_policy(folder, trust_remote_code=remote).to(device)  # type: ignore[arg-type]
         logger.info("evaluation: %d prompts, %d texts for perplexity", len(prompts), len(texts))
         comparison = compare_policy(
             models["reference"],
@@ -80,6 +81,7 @@ def evaluate_policy(
             list(prompts["query"]),
             list(prompts["input_ids"]),
             recipe.generation,
+            dtype=dtype,
             seed=recipe.seed,
             held_out=not recipe.data.prompts.unheld,
             micro_batch_tokens=recipe.ppo.micro_batch_tokens,
@@ -97,17 +99,18 @@ def evaluate_policy(
         if len(prompts) < SMALL_SAMPLE:
             notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
-            perplexities = {
-                name: Perplexity(keep_in_memory=True).compute(
-                    predictions=texts,
-                    prompts=given,
-                    model=model,
-                    tokenizer=tokenizer,
-                    batch_size=wanted.batch_size,
-                    add_start_token=wanted.add_start_token,
-                )
-                for name, model in models.items()
-            }
+            with autocast(device, dtype):
+                perplexities = {
+                    name: Perplexity(keep_in_memory=True).compute(
+                        predictions=texts,
+                        prompts=given,
+                        model=model,
+                        tokenizer=tokenizer,
+                        batch_size=wanted.batch_size,
+                        add_start_token=wanted.add_start_token,
+                    )
+                    for name, model in models.items()
+                }
             perplexity = {name: result["perplexity"] for name, result in perplexities.items()} | {
                 f"mean_per_text_{name}": result["mean_perplexity"] for name, result in perplexities.items()
             }
@@ -123,7 +126,8 @@ def evaluate_policy(
             )
 
         asked = recipe.evaluation.probes
-        answers = {name: next_token_differences(model, tokenizer, asked) for name, model in models.items()}
+        with autocast(device, dtype):
+            answers = {name: next_token_differences(model, tokenizer, asked) for name, model in models.items()}
         probes = [
             ProbeResult(probe.prompt, probe.token, probe.against, reference=before, policy=after)
             for probe, before, after in zip(asked, answers["reference"], answers["policy"], strict=True)

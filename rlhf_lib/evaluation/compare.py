@@ -6,8 +6,9 @@ The policy beside its reference is the case K = 2 (`compare_policy`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,12 +17,10 @@ from rlhf_lib.evaluation.measures import kl_per_response, win_matrix
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult, ModelSource, Sampled
 from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
 from rlhf_lib.models.logprobs import response_logprobs
+from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import Responses, sample_responses
 from rlhf_lib.recipe import GenerationConfig
 from rlhf_lib.rewards import Reward
-
-if TYPE_CHECKING:
-    import torch
 
 # model, tokenizer -> perplexity and mean_perplexity
 PerplexityOf = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, Any]]
@@ -36,13 +35,14 @@ def compare_policy(
     prompt_ids: Sequence[list[int]],
     generation: GenerationConfig,
     *,
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
     held_out: bool = True,
     micro_batch_tokens: int = 16384,
 ) -> BeforeAfter:
     """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries`: what the reward
-    sees; `held_out`: whether none is a training prompt). The KL is that of the distributions sampled from, temperature
-    included, on the policy's responses."""
+    sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO has it; weights are fp32. The
+    KL is that of the distributions sampled from, temperature included, on the policy's responses."""
     models = (reference, policy)
     return BeforeAfter(
         _compare(
@@ -53,6 +53,7 @@ def compare_policy(
             queries,
             reward,
             generation,
+            dtype=dtype,
             seed=seed,
             anchor=0,
             held_out=held_out,
@@ -68,7 +69,7 @@ def compare_folders(
     generation: GenerationConfig,
     *,
     device: torch.device,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
     anchor: int | None = 0,
     held_out: bool = True,
@@ -77,7 +78,8 @@ def compare_folders(
     micro_batch_tokens: int = 16384,
     on_done: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
-    """Each model, loaded in turn, answers each prompt once; the i-th answers of all draw from the same stream.
+    """Each model, loaded in turn, answers each prompt once; the i-th answers of all draw from the same stream. `dtype`
+    is that of the passes: the weights stay fp32, since PPO's updates are too small for bf16 to hold.
 
     `prompts` has columns query and prompt (see `encode_for_all`). At most two models are in memory at once, the anchor
     one of them; without an anchor there is no KL. Raises ModelError where a model can't be loaded or no prompt fits.
@@ -86,12 +88,13 @@ def compare_folders(
     tokenizers, encoded, rows = encode_for_all(folders, prompts, generation, trust_remote_code)
     return _compare(
         [source.name for source in sources],
-        lambda i: load_policy(folders[i], dtype, trust_remote_code).to(device),  # type: ignore[arg-type]
+        lambda i: load_policy(folders[i], trust_remote_code=trust_remote_code).to(device),  # type: ignore[arg-type]
         tokenizers,
         encoded,
         [prompts[row]["query"] for row in rows],
         reward,
         generation,
+        dtype=dtype,
         seed=seed,
         anchor=anchor,
         held_out=held_out,
@@ -110,6 +113,7 @@ def _compare(
     reward: Reward,
     generation: GenerationConfig,
     *,
+    dtype: torch.dtype,
     seed: int,
     anchor: int | None,
     held_out: bool,
@@ -122,13 +126,14 @@ def _compare(
     found: dict[int, tuple[Sampled, tuple[float, float] | None, Mapping[str, Any]]] = {}
     for i in [first, *(i for i in range(len(names)) if i != first)]:
         model = load(i)
-        responses = sample_responses(model, tokenizers[i], prompt_ids[i], generation, seed=seed)
         kl = None
-        if i == anchor:
-            kept = model
-        elif kept is not None and _same_outputs(model, tokenizers[i], kept, tokenizers[first]):
-            kl = _kl(model, kept, responses, queries, generation, micro_batch_tokens)
-        measured = perplexity_of(model, tokenizers[i]) if perplexity_of else {}
+        with autocast(model.device, dtype):
+            responses = sample_responses(model, tokenizers[i], prompt_ids[i], generation, seed=seed)
+            if i == anchor:
+                kept = model
+            elif kept is not None and _same_outputs(model, tokenizers[i], kept, tokenizers[first]):
+                kl = _kl(model, kept, responses, queries, generation, micro_batch_tokens)
+            measured = perplexity_of(model, tokenizers[i]) if perplexity_of else {}
         sampled = Sampled(
             texts=responses.texts,
             scores=reward(list(queries), responses.texts),

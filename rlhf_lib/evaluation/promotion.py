@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from datasets import Dataset
 
 from rlhf_lib.evaluation.compare import compare_folders
@@ -14,9 +15,6 @@ from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig
 from rlhf_lib.rewards import Reward
 from rlhf_lib.statistics import counted, no_interval
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def compare_policies(
     generation: GenerationConfig,
     *,
     device: torch.device,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     seed: int,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:

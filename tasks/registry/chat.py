@@ -45,11 +45,12 @@ class Chat:
         )
         self.missing: list[str] = []
         self.device = pick_device(self.recipe.compute)
-        trust, dtype = self.recipe.policy.trust_remote_code, pick_dtype(self.recipe.compute, self.device)
+        self.dtype = pick_dtype(self.recipe.compute, self.device)
+        trust = self.recipe.policy.trust_remote_code
 
         def load(name: str) -> tuple[Any, Any]:
             folder = resolve_model(name)
-            return load_policy(folder, dtype, trust).to(self.device), load_tokenizer(folder, trust)  # type: ignore[arg-type]
+            return load_policy(folder, trust_remote_code=trust).to(self.device), load_tokenizer(folder, trust)  # type: ignore[arg-type]
 
         uri = versions.uri_of(version) if version else model
         self.models = {f"{version.name} {version.version}" if version else model: load(uri)}
@@ -71,6 +72,7 @@ class Chat:
     def answer(self, typed: str, turn: int = 0) -> list[Answer]:
         """One answer a model, sampled as the recipe says from the same random numbers, others each turn."""
         from rlhf_lib.models.loading import positions
+        from rlhf_lib.models.policy import autocast
         from rlhf_lib.ppo.rollout import sample_responses
         from tasks.registry.policy_server import framed
 
@@ -82,9 +84,11 @@ class Chat:
             if not 0 < len(ids) <= room:
                 answers.append(Answer(name, f"(a prompt of {len(ids)} tokens: there is room for 1 to {room})", None))
                 continue
-            text = sample_responses(
-                model, tokenizer, [ids], self.recipe.generation, seed=self.recipe.seed, step=turn
-            ).texts[0]
+            with autocast(self.device, self.dtype):
+                sampled = sample_responses(
+                    model, tokenizer, [ids], self.recipe.generation, seed=self.recipe.seed, step=turn
+                )
+            text = sampled.texts[0]
             score = self.reward([query], [text])[0] if self.reward else None
             answers.append(Answer(name, text, score))
         return answers

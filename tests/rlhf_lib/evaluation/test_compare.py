@@ -121,6 +121,23 @@ def test_one_of_several_is_the_comparison_of_two(folders):
     assert done.win_rates[2][0] == duel["win_rate"]
 
 
+def test_bf16_is_the_precision_of_the_passes_and_not_of_the_weights(folders):
+    """PPO keeps fp32 weights, and its updates are smaller than bf16 resolves."""
+    queries = [row["text"] for row in map(json.loads, (folders / "prompts.jsonl").read_text().splitlines())][:20]
+    seen = []
+
+    def measure(model, _tokenizer):
+        seen.append((model.dtype, torch.is_autocast_enabled("cpu")))
+        return {}
+
+    for dtype in (torch.bfloat16, torch.float32):
+        compare_folders(
+            sources(folders, "plain", "other"), Dataset.from_dict({"query": queries, "prompt": queries}),
+            remainder_reward, GENERATION, device=CPU, dtype=dtype, perplexity_of=measure,
+        )  # fmt: skip
+    assert seen == [(torch.float32, True)] * 2 + [(torch.float32, False)] * 2
+
+
 def test_answers_to_training_prompts_are_called_so(by_hand, tmp_path):
     closed = replace(by_hand, queries=["a", "b"] * 32, held_out=False)
     assert closed.asked == "64 answers to 2 training prompts"
