@@ -99,7 +99,7 @@ SMALL = TINY | {
     "policy.train.max_steps": 10,
     "evaluation.perplexity.limit": 20,
     **{f"registration.gates.{gate}": "null" for gate in ("min_reward_delta", "max_perplexity_ratio")},
-    "registration.gates.min_distinct_2_ratio": "null",
+    **{f"registration.gates.{gate}": "null" for gate in ("min_prompts", "min_distinct_2_ratio")},
 }
 
 
