@@ -143,12 +143,11 @@ def comparison_table(record: Record) -> str:
             f"{model['name']:<{width}}{model['reward']:>9.3f}  {gain:<28}{number(model['win_rate'], '.0%'):>5}"
             f"{number(model['perplexity'], '.2f'):>12}{number(model['kl'], '.2f'):>8}{model['distinct_2']:>12.3f}"
         )
-    on = counted(record["prompts"], "prompt" if record["held_out"] else "training prompt")
+    on = f"{counted(record['prompts'], 'prompt' if record['held_out'] else 'training prompt')} of {record['recipe']}"
     if not any(model["ci95"] for model in models):
         on += f" ({no_interval(record['distinct_prompts'])})"
     lines += [
-        f"Gains and wins against {models[0]['name']}, on {on} of {record['recipe']}; KL to {record['kl_to']}, nats per "
-        "response.",
+        f"Gains and wins against {models[0]['name']}, on {on}; KL to {record['kl_to']}, nats per response.",
         "",
         "row beats column".ljust(width) + "".join(f"  {model['name']}" for model in models),
     ]
