@@ -12,12 +12,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.ppo.checkpoint import random_states, set_random_states
 from rlhf_lib.ppo.parallel import Processes
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.progress import note
+
+if TYPE_CHECKING:
+    import torch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
