@@ -151,6 +151,7 @@ def evaluate_policy(
             notes,
             probes=probes,
             metrics=changes,
+            warnings=[warning["message"] for warning in ppo.warnings],
             seed=recipe.seed,
         )
         s.log_metrics(metrics)

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -44,6 +45,7 @@ def run_ppo(
     on from the last one; they move to the stage's folder when PPO has ended.
     """
     from rlhf_lib.ppo.checkpoint import last_step
+    from rlhf_lib.ppo.diagnostics import diagnose
     from rlhf_lib.ppo.faults import Diverged
     from rlhf_lib.ppo.run import Job, best_step, train
     from rlhf_lib.ppo.statistics import training_curves
@@ -90,7 +92,12 @@ def run_ppo(
             mlflow.set_tag("best_step", best)
         last = history[-5:]
         kl = sum(stats["objective/kl"] for stats in last) / len(last)
-        metrics = {"ppo/steps": steps, "ppo/seconds": seconds, "ppo/final_kl": kl}
+        symptoms = diagnose(history, recipe.ppo, recipe.generation)
+        if symptoms:
+            mlflow.set_tag("warnings", ", ".join(symptom.kind for symptom in symptoms))
+        warnings = [asdict(symptom) | {"message": str(symptom)} for symptom in symptoms]
+        mlflow.log_dict({"warnings": warnings}, "warnings.json")
+        metrics = {"ppo/steps": steps, "ppo/seconds": seconds, "ppo/final_kl": kl, "ppo/warnings": len(symptoms)}
         current.log_metrics(metrics)
         mlflow.log_figure(training_curves(history), "training_curves.png")
         current.finish(
@@ -100,6 +107,7 @@ def run_ppo(
                 steps=steps,
                 seconds=seconds,
                 kl=kl,
+                warnings=warnings,
                 metrics=metrics,
             )
         )
@@ -119,10 +127,11 @@ class Telling:
     """Tells MLflow, the terminal and Prefect of each step as it is done."""
 
     def __init__(self, recipe: Recipe, run: PipelineRun, current: StageRun[PPOResult]) -> None:
-        self.steps, self.current = recipe.ppo.steps, current
+        self.recipe, self.steps, self.current = recipe, recipe.ppo.steps, current
         self.curves = curves.Curves(run.parent_run_id, current.later)
         self.history: list[Stats] = []
         self.samples: list[dict[str, Any]] = []
+        self.warned: set[str] = set()  # kinds of symptoms: each is told once
         self.resumed = 0
         self.artifact = ProgressArtifact(f"PPO of {recipe.name}")
 
@@ -148,6 +157,7 @@ class Telling:
         self.curves.add(progress.step, stats)
         shown = {name: stats[key] for name, key in SHOWN.items() if key in stats}
         self.current.progress.report("step", progress.step, self.steps, shown)
+        self._warn(told_before=progress.resumed)
         if progress.resumed:
             self.resumed = progress.step
             self.current.progress.begin_anew()
@@ -160,6 +170,16 @@ class Telling:
         if progress.samples:
             self.samples += [{"step": progress.step} | row for row in progress.samples]
             self.current.later(_log_samples, self.current.run.info.run_id, list(self.samples))
+
+    def _warn(self, *, told_before: bool) -> None:
+        """A line in the log for each kind of symptom, at the step at which it first shows."""
+        from rlhf_lib.ppo.diagnostics import START, WINDOW, symptoms_at
+
+        start, recent = self.history[:START], self.history[-WINDOW:]
+        for symptom in symptoms_at(len(self.history), start, recent, self.recipe.ppo, self.recipe.generation):
+            if symptom.kind not in self.warned and not told_before:
+                get_run_logger().warning("ppo: %s", symptom)
+            self.warned.add(symptom.kind)
 
 
 def _log_samples(run_id: str, samples: list[dict[str, Any]]) -> None:

@@ -131,6 +131,7 @@ class PPOResult(StageResult):
     steps: int
     seconds: float
     kl: float  # nats per response, over the last steps
+    warnings: list[dict[str, Any]] = []  # kind, first, last, steps, message
 
     @property
     def made(self) -> str:
@@ -138,7 +139,8 @@ class PPOResult(StageResult):
 
     @property
     def about(self) -> str:
-        return f"{self.steps} steps, KL {self.kl:.2f}"
+        warned = f", warnings: {', '.join(each['kind'] for each in self.warnings)}" if self.warnings else ""
+        return f"{self.steps} steps, KL {self.kl:.2f}{warned}"
 
 
 class EvaluationResult(StageResult):
@@ -208,7 +210,14 @@ def run_record(
             "held_out": checks.held_out,
             "checks_passed": checks.passed,
         },
-        "ppo": ppo and {"steps": ppo.steps, "seconds": ppo.seconds, "kl": evaluation.kl if evaluation else ppo.kl},
+        "ppo": ppo
+        and {
+            "steps": ppo.steps,
+            "seconds": ppo.seconds,
+            "kl": evaluation.kl if evaluation else ppo.kl,
+            "warnings": len(ppo.warnings),
+        },
+        "warnings": ppo and ppo.warnings,
         "reward": evaluation and evaluation.reward,
         "perplexity": evaluation and evaluation.perplexity,
         "diversity": evaluation

@@ -43,6 +43,7 @@ def run_table(record: Record) -> str:
         accuracy = f"held-out accuracy, {_interval(learned['ci95'], learned['held_out'], '.3f', 'example')}"
     promoted = "champion" if model.get("promoted") else "challenger"
     unheld = _unheld(record.get("evaluation") or {"held_out": True})
+    warned = [warning["kind"] for warning in record.get("warnings") or []]
     rows = [
         ("", "before", "after", ""),
         (
@@ -66,6 +67,7 @@ def run_table(record: Record) -> str:
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
         ("reward model", "", number(learned["accuracy"]), accuracy),
         *([("evaluated on", "", "", unheld)] if unheld else []),
+        *([("PPO's warnings", "", "", f"{', '.join(warned)}; see the report")] if warned else []),
         ("registered", "", "", f"{model['name']} version {model['version']} ({promoted})" if model else "-"),
     ]
     told = record.get("stages", {}).get("registration", {}).get("about", "")

@@ -163,6 +163,10 @@ class Policy(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
 
+    def of_values(self) -> list[nn.Parameter]:
+        """What learns values alone: the value head, and the critic that it may have."""
+        return [p for part in (self.v_head, self.critic) if part for p in part.parameters() if p.requires_grad]
+
     def save_pretrained(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """An ordinary model folder, adapters merged; the value head stays with the checkpoints."""
         merged = self.model

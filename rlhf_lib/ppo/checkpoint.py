@@ -31,7 +31,7 @@ BEST = "best.safetensors"
 def save_checkpoint(trainer: PPOTrainer, folder: Path, *, key: str, history: list[Stats], keep: int = 2) -> Path:
     """Write the trainer's state at its step boundary, then drop all but the `keep` newest checkpoints. A good one of
     this step stays as it is: it can only be the same. Of several processes all must call it, and the first writes."""
-    random_now = trainer.processes.gather([random_states()])
+    random_now = trainer.processes.gather([random_states(trainer.policy.device)])
     weights, optimizer = learnt_weights(trainer), gathered(trainer.optimizer.state_dict())
     final = folder / f"step-{trainer.step:06d}"
     if trainer.processes.main:
@@ -122,25 +122,29 @@ def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
     trainer.reuse_sampled = state["reuse_sampled"]
     trainer.stopped = state["stopped"]
     if len(state["random"]) == trainer.processes.count:
-        set_random_states(state["random"][trainer.processes.rank])
+        set_random_states(state["random"][trainer.processes.rank], trainer.policy.device)
     else:  # another number of processes: nothing to go on with
         torch.manual_seed(hash((trainer.seed, trainer.step, trainer.processes.rank)) % 2**63)
     return state["history"]
 
 
-def random_states() -> dict[str, Any]:
-    """The states of the three generators that a user's reward may draw from, fit for JSON."""
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of the generators that a user's reward may draw from, a GPU's among them, fit for JSON."""
     states = {
         "torch": torch.get_rng_state().tolist(),
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
         "python": random.getstate(),
     }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device).tolist()
     return json.loads(json.dumps(states, default=lambda array: array.tolist()))
 
 
-def set_random_states(states: dict[str, Any]) -> None:
-    """Put the generators where `random_states` found them."""
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put the generators where `random_states` found them; that of a GPU only where the states are of one too."""
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), device)
     numpy_state = states["numpy"]["state"]
     key = np.array(numpy_state["key"], dtype=np.uint32)
     np.random.set_state(states["numpy"] | {"state": numpy_state | {"key": key}})  # noqa: NPY002

@@ -12,12 +12,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.ppo.checkpoint import random_states, set_random_states
 from rlhf_lib.ppo.parallel import Processes
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.progress import note
+
+if TYPE_CHECKING:
+    import torch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -78,15 +81,15 @@ class Window:
     `asked`: another way than a signal to ask for the end; it is looked at where a window opens.
     """
 
-    def __init__(self, processes: Processes, asked: Callable[[], bool] = lambda: False) -> None:
-        self.processes, self.asked = processes, asked
+    def __init__(self, processes: Processes, device: torch.device, asked: Callable[[], bool] = lambda: False) -> None:
+        self.processes, self.device, self.asked = processes, device, asked
         self.request = Request()
         self.left = self.failed = self.open = False
-        self.boundary: dict[str, Any] = random_states()  # a reward may have drawn since
+        self.boundary: dict[str, Any] = random_states(device)  # a reward may have drawn since
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        self.boundary = random_states()
+        self.boundary = random_states(self.device)
         self.open = True
         try:
             if self.processes.any(bool(self.request) or self.asked()):
@@ -116,17 +119,17 @@ def stop_at_boundary(
 
     Whatever belongs to a step (history, best weights) must be kept before the next one is asked for.
     """
-    window = Window(trainer.processes, asked)
+    window = Window(trainer.processes, trainer.policy.device, asked)
     trainer.rollout_window = window
     with window.request.catching(window.on_signal):
         try:
             yield window
         except Abandoned:
-            set_random_states(window.boundary)
+            set_random_states(window.boundary, window.device)
             window.left = True
         except Exception:
             if window.failed and trainer.processes.count == 1:  # of several, the others know nothing of it
-                set_random_states(window.boundary)
+                set_random_states(window.boundary, window.device)
                 save()
             raise
         if window.request or window.left:

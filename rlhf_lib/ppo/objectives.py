@@ -111,7 +111,7 @@ def kl_controller(config: PPOConfig) -> AdaptiveKL | FixedKL:
     """The one that the configuration asks for, at its start."""
     if config.kl_controller == "fixed":
         return FixedKL(config.kl_coef)
-    return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+    return AdaptiveKL(config.kl_coef, config.kl_target, config.horizon)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

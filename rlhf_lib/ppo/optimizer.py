@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers import get_scheduler
 
 from rlhf_lib.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rlhf_lib.models.policy import Policy
     from rlhf_lib.recipe import PPOConfig
 
 
-def build_optimizer(parameters: list[nn.Parameter], config: PPOConfig) -> torch.optim.Optimizer:
-    """AdamW, or bitsandbytes' with moments of 8 bits (paged: moved to the host where a GPU's memory runs short).
+def build_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' with moments of 8 bits (paged: moved to the host where a GPU's memory runs short), over
+    what learns in the policy. With `value_learning_rate` the value head, and a critic of its own, are a second group.
 
     Raises RecipeError where bitsandbytes is wanted and not installed.
     """
@@ -27,6 +28,14 @@ def build_optimizer(parameters: list[nn.Parameter], config: PPOConfig) -> torch.
         "eps": config.eps,
         "weight_decay": config.weight_decay,
     }
+    parameters: list[Any] = policy.trainable()
+    if (rate := config.value_learning_rate) is not None:
+        values = policy.of_values()
+        others = {id(parameter) for parameter in values}
+        parameters = [
+            {"params": [parameter for parameter in parameters if id(parameter) not in others]},
+            {"params": values, "lr": rate},
+        ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **settings)
     import bitsandbytes
@@ -35,14 +44,18 @@ def build_optimizer(parameters: list[nn.Parameter], config: PPOConfig) -> torch.
     return getattr(bitsandbytes.optim, kind)(parameters, **settings)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, config: PPOConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate over `config.steps` steps."""
-    return get_scheduler(
-        "constant_with_warmup" if config.schedule == "constant" else config.schedule,
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.steps,
-    )
+def build_scheduler(optimizer: torch.optim.Optimizer, config: PPOConfig) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate over `config.steps` steps. Unlike Transformers' schedules, warm-up doesn't begin at 0: a step's
+    responses are costly, and none are thrown away."""
+    warmup, steps = config.warmup, config.steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        left = max(0.0, (steps - step) / max(1, steps - warmup))
+        return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.schedule]
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def check_optimizer(config: PPOConfig) -> None:

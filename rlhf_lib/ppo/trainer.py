@@ -120,7 +120,7 @@ class PPOTrainer:
         self.moments = RunningMoments()
         self.kl_controller = kl_controller(config)
         tried = check_head(self.policy.model, self.prompts[0]["input_ids"])
-        optimizer = build_optimizer(self.policy.trainable(), config)
+        optimizer = build_optimizer(self.policy, config)
         self.learner, self.optimizer = self.processes.prepare(self.policy, optimizer, tried)
         self.scheduler = build_scheduler(self.optimizer, config)
         if self.policy.device.type == "cpu":

@@ -286,13 +286,21 @@ class PPOConfig(Section):
     )
     ppo_epochs: Positive = Field(4, description="passes over a batch, each in a fresh order")
     learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, after warm-up")
+    value_learning_rate: float | None = Field(
+        None, ge=0, description="the value head's, and that of a separate critic; null: learning_rate"
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw", description="8bit: the moments take a quarter of the memory (needs bitsandbytes)"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="the learning rate's course over the steps; linear and cosine end at 0"
     )
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        description="steps with a lower learning rate at the start, rising to the full one; null: a twentieth of all "
+        "steps, at most 10",
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay of its two moments")
     eps: float = Field(1e-8, description="AdamW's, added to its denominator")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, decoupled")
@@ -312,7 +320,11 @@ class PPOConfig(Section):
         "it stays the same",
     )
     kl_target: float = Field(6.0, gt=0, description="adaptive: nats per response")
-    kl_horizon: Positive = Field(10000, description="adaptive: responses over which the coefficient moves")
+    kl_horizon: Positive | None = Field(
+        None,
+        description="adaptive: responses over which the coefficient moves; fewer: faster. null: a twentieth of the "
+        "run's, steps x batch_size, but at least batch_size",
+    )
     cliprange: float = Field(
         0.2, gt=0, description="how far the probability ratio may move from 1 before moving further gains nothing"
     )
@@ -344,6 +356,17 @@ class PPOConfig(Section):
     )
     sample_every: Positive = Field(10, description="steps between the samples shown in MLflow")
     samples: Positive = Field(8, description="responses shown each time")
+
+    @property
+    def horizon(self) -> int:
+        """`kl_horizon`, or its default: with an error at its limit of 0.2 the coefficient then changes by a factor of e
+        in a quarter of the run, however long that is, and by 20% a step at most."""
+        return self.kl_horizon or max(self.batch_size, self.steps * self.batch_size // 20)
+
+    @property
+    def warmup(self) -> int:
+        """`warmup_steps`, or its default."""
+        return min(10, self.steps // 20) if self.warmup_steps is None else self.warmup_steps
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:

@@ -134,6 +134,7 @@ class PPOConfig:
                     "steps": max(self.total_ppo_epochs, 1),
                     "betas": (0.9, 0.999),
                     "eps": 1e-8,
+                    "warmup_steps": 0,
                     "weight_decay": 0.0,
                     "kl_controller": "adaptive" if self.adap_kl_ctrl else "fixed",
                     "kl_estimator": ESTIMATORS[self.kl_penalty],

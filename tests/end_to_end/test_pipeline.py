@@ -183,7 +183,7 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
     assert set(metrics) == {
         "reward_model/accuracy", "reward_model/ci95_low", "reward_model/ci95_high", "reward_model/held_out",
         "reward_model/checks_passed",
-        "ppo/steps", "ppo/seconds", "ppo/kl", "ppo/mean_scores", "objective/kl",
+        "ppo/steps", "ppo/seconds", "ppo/kl", "ppo/warnings", "ppo/mean_scores", "objective/kl",
         "reward/reference", "reward/policy", "reward/delta", "reward/ci95_low", "reward/ci95_high", "reward/win_rate",
         "reward/prompts",
         "perplexity/reference", "perplexity/policy",

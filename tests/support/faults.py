@@ -36,7 +36,7 @@ RECIPE = {key: value for key, value in SETTINGS.items() if not key.startswith("p
 }
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 OPEN = ("RUNNING", "SCHEDULED")
-ONCE = ("ppo/steps", "ppo/seconds", "ppo/final_kl")  # PPO's metrics that are no step's
+ONCE = ("ppo/steps", "ppo/seconds", "ppo/final_kl", "ppo/warnings")  # PPO's metrics that are no step's
 
 
 class Child:

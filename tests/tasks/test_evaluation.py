@@ -83,7 +83,12 @@ def evaluated(folders, prefect_server, mlflow_store):
                 ),
                 reward=RewardArtifact(model=None, fingerprint=None, normalization=None),
                 ppo=PPOResult(
-                    reference=str(folders / "reference"), policy=str(folders / "policy"), steps=1, seconds=1.0, kl=0.0
+                    reference=str(folders / "reference"),
+                    policy=str(folders / "policy"),
+                    steps=1,
+                    seconds=1.0,
+                    kl=0.0,
+                    warnings=[{"kind": "length", "message": "step 9: responses went from 3 to 6 tokens on average"}],
                 ),
                 data=PreparedData(
                     prompts=None,
@@ -149,6 +154,7 @@ def test_child_run_has_figures_table_plots_and_report(evaluated):
     assert len(table) == 32
     assert table["score_after"].mean() == pytest.approx(record.reward["policy"])
     page = Path(download_artifacts(run_id=run.info.run_id, artifact_path="report.html")).read_text(encoding="utf-8")
+    assert "<li>step 9: responses went from 3 to 6 tokens on average</li>" in page  # PPO's warnings
     assert "Evaluation of counting" in page
     assert "Data: 4 of 40 (10%) evaluation prompts dropped: 4 repeated." in page
     assert (

@@ -109,6 +109,20 @@ def test_the_best_step_is_exported_where_one_is_named(train):
     assert not same(exported(record), exported(praised_at_step_2("last")[0]))
 
 
+def test_what_looks_wrong_is_told_once_while_it_learns_and_carried_on(train, caplog):
+    record, _, tags = train(steps=3, learning_rate=1.0)
+    (warning,) = [each for each in record.warnings if each["kind"] == "updates"]
+    assert warning["steps"] > 1
+    assert "Lower ppo.learning_rate (now 1)" in warning["message"]
+    assert "updates" in tags["warnings"].split(", ")
+    assert record.metrics["ppo/warnings"] == len(record.warnings)
+    run = mlflow.get_run(record.mlflow_run_id)
+    assert mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/warnings.json") == {"warnings": record.warnings}
+    told = [r.getMessage() for r in caplog.records if "one step's updates moved the policy" in r.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith(f"ppo: step {warning['first']}: ")
+
+
 @pytest.mark.parametrize("name", ["ppo/mean_score", "eval/mean_score"])
 def test_a_statistic_that_no_step_has_cannot_name_the_best(train, name):
     with pytest.raises(

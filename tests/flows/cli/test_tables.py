@@ -23,3 +23,7 @@ def test_metrics_of_one_s_own_are_in_the_table_of_a_run():
     assert own.split(None, 3) == ["share_of_right_answers", "0.500", "0.750", "delta +0.250, 95% [+0.000, +0.500]"]
     assert next(line for line in lines if line.startswith("n ")).split() == ["n", "-", "2.000", "delta", "-"]
     assert run_table({**record, "metrics": None}).count("\n") == len(lines) - 3
+    warned = run_table({**record, "warnings": [{"kind": "critic"}, {"kind": "length"}]}).splitlines()
+    assert [" ".join(line.split()) for line in warned if line not in lines] == [
+        "PPO's warnings critic, length; see the report"
+    ]

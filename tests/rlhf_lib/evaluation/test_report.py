@@ -192,6 +192,14 @@ def test_markdown_holds_the_figures_and_keeps_its_tables(small):
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4, 5}
 
 
+def test_warnings_come_before_the_figures(small):
+    report = build_report("t", small, warnings=["step 6: the KL <jumped>"])
+    page, text = report.html({}), report.markdown()
+    assert page.index("step 6: the KL &lt;jumped&gt;") < page.index("Reward gained")
+    assert text.index("- step 6: the KL <jumped>") < text.index("| Mean score")
+    assert "Warnings" not in build_report("t", small).html({}) + build_report("t", small).markdown()
+
+
 def test_cells_and_numbers():
     assert markdown_cell("a|b\n<i> *c*") == "a\\|b<br>&lt;i&gt; \\*c\\*"
     assert markdown_cell("  ") == "(empty)"

@@ -10,7 +10,14 @@ import pytest
 import torch
 from tiny_models import one_thread, remainder_reward, same, tiny_gpt2, tiny_llama, tiny_trainer, weights  # noqa: F401
 
-from rlhf_lib.ppo.checkpoint import MANIFEST, checkpoints, resume, save_checkpoint
+from rlhf_lib.ppo.checkpoint import (
+    MANIFEST,
+    checkpoints,
+    random_states,
+    resume,
+    save_checkpoint,
+    set_random_states,
+)
 from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.ppo.trainer import PPOTrainer
 from rlhf_lib.recipe import LoraConfig
@@ -65,6 +72,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, lora, rotary):
     assert fresh.step == 2
     assert run(fresh, 3) == expected[2:]
     assert same(weights(fresh.policy), weights(whole.policy))
+
+
+def test_a_gpu_s_generator_goes_on_where_it_was(monkeypatch):
+    """A reward on the GPU may draw from it. Where there is no GPU, another generator takes its part."""
+    device = torch.device("cuda", 0)
+    if torch.cuda.is_available():
+        torch.cuda.init()
+        generator = torch.cuda.default_generators[0]
+    else:
+        generator = torch.Generator()
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: generator.get_state())
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: generator.set_state(state))
+    states = json.loads(json.dumps(random_states(device)))
+    drawn = torch.rand(3, generator=generator, device=generator.device)
+    set_random_states(states, device)
+    assert torch.equal(torch.rand(3, generator=generator, device=generator.device), drawn)
+    before = generator.get_state()
+    set_random_states(random_states(torch.device("cpu")), device)  # a run that began on a CPU
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_saving_changes_nothing_in_the_run(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log
+from math import e, log
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from rlhf_lib.ppo.objectives import (
     FixedKL,
     RunningMoments,
     gae,
+    kl_controller,
     kl_estimate,
     masked_mean,
     masked_var,
@@ -20,6 +21,7 @@ from rlhf_lib.ppo.objectives import (
     value_loss,
     whiten,
 )
+from rlhf_lib.recipe import PPOConfig
 
 MASK = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
 X = torch.tensor([[1.0, 2, 99], [3, -99, 7]])
@@ -143,6 +145,16 @@ def test_adaptive_controller_moves_by_the_clipped_error(kl, error):
     controller = AdaptiveKL(value=0.2, target=6.0, horizon=10_000)
     controller.update(kl, responses=128)
     assert controller.value == pytest.approx(0.2 * (1 + error * 0.0128), rel=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(50, 96), (100, 128), (20_000, 64), (7, 8)])
+def test_by_default_the_coefficient_can_follow_the_kl_in_a_run_of_any_length(steps, batch):
+    """At its limit the error multiplies the coefficient by e in a quarter of the run; a short one's by 1.2 a step."""
+    controller = kl_controller(PPOConfig(steps=steps, batch_size=batch, kl_coef=0.2))
+    for _ in range(steps // 4):
+        controller.update(100.0, batch)
+    assert controller.value / 0.2 == pytest.approx(e if steps >= 50 else 1.2 ** (steps // 4), rel=0.1)
+    assert kl_controller(PPOConfig(steps=steps, batch_size=batch, kl_horizon=10_000)).horizon == 10_000
 
 
 def test_fixed_controller_stays():

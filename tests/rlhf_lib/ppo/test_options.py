@@ -155,9 +155,9 @@ def test_updates_stop_when_the_policy_has_moved_too_far():
     ("schedule", "warmup", "factors"),
     [
         ("constant", 0, [1, 1, 1, 1]),
-        ("constant", 2, [0, 0.5, 1, 1]),
+        ("constant", 2, [1 / 3, 2 / 3, 1, 1]),
         ("linear", 0, [1, 0.75, 0.5, 0.25]),
-        ("linear", 2, [0, 0.5, 1, 0.5]),
+        ("linear", 2, [1 / 3, 2 / 3, 1, 0.5]),
         ("cosine", 0, [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]),
     ],
 )
@@ -165,6 +165,13 @@ def test_schedules(schedule, warmup, factors):
     trainer = tiny_trainer(steps=4, schedule=schedule, warmup_steps=warmup, learning_rate=0.01, ppo_epochs=1)
     rates = [stats["ppo/learning_rate"] for stats in trainer.train()]
     assert rates == pytest.approx([0.01 * factor for factor in factors])
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(3, 0), (19, 0), (20, 1), (50, 2), (100, 5), (20_000, 10)])
+def test_warm_up_is_a_twentieth_of_the_steps_unless_set(steps, warmup):
+    assert PPOConfig(steps=steps).warmup == warmup
+    assert PPOConfig(steps=steps, warmup_steps=0).warmup == 0
+    assert PPOConfig(steps=steps, warmup_steps=7).warmup == 7
 
 
 # ---------------------------------------------------------------- scores and KL
