@@ -121,6 +121,20 @@ def test_one_of_several_is_the_comparison_of_two(folders):
     assert done.win_rates[2][0] == duel["win_rate"]
 
 
+def test_a_reward_that_reads_ends_is_told_which_responses_ended():
+    def reward(queries, responses, *, ended=None):
+        return [float(whole) for whole in ended]
+
+    reward.reads_ends = True
+    queries = [f"w{i}" for i in range(1, 21)]
+    ids = [[i] for i in range(1, 21)]
+    longer = GenerationConfig(max_new_tokens=40)
+    found = compare_policy(tiny_gpt2(0), tiny_gpt2(1), word_tokenizer(), reward, queries, ids, longer)
+    for side in (found.reference, found.policy):
+        assert set(side.ended) == {True, False}
+        assert side.scores == [float(whole) for whole in side.ended]
+
+
 def test_bf16_is_the_precision_of_the_passes_and_not_of_the_weights(folders):
     """PPO keeps fp32 weights, and its updates are smaller than bf16 resolves."""
     queries = [row["text"] for row in map(json.loads, (folders / "prompts.jsonl").read_text().splitlines())][:20]
