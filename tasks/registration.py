@@ -254,6 +254,7 @@ def _metrics(
         "diversity": evaluation.diversity,
         "kl": evaluation.kl,
         "perplexity": evaluation.perplexity or {},
+        "answer_perplexity": evaluation.answer_perplexity or {},
         "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
         "evaluation": evaluation.measured,
     }

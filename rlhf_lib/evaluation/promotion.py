@@ -50,12 +50,14 @@ def judge(
 ) -> tuple[bool, list[dict[str, Any]], str]:
     """(passed, [{name, figure, threshold, passed, detail}], reason) of a candidate.
 
-    `evaluation` holds reward (delta, ci95, prompts), perplexity or None, diversity and kl of policy against reference,
-    and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass. `duel` is what
-    `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none. Gates
-    that are switched off, or whose value doesn't apply (perplexity without a set), are left out.
+    `evaluation` holds reward (delta, ci95, prompts), perplexity or None, answer_perplexity where `trained_on` says
+    "answers" (see `gated_perplexity`), diversity and kl of policy against reference, and `held_out`: false where the
+    prompts were training prompts, which only `allow_unheld` lets pass. `duel` is what `compare_policies` returns,
+    {"error": why} where the champion couldn't be compared, None where there is none. Gates that are switched off, or
+    whose value doesn't apply (perplexity without a set), are left out.
     """
-    reward, perplexity, diversity = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
+    reward, diversity = evaluation["reward"], evaluation["diversity"]
+    what, perplexity = gated_perplexity(evaluation)
     results: list[Gate] = []
     held_out = evaluation.get("held_out", True)
     if gates.min_prompts is not None and held_out:  # of a closed set there are no more
@@ -68,7 +70,7 @@ def judge(
     if gates.min_reward_delta is not None:
         least, found = _gain(reward, "the reference")
         results.append(Gate.judge("min_reward_delta", least, "above", gates.min_reward_delta, found))
-    ratio, found = _ratio("perplexity", perplexity.get("reference"), perplexity.get("policy"))
+    ratio, found = _ratio(what, perplexity.get("reference"), perplexity.get("policy"))
     if ratio is not None and gates.max_perplexity_ratio is not None:
         results.append(Gate.judge("max_perplexity_ratio", ratio, "at most", gates.max_perplexity_ratio, found))
     if gates.max_kl is not None:
@@ -90,6 +92,14 @@ def judge(
         gained = f"the mean score gained over the reference is {_interval(reward)}"
         reason = f"all gates passed, and there was no champion; {gained}"
     return not failed, [asdict(gate) for gate in results], reason
+
+
+def gated_perplexity(evaluation: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """(its name in words, {reference, policy}) of the perplexity that the model was trained for: the answers' where it
+    learned answers alone and there are some, else the whole texts'; empty where there is none."""
+    if evaluation.get("trained_on") == "answers" and (answers := evaluation.get("answer_perplexity")):
+        return "perplexity of the answers", answers
+    return "perplexity", evaluation["perplexity"] or {}
 
 
 def _beats_champion(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> Gate:

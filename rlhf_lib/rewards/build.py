@@ -64,9 +64,7 @@ class WeightedSum:
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
         self.terms = terms
 
-    def __call__(
-        self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None
-    ) -> list[float]:
+    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
         """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
         whole = [True] * len(responses) if ended is None else ended
         scores = [

@@ -18,9 +18,10 @@ class ClassifierReward:
     """Score query + response with one output of a classifier: its logit, or its probability.
 
     `pair` encodes (query, response) as the two segments of a pair instead. `append_eos` ends each text with the
-    tokenizer's EOS, as preference models are trained here; of sampled responses, those alone that `ended`. Texts longer than `max_length` tokens, or than the model's
-    positions, are cut from the left. A probability is a softmax over the outputs, or a sigmoid where there is one
-    output or the model says problem_type multi_label_classification; `softmax` is one whatever the model says.
+    tokenizer's EOS, as preference models are trained here; of sampled responses, those alone that `ended`. Texts
+    longer than `max_length` tokens, or than the model's positions, are cut from the left. A probability is a softmax
+    over the outputs, or a sigmoid where there is one output or the model says problem_type
+    multi_label_classification; `softmax` is one whatever the model says.
 
     Raises ModelError for a label that the classifier doesn't have, or for none where it has several.
     """
@@ -54,9 +55,7 @@ class ClassifierReward:
             model.config.get_text_config().pad_token_id = self.pad_id
         self.per_token_head = getattr(model, "score", None)
 
-    def __call__(
-        self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None
-    ) -> list[float]:
+    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
         """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
         if not responses:
             return []

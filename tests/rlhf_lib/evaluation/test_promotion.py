@@ -28,6 +28,17 @@ def verdicts(gates):
     return [(g["name"], g["figure"], g["threshold"], g["passed"]) for g in gates]
 
 
+def test_a_model_that_learned_answers_alone_is_judged_by_their_perplexity():
+    answers = {"answer_perplexity": {"reference": 2.0, "policy": 5.0}}
+    for trained_on, ratio in (("texts", 1.5), ("answers", 2.5)):
+        passed, gates, reason = judge(GatesConfig(), figures(trained_on=trained_on, **answers), None)
+        assert passed == (ratio < 2)
+        assert [gate["figure"] for gate in gates if gate["name"] == "max_perplexity_ratio"] == [ratio]
+    assert "perplexity of the answers went from 2 to 5, a ratio of 2.5, which must be at most 2" in reason
+    none = judge(GatesConfig(), figures(trained_on="answers", answer_perplexity=None), None)
+    assert [gate["figure"] for gate in none[1] if gate["name"] == "max_perplexity_ratio"] == [1.5]
+
+
 def test_all_gates_pass_and_say_their_figures():
     passed, gates, reason = judge(GatesConfig(max_kl=5.0), figures(), None)
     assert passed
