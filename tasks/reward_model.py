@@ -110,7 +110,7 @@ def _train(
         held_out=load_from_disk(data.preferences.test),
         on_log=lambda step, metrics: current.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step),
     )
-    mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), "curve.png")
+    mlflow.log_figure(curve(log, "loss", "accuracy", "margin", "validation_loss", "validation_accuracy"), "curve.png")
     return str(folder), metrics
 
 

@@ -122,6 +122,22 @@ class RewardTrainingConfig(Section):
     center_coefficient: float | None = Field(
         None, ge=0, description="weight of the squared sum of a pair's scores, which keeps them centred (0.01 is usual)"
     )
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="kind preference: share of the training pairs, whole prompts, that aren't trained on; the loss on "
+        "them is measured about 10 times, and the weights with the lowest are kept. 0: none, and the last are kept",
+    )
+    patience: Positive | None = Field(
+        None, description="with validation: training stops after so many measurements without a lower loss; null: never"
+    )
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> RewardTrainingConfig:
+        if self.patience is not None and not self.validation:
+            raise ValueError("patience needs validation, a share of the pairs to measure on: set it, say to 0.1")
+        return self
 
 
 class ProbeConfig(Section):
@@ -208,6 +224,8 @@ class RewardConfig(Section):
     def _complete(self) -> RewardConfig:
         if self.kind in ("pair", "likelihood") and self.model is None:
             raise ValueError(f"kind {self.kind} needs model")
+        if self.train.validation and self.kind != "preference":
+            raise ValueError("train.validation is for kind preference")
         if self.train.from_scratch is not None and (self.kind != "classifier" or self.model is not None):
             raise ValueError("train.from_scratch is for kind classifier without model")
         if any(term.reward.kind == "classifier" and term.reward.model is None for term in self.terms or []):
