@@ -119,10 +119,17 @@ def cell(value: Any) -> str:
 def _against(duel: Mapping[str, Any] | None) -> str:
     if duel is None or "error" in duel:
         return ""
+    told = f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {_duelled(duel)}.\n"
+    theirs = duel.get("champion_reward") or {}
+    if "error" in theirs:
+        return f"{told}Not under the champion's own reward: {theirs['error']}.\n"
+    return told + (f"Under the champion's own reward: {_duelled(theirs)}.\n" if theirs else "")
+
+
+def _duelled(found: Mapping[str, Any]) -> str:
     return (
-        f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {cell(duel['champion'])} "
-        f"-> {cell(duel['candidate'])}, delta {cell(duel['delta'])} ({_interval(duel['ci95'], duel['prompts'])}), "
-        f"win rate {cell(duel['win_rate'])}.\n"
+        f"{cell(found['champion'])} -> {cell(found['candidate'])}, delta {cell(found['delta'])} "
+        f"({_interval(found['ci95'], found['prompts'])}), win rate {cell(found['win_rate'])}"
     )
 
 

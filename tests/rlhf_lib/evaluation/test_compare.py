@@ -118,6 +118,16 @@ def test_one_of_several_is_the_comparison_of_two(folders):
         str(folders / "wider"), str(folders / "plain"), prompts, remainder_reward, GENERATION, device=CPU, seed=3
     )
     assert wider.gain.delta == duel["delta"]
+    assert "champion_reward" not in duel
+    both = compare_policies(
+        str(folders / "wider"), str(folders / "plain"), prompts, remainder_reward, GENERATION, device=CPU, seed=3,
+        champion_reward=lambda queries, responses: [3 * score + 1 for score in remainder_reward(queries, responses)],
+    )  # fmt: skip
+    theirs = both.pop("champion_reward")
+    assert both == duel
+    assert theirs["delta"] == pytest.approx(3 * duel["delta"])
+    assert theirs["champion"] == pytest.approx(3 * duel["champion"] + 1)
+    assert (theirs["win_rate"], theirs["prompts"]) == (duel["win_rate"], duel["prompts"])
     assert done.win_rates[2][0] == duel["win_rate"]
 
 
