@@ -119,11 +119,9 @@ def evaluate_policy(
             perplexity = perplexity_record(perplexities)
             if given is not None:  # these texts are answers
                 answer_perplexity = perplexity
-            elif (answers := split_answers(texts, recipe.data.prompts, tokenizer, recipe.seed)) is not None:
-                answer_perplexity = perplexity_record(measure(*answers))
-                notes.append(
-                    f"Perplexity of answers: those in {len(answers[0]):,} of these texts, given their prompts."
-                )
+            elif (apart := split_answers(texts, recipe.data.prompts, tokenizer, recipe.seed)) is not None:
+                answer_perplexity = perplexity_record(measure(*apart))
+                notes.append(f"Perplexity of answers: those in {len(apart[0]):,} of these texts, given their prompts.")
             found = perplexities["policy"]  # the same for both: one tokenizer, one architecture
             counts = {"texts": len(texts)} | {key: found[key] for key in ("tokens", "truncated", "skipped", "rule")}
             metrics |= {f"perplexity/{name}": value for name, value in perplexity.items()}
@@ -199,7 +197,7 @@ def evaluate_policy(
     return s.result
 
 
-def perplexity_record(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+def perplexity_record(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`reference`, `policy`, `mean_per_text_reference` and `mean_per_text_policy`, from what was measured of each."""
     return {name: result["perplexity"] for name, result in measured.items()} | {
         f"mean_per_text_{name}": result["mean_perplexity"] for name, result in measured.items()

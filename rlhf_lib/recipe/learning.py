@@ -358,7 +358,13 @@ class PPOConfig(Section):
         None, min_length=1, description="prompts to use instead, repeated until there are eval_prompts of them"
     )
     keep_best: str | None = Field(
-        None, description="export the step at which this statistic (say eval/mean_scores) is highest, not the last step"
+        None,
+        description="export the step at which this statistic (say eval/mean_scores) is highest, not the last step. "
+        "For one of eval/, up to eval_prompts training prompts are kept from training, and evaluated on instead of "
+        "the evaluation's",
+    )
+    keep_best_max_kl: float | None = Field(
+        None, gt=0, description="with keep_best: only of steps whose objective/kl is at most this; null: of all"
     )
     sample_every: Positive = Field(10, description="steps between the samples shown in MLflow")
     samples: Positive = Field(8, description="responses shown each time")
@@ -369,6 +375,8 @@ class PPOConfig(Section):
             raise ValueError("kl_estimator k1 has almost no gradient in the loss: set k2, or kl_in: reward")
         if self.keep_best is not None and self.keep_best.startswith("eval/") and self.eval_every is None:
             raise ValueError(f"keep_best {self.keep_best} needs eval_every")
+        if self.keep_best_max_kl is not None and self.keep_best is None:
+            raise ValueError("keep_best_max_kl needs keep_best, the statistic to pick a step by, say ppo/mean_scores")
         if self.mini_batch_size and self.mini_batch_size > self.batch_size:
             raise ValueError(f"mini_batch_size ({self.mini_batch_size}) is more than batch_size ({self.batch_size})")
         return self

@@ -168,7 +168,7 @@ def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):
 
 
 def test_the_duel_is_held_under_the_champions_reward_too(store, folders):
-    """The champion was trained for fewer letters, and the candidate for more: by its own reward it is the better one."""
+    """The champion was trained for fewer letters, the candidate for more: by its own reward the champion is better."""
     brief = make_recipe(reward={"kind": "function", "function": "registered:brevity"})
     made = function_source("registered:brevity", "reward.function")
     mlflow.log_dict(brief.model_dump(mode="json"), "recipe.yaml")  # in the parent run, as the flow does
