@@ -78,6 +78,8 @@ def page(run: Run, samples: int) -> str:
             f"| perplexity, mean of texts | {number(perplexity['mean_per_text_reference'])} | "
             f"{number(perplexity['mean_per_text_policy'])} | |",
         ]
+    if answers := record.get("answer_perplexity"):
+        lines.append(f"| perplexity of answers | {number(answers['reference'])} | {number(answers['policy'])} | |")
     lines += [
         f"| distinct-2 | {number(diversity['distinct_2_reference'])} | {number(diversity['distinct_2_policy'])} | |",
         f"| KL to the reference | | {number(record['ppo']['kl'])} | nats per response |",

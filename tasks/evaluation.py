@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +31,7 @@ def evaluate_policy(
     `data` lost and leaks."""
     import mlflow
 
-    from rlhf_lib.data.corpus import load_texts
+    from rlhf_lib.data.corpus import load_texts, split_answers
     from rlhf_lib.data.losses import data_losses, training_losses
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
@@ -93,30 +94,38 @@ def evaluate_policy(
         changes = metric_changes(*own, comparison.queries, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
 
-        perplexity = counts = None
+        perplexity = answer_perplexity = counts = None
         losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
         notes = [f"Data: {loss}." for loss in losses] + [how_sampled(recipe)]
         if len(prompts) < SMALL_SAMPLE:
             notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
-            with autocast(device, dtype):
-                perplexities = {
-                    name: Perplexity(keep_in_memory=True).compute(
-                        predictions=texts,
-                        prompts=given,
-                        model=model,
-                        tokenizer=tokenizer,
-                        batch_size=wanted.batch_size,
-                        add_start_token=wanted.add_start_token,
-                    )
-                    for name, model in models.items()
-                }
-            perplexity = {name: result["perplexity"] for name, result in perplexities.items()} | {
-                f"mean_per_text_{name}": result["mean_perplexity"] for name, result in perplexities.items()
-            }
+
+            def measure(texts: list[str], prompts: list[str] | None) -> dict[str, Any]:
+                with autocast(device, dtype):
+                    return {
+                        name: Perplexity(keep_in_memory=True).compute(
+                            predictions=texts,
+                            prompts=prompts,
+                            model=model,
+                            tokenizer=tokenizer,
+                            batch_size=wanted.batch_size,
+                            add_start_token=wanted.add_start_token,
+                        )
+                        for name, model in models.items()
+                    }
+
+            perplexities = measure(texts, given)
+            perplexity = perplexity_record(perplexities)
+            if given is not None:  # these texts are answers
+                answer_perplexity = perplexity
+            elif (apart := split_answers(texts, recipe.data.prompts, tokenizer, recipe.seed)) is not None:
+                answer_perplexity = perplexity_record(measure(*apart))
+                notes.append(f"Perplexity of answers: those in {len(apart[0]):,} of these texts, given their prompts.")
             found = perplexities["policy"]  # the same for both: one tokenizer, one architecture
             counts = {"texts": len(texts)} | {key: found[key] for key in ("tokens", "truncated", "skipped", "rule")}
             metrics |= {f"perplexity/{name}": value for name, value in perplexity.items()}
+            metrics |= {f"answer_perplexity/{name}": value for name, value in (answer_perplexity or {}).items()}
             metrics |= {f"perplexity/{name}": counts[name] for name in ("texts", "tokens", "truncated", "skipped")}
             start = f"{'with' if wanted.add_start_token else 'without'} a start token"
             notes.append(
@@ -152,6 +161,7 @@ def evaluate_policy(
             probes=probes,
             metrics=changes,
             warnings=[warning["message"] for warning in ppo.warnings],
+            answer_perplexity=answer_perplexity,
             seed=recipe.seed,
         )
         s.log_metrics(metrics)
@@ -173,6 +183,8 @@ def evaluate_policy(
                 },
                 perplexity=perplexity,
                 perplexity_counts=counts,
+                answer_perplexity=answer_perplexity,
+                trained_on="answers" if recipe.policy.train and recipe.policy.train.completion_only else "texts",
                 diversity=comparison.diversity,
                 measured={change.key: change.record for change in changes},
                 kl=comparison.kl,
@@ -184,3 +196,10 @@ def evaluate_policy(
             )
         )
     return s.result
+
+
+def perplexity_record(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """`reference`, `policy`, `mean_per_text_reference` and `mean_per_text_policy`, from what was measured of each."""
+    return {name: result["perplexity"] for name, result in measured.items()} | {
+        f"mean_per_text_{name}": result["mean_perplexity"] for name, result in measured.items()
+    }

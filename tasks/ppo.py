@@ -47,7 +47,8 @@ def run_ppo(
     from rlhf_lib.ppo.checkpoint import last_step
     from rlhf_lib.ppo.diagnostics import diagnose
     from rlhf_lib.ppo.faults import Diverged
-    from rlhf_lib.ppo.run import Job, best_step, train
+    from rlhf_lib.ppo.run import Job, train
+    from rlhf_lib.ppo.selection import best_step
     from rlhf_lib.ppo.statistics import training_curves
 
     settings = recipe.model_dump(
@@ -87,7 +88,9 @@ def run_ppo(
         seconds = time.perf_counter() - start
 
         steps = len(history)
-        if (kept := recipe.ppo.keep_best) is not None and (best := best_step(history, kept)) is not None:
+        if (kept := recipe.ppo.keep_best) is not None and (
+            best := best_step(history, kept, recipe.ppo.keep_best_max_kl)
+        ) is not None:
             get_run_logger().info("ppo: step %d is kept, %s %.4g", best, kept, history[best - 1][kept])
             mlflow.set_tag("best_step", best)
         last = history[-5:]

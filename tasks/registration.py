@@ -14,7 +14,7 @@ from prefect import task
 
 from rlhf_lib.errors import EnvironmentFault, RLHFError
 from rlhf_lib.evaluation.measures import flat_metrics
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe import Recipe, RewardConfig
 from tasks.registry import champions, policies, versions
 from tasks.registry.model_card import model_card
 from tasks.results import (
@@ -26,15 +26,18 @@ from tasks.results import (
     RewardChecks,
     StartingPolicy,
 )
-from tasks.stage.keys import REGISTRATION
+from tasks.stage.keys import REGISTRATION, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking import run_logger
 from tasks.tracking.runs import PipelineRun, mlflow_link
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+    from rlhf_lib.rewards import Reward
 
 CHECKED_PROMPTS = 8
 
@@ -74,7 +77,7 @@ def register_policy(
         crowned = half is not None and present == str(half.version)
         if crowned:
             present = None
-        duel = _duel(recipe, reward.model, ppo.policy, name, present, prompts, s.folder) if present else None
+        duel = _duel(recipe, reward, ppo.policy, name, present, prompts, s.folder) if present else None
         passed, gates, reason = judge(recipe.registration.gates, evaluation.model_dump(), duel)
         promoted = passed and recipe.registration.promote
         if passed and not promoted:
@@ -211,20 +214,22 @@ def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_id
 
 def _duel(
     recipe: Recipe,
-    reward_model: str | None,
+    reward: RewardArtifact,
     candidate: str,
     name: str,
     version: str,
     prompts: Dataset,
     folder: Path,
 ) -> dict[str, Any]:
-    """Candidate against champion; a champion that can't be compared keeps its place and doesn't stop the run."""
+    """Candidate against champion, under the reward of either; a champion that can't be compared keeps its place and
+    doesn't stop the run."""
     from rlhf_lib.evaluation.promotion import compare_policies
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
 
     device = pick_device(recipe.compute)
-    scorer = build_reward(recipe.reward, reward_model, device)
+    scorer = build_reward(recipe.reward, reward.model, device)
+    theirs, missing = _champion_reward(recipe, reward, name, version, device)
     try:
         outcome = compare_policies(
             candidate,
@@ -236,13 +241,43 @@ def _duel(
             dtype=pick_dtype(recipe.compute, device),
             seed=recipe.seed,
             trust_remote_code=recipe.policy.trust_remote_code,
+            champion_reward=theirs,
         )
     except (RLHFError, MlflowException) as error:
         run_logger().warning("champion %s version %s can't be compared with: %s", name, version, error)
         return {"version": version, "error": str(error)}
+    if missing is not None:
+        run_logger().warning("the duel is under this policy's reward alone: %s", missing)
+        outcome["champion_reward"] = {"error": missing}
     (folder / "duel.json").write_text(json.dumps(outcome | {"version": version}, indent=1))
     mlflow.log_artifact(str(folder / "duel.json"))
     return outcome | {"version": version}
+
+
+def _champion_reward(
+    recipe: Recipe, reward: RewardArtifact, name: str, number: str, device: torch.device
+) -> tuple[Reward | None, str | None]:
+    """(the reward that the champion was trained for, why it can't be had); neither where it is the candidate's own."""
+    from rlhf_lib.rewards.build import build_reward, check_reward
+
+    version = versions.version_of(f"models:/{name}/{number}")
+    known = version.tags.get("reward_fingerprint")
+    try:
+        theirs, model = versions.reward_of(version)
+        if known == str(reward.fingerprint) and _scoring(theirs) == _scoring(recipe.reward):
+            return None, None
+        if theirs.kind == "function":
+            check_reward(theirs)
+            if function_source(theirs.function or "", "reward.function") != known:
+                return None, f"the champion's reward.function {theirs.function} has changed since it was trained"
+        return build_reward(theirs, model, device), None
+    except (RLHFError, MlflowException) as error:
+        return None, str(error)
+
+
+def _scoring(reward: RewardConfig) -> dict[str, Any]:
+    """What of the section decides a score, beside the model's weights."""
+    return reward.model_dump(include={"kind", "label", "output", "function", "terms", "max_length"})
 
 
 def _metrics(
@@ -254,9 +289,12 @@ def _metrics(
         "diversity": evaluation.diversity,
         "kl": evaluation.kl,
         "perplexity": evaluation.perplexity or {},
+        "answer_perplexity": evaluation.answer_perplexity or {},
         "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
         "evaluation": evaluation.measured,
     }
     if duel and "error" not in duel:
         tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}
+        if "error" not in (theirs := duel.get("champion_reward") or {"error": ""}):
+            tree["duel"]["champion_reward"] = theirs
     return flat_metrics(tree)

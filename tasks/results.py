@@ -6,7 +6,7 @@ The same JSON is the stage's `record.json`. A metric that doesn't apply is null,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -147,6 +147,8 @@ class EvaluationResult(StageResult):
     reward: dict[str, Any]
     perplexity: dict[str, float | None] | None  # null without a set
     perplexity_counts: dict[str, Any] | None
+    answer_perplexity: dict[str, float | None] | None = None  # null where no text has a prompt and an answer
+    trained_on: Literal["texts", "answers"] = "texts"  # which of the two perplexities the gate is on
     diversity: dict[str, float | None]
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
     kl: float  # nats per response
@@ -220,6 +222,7 @@ def run_record(
         "warnings": ppo and ppo.warnings,
         "reward": evaluation and evaluation.reward,
         "perplexity": evaluation and evaluation.perplexity,
+        "answer_perplexity": evaluation and evaluation.answer_perplexity,
         "diversity": evaluation
         and {key: evaluation.diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
         "metrics": evaluation and (evaluation.measured or None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 from prefect import task
@@ -15,6 +16,9 @@ from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
 from tasks.tracking import tell_losses
 from tasks.tracking.runs import PipelineRun
+
+if TYPE_CHECKING:
+    from rlhf_lib.ppo.rollout import Responses
 
 REFERENCE_SAMPLES = 256  # responses of the reference policy, for the normalisation and the checks
 
@@ -65,13 +69,13 @@ def prepare_reward_model(
             model, metrics = train(recipe, data, policy, current)
         normalization = samples = None
         if reward.normalize or answerless:
-            queries, responses = _sample(recipe, policy)
+            queries, sampled = _sample(recipe, policy)
             if reward.normalize:
-                normalization = _normalize(recipe, queries, responses, model, current.folder)
+                normalization = _normalize(recipe, queries, sampled, model, current.folder)
                 metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
             if answerless:
                 samples = str(current.folder / "samples.json")
-                Path(samples).write_text(json.dumps(list(zip(queries, responses, strict=True))))
+                Path(samples).write_text(json.dumps(list(zip(queries, sampled.texts, strict=True))))
         current.log_metrics(metrics)
         tell_losses("reward_model", training_losses({}, metrics))
         current.finish(
@@ -106,7 +110,7 @@ def _train(
         held_out=load_from_disk(data.preferences.test),
         on_log=lambda step, metrics: current.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step),
     )
-    mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), "curve.png")
+    mlflow.log_figure(curve(log, "loss", "accuracy", "margin", "validation_loss", "validation_accuracy"), "curve.png")
     return str(folder), metrics
 
 
@@ -137,7 +141,7 @@ def _train_classifier(
     return str(folder), metrics
 
 
-def _sample(recipe: Recipe, policy: StartingPolicy) -> tuple[list[str], list[str]]:
+def _sample(recipe: Recipe, policy: StartingPolicy) -> tuple[list[str], Responses]:
     """REFERENCE_SAMPLES queries and the reference policy's responses; few prompts are answered several times each."""
     from datasets import load_from_disk
 
@@ -149,24 +153,26 @@ def _sample(recipe: Recipe, policy: StartingPolicy) -> tuple[list[str], list[str
     prompts = load_from_disk(policy.prompts.train)
     prompts = prompts.select([i % len(prompts) for i in range(REFERENCE_SAMPLES)])
     trust = recipe.policy.trust_remote_code
-    responses = sample_responses(
+    sampled = sample_responses(
         load_policy(policy.model, trust_remote_code=trust).to(device),  # type: ignore[arg-type]
         load_tokenizer(policy.model, trust),
         list(prompts["input_ids"]),
         recipe.generation,
         seed=recipe.seed,
     )
-    return list(prompts["query"]), responses.texts
+    return list(prompts["query"]), sampled
 
 
 def _normalize(
-    recipe: Recipe, queries: list[str], responses: list[str], model: str | None, folder: Path
+    recipe: Recipe, queries: list[str], sampled: Responses, model: str | None, folder: Path
 ) -> Normalization:
     from rlhf_lib.models.device import pick_device
+    from rlhf_lib.rewards import sampled_scores
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.normalization import fit_normalization
 
-    fitted = fit_normalization(build_reward(recipe.reward, model, pick_device(recipe.compute))(queries, responses))
+    reward = build_reward(recipe.reward, model, pick_device(recipe.compute))
+    fitted = fit_normalization(sampled_scores(reward, queries, sampled.texts, sampled.ended))
     fitted.save(folder)
     return Normalization(mean=fitted.mean, std=fitted.std)
 

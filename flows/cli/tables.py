@@ -37,7 +37,7 @@ def run_table(record: Record) -> str:
         return f"delta {number(metric['delta'], '+.3f')}{interval}"
 
     reward, perplexity, model = record["reward"], record["perplexity"] or {}, record["model"] or {}
-    learned = record["reward_model"]
+    learned, answers = record["reward_model"], record.get("answer_perplexity")
     accuracy = "no held-out pairs or labels"
     if learned["accuracy"] is not None:
         accuracy = f"held-out accuracy, {_interval(learned['ci95'], learned['held_out'], '.3f', 'example')}"
@@ -54,6 +54,11 @@ def run_table(record: Record) -> str:
             f"{_interval(reward['ci95'], reward['prompts'], '+.3f', 'prompt')}",
         ),
         ("perplexity", number(perplexity.get("reference"), ".2f"), number(perplexity.get("policy"), ".2f"), ""),
+        *(
+            [("of answers", number(answers["reference"], ".2f"), number(answers["policy"], ".2f"), "perplexity")]
+            if answers
+            else []
+        ),
         (
             "distinct-2",
             number(record["diversity"]["distinct_2_reference"]),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from rlhf_lib.data.dialogue import first_exchange
 from rlhf_lib.data.joined import Datasets
-from rlhf_lib.data.prompts import cut, with_template
+from rlhf_lib.data.prompts import cut, draw_length, with_template
 from rlhf_lib.data.sources import (
     Funnel,
     describe_source,
@@ -27,6 +28,7 @@ from rlhf_lib.recipe import PromptsConfig as PromptSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -152,3 +154,38 @@ def load_texts(
         fix = "evaluation.perplexity.column" if source.prompt else "data.prompts.query, min and max"
         raise DataError(f"{where}: no text has something after its prompt to score. Change {fix}")
     return [text for _, text in pairs], [prompt for prompt, _ in pairs]
+
+
+def split_answers(
+    texts: Sequence[str], settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[list[str], list[str]] | None:
+    """(answers, the prompt of each as the policy sees it): each text cut where `data.prompts.query` ends its query.
+
+    Texts that it can't cut, or that have nothing after their query, are left out; None where none is left. So it is for
+    the kind `text`, whose queries are whole texts, and for `first_tokens` with a tokenizer that doesn't tell where its
+    tokens lie.
+    """
+    query = settings.query
+    if query.kind == "text" or (query.kind == "first_tokens" and not tokenizer.is_fast):
+        return None
+    pairs = []
+    for text in texts:
+        try:
+            if query.kind == "first_turn":
+                asked, answer = first_exchange(text)
+            elif query.kind == "first_tokens":
+                asked, answer = _after_tokens(text, draw_length(query, seed, text), tokenizer)
+            else:
+                asked, answer = cut(text, query, seed, "")
+        except DataError:  # the set may hold other texts than the prompts' set
+            continue
+        if asked.strip() and answer.strip():
+            pairs.append((answer, with_template(asked, settings)))
+    return ([answer for answer, _ in pairs], [prompt for _, prompt in pairs]) if pairs else None
+
+
+def _after_tokens(text: str, count: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The text of the first so many tokens, and the rest."""
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    end = places[min(count, len(places)) - 1][1] if places else 0
+    return text[:end], text[end:]

@@ -33,6 +33,14 @@ def first_turn(text: str) -> str:
     return turn.replace("\n", " ").strip()
 
 
+def first_exchange(text: str) -> tuple[str, str]:
+    """(the first human turn, as `first_turn` gives it; the assistant's turn after it, right-stripped, empty where
+    there is none). Raises DataError for a text that is not a dialogue."""
+    asked = first_turn(text)
+    _, *turns = re.split(f"({HUMAN}|{ASSISTANT})", text.removeprefix(HUMAN), maxsplit=2)
+    return asked, turns[1].rstrip() if turns[0] == ASSISTANT else ""
+
+
 def _require_dialogue(text: str) -> None:
     if not text.startswith(HUMAN) or ASSISTANT not in text:
         raise DataError(

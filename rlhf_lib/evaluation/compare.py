@@ -20,7 +20,7 @@ from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import Responses, sample_responses
 from rlhf_lib.recipe import GenerationConfig
-from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards import Reward, sampled_scores
 
 # model, tokenizer -> perplexity and mean_perplexity
 PerplexityOf = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, Any]]
@@ -136,7 +136,7 @@ def _compare(
             measured = perplexity_of(model, tokenizers[i]) if perplexity_of else {}
         sampled = Sampled(
             texts=responses.texts,
-            scores=reward(list(queries), responses.texts),
+            scores=sampled_scores(reward, queries, responses.texts, responses.ended),
             lengths=[len(ids) for ids in responses.response_ids],
             ended=responses.ended,
         )

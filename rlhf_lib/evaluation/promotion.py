@@ -11,9 +11,10 @@ import torch
 from datasets import Dataset
 
 from rlhf_lib.evaluation.compare import compare_folders
+from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
 from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig
-from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards import Reward, sampled_scores
 from rlhf_lib.statistics import counted, no_interval
 
 
@@ -50,12 +51,16 @@ def judge(
 ) -> tuple[bool, list[dict[str, Any]], str]:
     """(passed, [{name, figure, threshold, passed, detail}], reason) of a candidate.
 
-    `evaluation` holds reward (delta, ci95, prompts), perplexity or None, diversity and kl of policy against reference,
-    and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass. `duel` is what
-    `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none. Gates
-    that are switched off, or whose value doesn't apply (perplexity without a set), are left out.
+    `evaluation` holds reward (delta, ci95, prompts), perplexity or None, answer_perplexity where `trained_on` says
+    "answers" (see `gated_perplexity`), diversity and kl of policy against reference, and `held_out`: false where the
+    prompts were training prompts, which only `allow_unheld` lets pass. `duel` is what `compare_policies` returns,
+    {"error": why} where the champion couldn't be compared, None where there is none. Its `champion_reward` is the same
+    under the reward that the champion was trained for, {"error": why} where that couldn't be had, and absent where it
+    is this policy's own. The champion must be beaten under both. Gates that are switched off, or
+    whose value doesn't apply (perplexity without a set), are left out.
     """
-    reward, perplexity, diversity = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
+    reward, diversity = evaluation["reward"], evaluation["diversity"]
+    what, perplexity = gated_perplexity(evaluation)
     results: list[Gate] = []
     held_out = evaluation.get("held_out", True)
     if gates.min_prompts is not None and held_out:  # of a closed set there are no more
@@ -68,7 +73,7 @@ def judge(
     if gates.min_reward_delta is not None:
         least, found = _gain(reward, "the reference")
         results.append(Gate.judge("min_reward_delta", least, "above", gates.min_reward_delta, found))
-    ratio, found = _ratio("perplexity", perplexity.get("reference"), perplexity.get("policy"))
+    ratio, found = _ratio(what, perplexity.get("reference"), perplexity.get("policy"))
     if ratio is not None and gates.max_perplexity_ratio is not None:
         results.append(Gate.judge("max_perplexity_ratio", ratio, "at most", gates.max_perplexity_ratio, found))
     if gates.max_kl is not None:
@@ -80,19 +85,42 @@ def judge(
     if not (held_out or gates.allow_unheld):
         results.append(Gate("held_out", 0.0, 1.0, False, _UNHELD))
     if duel:
-        results.append(_beats_champion(gates, duel, reward["prompts"]))
+        results += _beats_champion(gates, duel, reward["prompts"])
     failed = [f"{gate.name}: {gate.detail}" for gate in results if not gate.passed]
     if failed:
         reason = "; ".join(failed)
     elif duel:
         reason = f"all gates passed, and the mean score gained over the champion is {_interval(duel)}"
+        theirs = duel.get("champion_reward") or {}
+        if "error" in theirs:
+            reason += f"; under this policy's reward alone, since the champion's can't be had: {theirs['error']}"
+        elif theirs:
+            reason += f", under the champion's own reward {_interval(theirs)}"
     else:
         gained = f"the mean score gained over the reference is {_interval(reward)}"
         reason = f"all gates passed, and there was no champion; {gained}"
     return not failed, [asdict(gate) for gate in results], reason
 
 
-def _beats_champion(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> Gate:
+def gated_perplexity(evaluation: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """(its name in words, {reference, policy}) of the perplexity that the model was trained for: the answers' where it
+    learned answers alone and there are some, else the whole texts'; empty where there is none."""
+    if evaluation.get("trained_on") == "answers" and (answers := evaluation.get("answer_perplexity")):
+        return "perplexity of the answers", answers
+    return "perplexity", evaluation["perplexity"] or {}
+
+
+def _beats_champion(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> list[Gate]:
+    """Under the candidate's reward and, where that is another one that could be had, the champion's."""
+    first = _wins_duel(gates, duel, prompts)
+    theirs = duel.get("champion_reward")
+    if first.figure is None or not theirs or "error" in theirs:
+        return [first]
+    least, found = _gain(theirs, f"the champion (version {duel['version']}) under the champion's own reward")
+    return [first, Gate.judge("beats_champion_by_its_reward", least, "above", 0.0, found)]
+
+
+def _wins_duel(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> Gate:
     name, champion = "beats_champion", f"the champion (version {duel['version']})"
     if "error" in duel:
         return Gate(name, None, 0.0, False, f"no comparison with {champion}: {duel['error']}")
@@ -135,12 +163,15 @@ def compare_policies(
     dtype: torch.dtype = torch.float32,
     seed: int,
     trust_remote_code: bool = False,
+    champion_reward: Reward | None = None,
 ) -> dict[str, Any]:
-    """Two policy folders on the same prompts, drawn with the same seeds, under one reward.
+    """Two policy folders on the same prompts, drawn with the same seeds, under one reward, the candidate's; with
+    `champion_reward` the same responses are scored by that one too.
 
     `prompts` has columns query and prompt; those that fit both are used (see `encode_for_all`). Returns mean scores,
     the paired bootstrap interval of candidate - champion (None for a handful of prompts), the win rate and the number
-    of prompts. Two equal models give equal texts, and so 0.
+    of prompts; and under `champion_reward` the same by the champion's reward. Two equal models give equal texts, and
+    so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
     sources = [ModelSource("champion", champion), ModelSource("candidate", candidate)]
@@ -157,6 +188,15 @@ def compare_policies(
     )
     outcome = compared.results[1].gain
     assert outcome is not None
+    duel = _outcome(outcome)
+    if champion_reward is not None:
+        texts = [result.sampled for result in compared.results]
+        before, after = (sampled_scores(champion_reward, compared.queries, s.texts, s.ended) for s in texts)
+        duel["champion_reward"] = _outcome(reward_delta(before, after, prompts=compared.queries, seed=seed))
+    return duel
+
+
+def _outcome(outcome: RewardDelta) -> dict[str, Any]:
     return {
         "candidate": outcome.policy,
         "champion": outcome.reference,

@@ -76,12 +76,14 @@ def build_report(
     probes: Sequence[ProbeResult] = (),
     metrics: Sequence[MetricChange] = (),
     warnings: Sequence[str] = (),
+    answer_perplexity: Mapping[str, float] | None = None,
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
     """Collect the metrics, and the samples with the largest gain, the largest loss, and drawn at random.
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
+    `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     `metrics`: what changed in those of `evaluation.metrics`. `warnings`: what looked wrong while PPO learned.
     """
@@ -103,6 +105,9 @@ def build_report(
                 perplexity["mean_per_text_policy"],
             ),
         ]
+        if answer_perplexity:
+            answers = Row("Perplexity of answers", answer_perplexity["reference"], answer_perplexity["policy"])
+            rows.insert(3, answers)
     order = sorted(range(len(c.queries)), key=lambda i: -c.deltas[i])
     most = min(samples, max(1, len(order) // 2))
     drawn = random.Random(seed).sample(order, min(samples, len(order)))

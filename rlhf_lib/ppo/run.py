@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.faults import Diverged
 from rlhf_lib.ppo.orphan import LAUNCHER, end_with_launcher
+from rlhf_lib.ppo.selection import best_step, selection_split
 from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.recipe import Recipe
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rlhf_lib.models.policy import Policy
     from rlhf_lib.ppo.trainer import PPOTrainer
 
+logger = logging.getLogger(__name__)
 POLL = 0.2  # seconds between looks at what the processes have to tell
 
 
@@ -92,7 +94,7 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
                 raise RLHFError(
                     f"ppo.keep_best is {kept}, but no step has that statistic: set one of {', '.join(sorted(stats))}"
                 )
-            if kept in stats and best_step(history, kept) == trainer.step:
+            if kept in stats and best_step(history, kept, config.keep_best_max_kl) == trainer.step:
                 save_best(trainer, checkpoints)
             every = config.checkpoint_every
             if every and trainer.step % every == 0 and trainer.step < config.steps:
@@ -104,15 +106,12 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
             save()  # what follows may be interrupted too
     if window.left:
         return
-    if config.keep_best is not None:
-        load_best(trainer, checkpoints)
+    if config.keep_best is not None and not load_best(trainer, checkpoints):
+        logger.warning(
+            "ppo.keep_best: no step that was measured has a KL of at most ppo.keep_best_max_kl (%s): the last is kept",
+            config.keep_best_max_kl,
+        )
     export(trainer, job)
-
-
-def best_step(history: list[Stats], name: str) -> int | None:
-    """The first step with the highest such statistic; None where no step has it."""
-    values = [stats.get(name, -math.inf) for stats in history]
-    return values.index(max(values)) + 1 if max(values, default=-math.inf) > -math.inf else None
 
 
 def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTrainer:
@@ -134,23 +133,35 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     recipe = job.recipe
     device = pick_device(recipe.compute) if accelerator is None else accelerator.device
     tokenizer = load_tokenizer(job.policy, recipe.policy.trust_remote_code)
+    rows = load_from_disk(job.prompts["train"]).to_list()
+    if picks_by_prompts(recipe):
+        rows, watched = selection_split(rows, recipe.ppo.eval_prompts, recipe.seed)
+    else:
+        watched = _eval_prompts(job, tokenizer) if recipe.ppo.eval_every else None
     trainer = PPOTrainer(
         build_policy(job).to(device),
         tokenizer,
         build_reward(recipe.reward, job.reward, device),
-        load_from_disk(job.prompts["train"]).to_list(),
+        rows,
         recipe.ppo,
         recipe.generation,
         seed=recipe.seed,
         dtype=pick_dtype(recipe.compute, device),
         score_constants=job.score_constants or (0.0, 1.0),
-        eval_prompts=_eval_prompts(job, tokenizer) if recipe.ppo.eval_every else None,
+        eval_prompts=watched,
         metrics=import_metrics(recipe.evaluation.metrics),
         accelerator=accelerator,
     )
     if trainer.processes.rank:
         torch.manual_seed(recipe.seed + trainer.processes.rank)  # what a reward draws differs between processes
     return trainer
+
+
+def picks_by_prompts(recipe: Recipe) -> bool:
+    """Whether held-out prompts pick the step that is exported. They are training prompts then, which are not trained
+    on, as the evaluation's would make its figures too good; a closed set has no prompts to spare."""
+    kept = recipe.ppo.keep_best or ""
+    return kept.startswith("eval/") and recipe.ppo.eval_texts is None and not recipe.data.prompts.unheld
 
 
 def _eval_prompts(job: Job, tokenizer: PreTrainedTokenizerBase) -> list[dict]:

@@ -50,7 +50,7 @@ from rlhf_lib.ppo.parallel import Processes, split_micro_batches
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
 from rlhf_lib.ppo.statistics import Stats, Timer, UpdateStatistics, rollout_statistics
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
-from rlhf_lib.rewards import Reward, checked_scores
+from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -312,7 +312,8 @@ class PPOTrainer:
         queries, texts = [row["query"] for row in rows][share], sampled.texts[share]
 
         def scored() -> list[float]:
-            return checked_scores(self.reward(queries, texts), queries, texts, f"at step {self.step}").tolist()
+            given = sampled_scores(self.reward, queries, texts, sampled.ended[share])
+            return checked_scores(given, queries, texts, f"at step {self.step}").tolist()
 
         return torch.tensor(self.processes.gather_from(scored), device=self.policy.device)
 

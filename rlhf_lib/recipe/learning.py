@@ -122,6 +122,22 @@ class RewardTrainingConfig(Section):
     center_coefficient: float | None = Field(
         None, ge=0, description="weight of the squared sum of a pair's scores, which keeps them centred (0.01 is usual)"
     )
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="kind preference: share of the training pairs, whole prompts, that aren't trained on; the loss on "
+        "them is measured about 10 times, and the weights with the lowest are kept. 0: none, and the last are kept",
+    )
+    patience: Positive | None = Field(
+        None, description="with validation: training stops after so many measurements without a lower loss; null: never"
+    )
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> RewardTrainingConfig:
+        if self.patience is not None and not self.validation:
+            raise ValueError("patience needs validation, a share of the pairs to measure on: set it, say to 0.1")
+        return self
 
 
 class ProbeConfig(Section):
@@ -208,6 +224,8 @@ class RewardConfig(Section):
     def _complete(self) -> RewardConfig:
         if self.kind in ("pair", "likelihood") and self.model is None:
             raise ValueError(f"kind {self.kind} needs model")
+        if self.train.validation and self.kind != "preference":
+            raise ValueError("train.validation is for kind preference")
         if self.train.from_scratch is not None and (self.kind != "classifier" or self.model is not None):
             raise ValueError("train.from_scratch is for kind classifier without model")
         if any(term.reward.kind == "classifier" and term.reward.model is None for term in self.terms or []):
@@ -352,7 +370,13 @@ class PPOConfig(Section):
         None, min_length=1, description="prompts to use instead, repeated until there are eval_prompts of them"
     )
     keep_best: str | None = Field(
-        None, description="export the step at which this statistic (say eval/mean_scores) is highest, not the last step"
+        None,
+        description="export the step at which this statistic (say eval/mean_scores) is highest, not the last step. "
+        "For one of eval/, up to eval_prompts training prompts are kept from training, and evaluated on instead of "
+        "the evaluation's",
+    )
+    keep_best_max_kl: float | None = Field(
+        None, gt=0, description="with keep_best: only of steps whose objective/kl is at most this; null: of all"
     )
     sample_every: Positive = Field(10, description="steps between the samples shown in MLflow")
     samples: Positive = Field(8, description="responses shown each time")
@@ -374,6 +398,8 @@ class PPOConfig(Section):
             raise ValueError("kl_estimator k1 has almost no gradient in the loss: set k2, or kl_in: reward")
         if self.keep_best is not None and self.keep_best.startswith("eval/") and self.eval_every is None:
             raise ValueError(f"keep_best {self.keep_best} needs eval_every")
+        if self.keep_best_max_kl is not None and self.keep_best is None:
+            raise ValueError("keep_best_max_kl needs keep_best, the statistic to pick a step by, say ppo/mean_scores")
         if self.mini_batch_size and self.mini_batch_size > self.batch_size:
             raise ValueError(f"mini_batch_size ({self.mini_batch_size}) is more than batch_size ({self.batch_size})")
         return self

@@ -11,7 +11,8 @@ from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, 
 
 
 class PerplexitySetConfig(SourceConfig):
-    """Texts whose perplexity is measured under the reference and the policy."""
+    """Texts whose perplexity is measured under the reference and the policy, and that of the answers in them, given
+    their prompts (as data.prompts.query cuts them)."""
 
     weighted: ClassVar[bool] = False
 
@@ -65,8 +66,16 @@ class GatesConfig(Section):
         description="the 95% interval of the reward's gain must lie above this (below 20 prompts, which have no "
         "interval, the gain itself)",
     )
-    max_perplexity_ratio: float | None = Field(2.0, gt=0, description="perplexity, policy to reference")
-    max_kl: float | None = Field(None, gt=0, description="KL to the reference, nats per response")
+    max_perplexity_ratio: float | None = Field(
+        2.0,
+        gt=0,
+        description="perplexity, policy to reference; of the answers alone where policy.train.completion_only is true",
+    )
+    max_kl: float | None = Field(
+        20.0,
+        gt=0,
+        description="KL to the reference, nats per response; shipped recipes reach 2 to 8, one that collapsed 31",
+    )
     min_distinct_2_ratio: float | None = Field(
         0.5, ge=0, description="share of bigrams that differ, policy to reference"
     )

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 Reward = Callable[[list[str], list[str]], list[float]]
 
 
+def sampled_scores(
+    reward: Reward, queries: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
+) -> list[float]:
+    """The reward of sampled responses, of which some `ended` themselves and the others were cut off at their limit.
+
+    A reward whose attribute `reads_ends` is true is told which did, by the keyword `ended`: a preference model reads an
+    EOS there alone, as a text that goes on must not be paid as a finished one. Others are called as ever.
+    """
+    if getattr(reward, "reads_ends", False):
+        return reward(list(queries), list(responses), ended=list(ended))  # type: ignore[call-arg]
+    return reward(list(queries), list(responses))
+
+
 def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:
     """A reward's scores as a tensor (B,), fp64. `where` tells in the message which reward, or when.
 

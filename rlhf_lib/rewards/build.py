@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
-from rlhf_lib.rewards import Reward, checked_scores
+from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
 from rlhf_lib.rewards.failure import explained
 from rlhf_lib.rewards.likelihood import LikelihoodReward
@@ -31,7 +31,7 @@ def build_reward(
     if reward.kind == "function":
         return function_reward(reward.function or "")
     if reward.kind == "sum":
-        return weighted_sum([(term.weight, build_reward(term.reward, device=device)) for term in reward.terms or []])
+        return WeightedSum([(term.weight, build_reward(term.reward, device=device)) for term in reward.terms or []])
     name = model or reward.model
     if name is None:
         raise ModelError("the reward model isn't trained yet: run its recipe, or set reward.model to a trained one")
@@ -56,14 +56,22 @@ def build_reward(
     )
 
 
-def weighted_sum(terms: Sequence[tuple[float, Reward]]) -> Reward:
-    """The sum of weight times score over the terms."""
+class WeightedSum:
+    """The sum of weight times score over the terms, each of which is told what it reads (`sampled_scores`)."""
 
-    def total(queries: list[str], responses: list[str]) -> list[float]:
-        scores = [[weight * score for score in reward(queries, responses)] for weight, reward in terms]
+    reads_ends = True
+
+    def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
+        self.terms = terms
+
+    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
+        """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
+        whole = [True] * len(responses) if ended is None else ended
+        scores = [
+            [weight * score for score in sampled_scores(reward, queries, responses, whole)]
+            for weight, reward in self.terms
+        ]
         return [sum(column) for column in zip(*scores, strict=True)]
-
-    return total
 
 
 def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> None:

@@ -18,9 +18,10 @@ class ClassifierReward:
     """Score query + response with one output of a classifier: its logit, or its probability.
 
     `pair` encodes (query, response) as the two segments of a pair instead. `append_eos` ends each text with the
-    tokenizer's EOS, as preference models are trained here. Texts longer than `max_length` tokens, or than the model's
-    positions, are cut from the left. A probability is a softmax over the outputs, or a sigmoid where there is one
-    output or the model says problem_type multi_label_classification; `softmax` is one whatever the model says.
+    tokenizer's EOS, as preference models are trained here; of sampled responses, those alone that `ended`. Texts
+    longer than `max_length` tokens, or than the model's positions, are cut from the left. A probability is a softmax
+    over the outputs, or a sigmoid where there is one output or the model says problem_type
+    multi_label_classification; `softmax` is one whatever the model says.
 
     Raises ModelError for a label that the classifier doesn't have, or for none where it has several.
     """
@@ -43,7 +44,7 @@ class ClassifierReward:
         self.tokenizer = tokenizer
         self.output = output
         self.pair = pair
-        self.append_eos = append_eos
+        self.append_eos = self.reads_ends = append_eos
         self.max_length = min(max_length or positions(model.config), positions(model.config))
         self.batch_size = batch_size
         # Classifiers made of decoders read their logits at the last token that isn't the pad token, and refuse batches
@@ -54,15 +55,15 @@ class ClassifierReward:
             model.config.get_text_config().pad_token_id = self.pad_id
         self.per_token_head = getattr(model, "score", None)
 
-    def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
-        """One score per (query, response)."""
+    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
+        """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
         if not responses:
             return []
         if self.pair:
             rows = encode(self.tokenizer, queries, self.max_length, pairs=responses)
         else:
             texts = [q + r for q, r in zip(queries, responses, strict=True)]
-            rows = encode(self.tokenizer, texts, self.max_length, append_eos=self.append_eos)
+            rows = encode(self.tokenizer, texts, self.max_length, append_eos=self.append_eos, ended=ended)
         return self._chosen(self._logits(rows)).tolist()
 
     def logits(self, texts: Sequence[str]) -> Tensor:
@@ -137,11 +138,13 @@ def encode(
     *,
     pairs: list[str] | None = None,
     append_eos: bool = False,
+    ended: Sequence[bool] | None = None,
 ) -> dict[str, list[list[int]]]:
     """Token ids (and segment ids, where the tokenizer makes them), one row per text, cut from the left to `max_length`.
 
     Special tokens are kept when a text is cut. With `append_eos` every row ends with the tokenizer's EOS, which is not
-    added twice; a row is never empty (it is then the EOS, BOS or token 0 alone).
+    added twice, or only those that `ended`; a tokenizer that ends every text itself does so with these too. A row is
+    never empty (it is then the EOS, BOS or token 0 alone).
     """
     eos = tokenizer.eos_token_id
     if append_eos and eos is None:
@@ -161,7 +164,7 @@ def encode(
     rows = {key: [list(row) for row in values] for key, values in encoded.items()}
     alone = next(i for i in (eos, tokenizer.bos_token_id, 0) if i is not None)
     for key, values in rows.items():
-        for row in values:
-            if append_eos or not row:
+        for i, row in enumerate(values):
+            if (append_eos and (ended is None or ended[i])) or not row:
                 row.append(alone if key == "input_ids" else row[-1] if row else 0)
     return rows

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.device import keep_freed_memory, pick_device, pick_dtype
@@ -94,6 +96,66 @@ class LengthGroups:
         return ShuffledLengthGroups(self.args.train_batch_size, lengths=list(rows["length"]))
 
 
+class PromptBatches(Sampler[list[int]]):
+    """Batches of at most `batch_size` rows, each prompt's rows in one of them (Ouyang et al. 2022, section 3.5: spread
+    over batches they overfit), of like lengths and in random order. A prompt with more rows than a batch fills several.
+
+    Every epoch has as many batches: which sizes share one is fixed, and which prompts of these sizes is drawn anew.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], prompts: Sequence[int]) -> None:
+        self.batch_size = batch_size
+        rows: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            rows.setdefault(prompt, []).append(row)
+        self.groups = [
+            found[start : start + batch_size] for found in rows.values() for start in range(0, len(found), batch_size)
+        ]
+        self.lengths = [max(lengths[row] for row in group) for group in self.groups]
+        self.sizes = _filled(Counter(map(len, self.groups)), batch_size)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: dict[int, list[int]] = {}
+        for group in reversed(get_length_grouped_indices(self.lengths, self.batch_size)):
+            waiting.setdefault(len(self.groups[group]), []).append(group)
+        batches = [[row for size in sizes for row in self.groups[waiting[size].pop()]] for sizes in self.sizes]
+        for i in torch.randperm(len(batches)).tolist():
+            yield batches[i]
+
+
+def _filled(counts: Counter[int], room: int) -> list[list[int]]:
+    """So many groups of each size, put into batches of at most `room` rows: the largest that fits comes next."""
+    left, batches = Counter(counts), list[list[int]]()
+    while left:
+        batches.append([])
+        free = room
+        while size := max((size for size in left if size <= free), default=0):
+            batches[-1].append(size)
+            free -= size
+            left -= Counter({size: 1})
+    return batches
+
+
+class PromptGroups(LengthGroups):
+    """The same where rows have a column `group`, their prompt's number: a prompt's rows share a batch."""
+
+    def get_train_dataloader(self: Any) -> torch.utils.data.DataLoader:
+        rows = self.train_dataset
+        if len(set(rows["group"])) == len(rows):
+            return super().get_train_dataloader()  # type: ignore[misc]
+        batches = PromptBatches(self.args.train_batch_size, list(rows["length"]), list(rows["group"]))
+        loader = torch.utils.data.DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+
 class _Bar(ProgressCallback):
     """A progress bar that shows the loss, instead of a line of metrics every few steps."""
 
@@ -113,6 +175,7 @@ class _Log(TrainerCallback):
 
     def __init__(self, on_log: OnLog | None) -> None:
         self.rows: list[dict[str, float]] = []
+        self.measured: list[dict[str, float]] = []  # on the validation rows
         self.on_log_figures = on_log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -124,6 +187,12 @@ class _Log(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         metrics = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and k != "epoch"}
+        if "eval_loss" in metrics:
+            metrics = {f"validation_{name}": metrics[f"eval_{name}"] for name in ("loss", "accuracy")}
+            self.measured.append({"step": state.global_step, **metrics})
+            if self.on_log_figures:
+                self.on_log_figures(state.global_step, metrics)
+            return
         if "loss" not in metrics:
             return
         if not torch.tensor(metrics["loss"]).isfinite():
@@ -137,7 +206,8 @@ class _Log(TrainerCallback):
 
 def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
     """Train, with a progress bar where nothing listens (rlhf_lib/progress.py), and give the logged metrics: one dict
-    per logged step, `step` among its keys.
+    per logged step, `step` among its keys; then, where the trainer has evaluation rows, one per measurement on these,
+    with `validation_loss` and `validation_accuracy`.
 
     Raises ModelError when the loss is NaN or infinite.
     """
@@ -154,7 +224,7 @@ def fit(trainer: Trainer, on_log: OnLog | None) -> list[dict[str, float]]:
     finally:  # what Accelerate keeps for the process, precision and device among it, is not the next trainer's
         AcceleratorState._reset_state(reset_partial_state=True)
     trainer.model.eval()  # type: ignore[union-attr]
-    return log.rows
+    return [*log.rows, *log.measured]
 
 
 def curve(rows: list[dict[str, float]], *names: str) -> Figure:

@@ -74,6 +74,7 @@ class Chat:
         from rlhf_lib.models.loading import positions
         from rlhf_lib.models.policy import autocast
         from rlhf_lib.ppo.rollout import sample_responses
+        from rlhf_lib.rewards import sampled_scores
         from tasks.registry.policy_server import framed
 
         query, prompt = framed(typed, **form(self.recipe))
@@ -89,7 +90,7 @@ class Chat:
                     model, tokenizer, [ids], self.recipe.generation, seed=self.recipe.seed, step=turn
                 )
             text = sampled.texts[0]
-            score = self.reward([query], [text])[0] if self.reward else None
+            score = sampled_scores(self.reward, [query], [text], sampled.ended)[0] if self.reward else None
             answers.append(Answer(name, text, score))
         return answers
 

@@ -31,6 +31,7 @@ def model_card(
     """Markdown, from the recipe and the stages' records; `samples` and `pipeline` are links to the evaluation's run and
     to the parent's. Metrics that don't apply are left out."""
     learned, checked, texts = evaluation.reward, evaluation.perplexity or {}, evaluation.diversity
+    answers = evaluation.answer_perplexity or {}
     accuracy = None
     if checks is not None and checks.accuracy is not None and checks.held_out is not None:
         accuracy = f"{cell(checks.accuracy)} ({_interval(checks.ci95, checks.held_out, 'example')})"
@@ -39,6 +40,7 @@ def model_card(
         ("reward", learned["reference"], learned["policy"]),
         ("perplexity (by token)", checked.get("reference"), checked.get("policy")),
         ("perplexity (mean of texts)", checked.get("mean_per_text_reference"), checked.get("mean_per_text_policy")),
+        ("perplexity of the answers (by token)", answers.get("reference"), answers.get("policy")),
         ("distinct-1", texts.get("distinct_1_reference"), texts.get("distinct_1_policy")),
         ("distinct-2", texts.get("distinct_2_reference"), texts.get("distinct_2_policy")),
     ]
@@ -117,10 +119,17 @@ def cell(value: Any) -> str:
 def _against(duel: Mapping[str, Any] | None) -> str:
     if duel is None or "error" in duel:
         return ""
+    told = f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {_duelled(duel)}.\n"
+    theirs = duel.get("champion_reward") or {}
+    if "error" in theirs:
+        return f"{told}Not under the champion's own reward: {theirs['error']}.\n"
+    return told + (f"Under the champion's own reward: {_duelled(theirs)}.\n" if theirs else "")
+
+
+def _duelled(found: Mapping[str, Any]) -> str:
     return (
-        f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {cell(duel['champion'])} "
-        f"-> {cell(duel['candidate'])}, delta {cell(duel['delta'])} ({_interval(duel['ci95'], duel['prompts'])}), "
-        f"win rate {cell(duel['win_rate'])}.\n"
+        f"{cell(found['champion'])} -> {cell(found['candidate'])}, delta {cell(found['delta'])} "
+        f"({_interval(found['ci95'], found['prompts'])}), win rate {cell(found['win_rate'])}"
     )
 
 

@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from rlhf_lib.errors import ModelError
-from rlhf_lib.recipe import Recipe, load_recipe
+from rlhf_lib.recipe import Recipe, RewardConfig, load_recipe
 from rlhf_lib.statistics import counted
 from tasks.registry.policies import CHAMPION, champion, resolve_model
 
@@ -137,6 +137,16 @@ def reward_model_of(recipe: Recipe, made: Iterable[ModelVersion]) -> str | None:
         f"the reward model of recipe {recipe.name} is trained by a run of it, and no registered version keeps one: run "
         "the recipe, or set a reward that exists (--set reward.kind=..., --set reward.model=...)"
     )
+
+
+def reward_of(version: ModelVersion) -> tuple[RewardConfig, str | None]:
+    """The reward that the version was trained for: its recipe's section, and the folder or hub id of its model, None
+    for one without. Raises ModelError where either is gone."""
+    reward = (recipe := recipe_of(version)).reward
+    trained = reward.kind == "preference" or (reward.kind == "classifier" and recipe.data.labelled is not None)
+    if trained or REWARD_MODEL in version.tags:
+        return reward, _fetched(version, REWARD_MODEL, "its runs kept none")
+    return reward, resolve_model(reward.model) if reward.model else None
 
 
 def _fetched(version: ModelVersion, kind: str, fix: str) -> str:

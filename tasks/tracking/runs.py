@@ -22,7 +22,7 @@ from tasks.tracking import run_folder, run_logger, views
 
 EXPERIMENT = "rlhf"
 # in the order in which MLflow's pages offer them
-HEADLINES = ("reward", "ppo", "perplexity", "diversity", "reward_model")
+HEADLINES = ("reward", "ppo", "perplexity", "answer_perplexity", "diversity", "reward_model")
 
 
 class PipelineRun(BaseModel):

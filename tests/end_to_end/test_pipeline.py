@@ -57,6 +57,7 @@ RECORD = {
     "ppo": {"steps", "seconds", "kl"},
     "reward": {"reference", "policy", "delta", "ci95", "win_rate", "prompts"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
+    "answer_perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
     "metrics": None,
     "evaluation": {"prompts", "distinct_prompts", "held_out"},
@@ -188,6 +189,8 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
         "reward/prompts",
         "perplexity/reference", "perplexity/policy",
         "perplexity/mean_per_text_reference", "perplexity/mean_per_text_policy",
+        "answer_perplexity/reference", "answer_perplexity/policy",
+        "answer_perplexity/mean_per_text_reference", "answer_perplexity/mean_per_text_policy",
         "diversity/distinct_2_reference", "diversity/distinct_2_policy",
     }  # fmt: skip
     assert metrics["reward/ci95_high"] == record["reward"]["ci95"][1]
@@ -348,7 +351,8 @@ def test_a_model_at_hand_makes_six_stages_and_a_reward_model_of_its_own(first, r
     run = started(record["mlflow_run_id"])
     assert [child.data.tags["stage"] for child in run.children] == [s for s in STAGES if s != "base_model"]
     assert record["perplexity"] is None
-    assert not [name for name in run.parent.data.metrics if name.startswith("perplexity")]
+    assert record["answer_perplexity"] is None
+    assert not [name for name in run.parent.data.metrics if "perplexity" in name]
     # the same weights, and so the same figures, whether trained here or given
     assert record["reward"] == first.record["reward"]
 

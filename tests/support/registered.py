@@ -113,17 +113,24 @@ def policy_folders(tmp_path_factory):
     }
 
 
+def brevity(queries, responses):
+    """Another reward: fewer letters."""
+    return [-score for score in letters(queries, responses)]
+
+
 ids = map(str, count())  # of runs of PPO: each registration is another run's
 
 
-def register(run, folders, folder, recipe=None, evaluation=None, ppo=None, model="tiny", **more):
+def register(
+    run, folders, folder, recipe=None, evaluation=None, ppo=None, model="tiny", fingerprint="reward456", **more
+):
     return registration.register_policy.fn(
         recipe or make_recipe(),
         run,
         StartingPolicy(
             model=model, fingerprint="base123", prompts=Folders(train=folders["prompts"], test=folders["prompts"])
         ),
-        RewardArtifact(model=None, fingerprint="reward456", normalization=None),
+        RewardArtifact(model=None, fingerprint=fingerprint, normalization=None),
         PPOResult(
             policy=folder,
             reference=folders["plain"],

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from rlhf_lib.evaluation.perplexity import Perplexity
 from rlhf_lib.recipe import Recipe
 from tasks.evaluation import evaluate_policy
 from tasks.results import EvaluationResult, Folders, PPOResult, PreparedData, RewardArtifact, StartingPolicy
@@ -57,7 +58,13 @@ def evaluated(folders, prefect_server, mlflow_store):
     """Record and MLflow run of the task with, and without, a perplexity set."""
     settings = {
         "name": "counting",
-        "data": {"prompts": {"dataset": str(folders / "texts"), "column": "chosen"}},
+        "data": {
+            "prompts": {
+                "dataset": str(folders / "texts"),
+                "column": "chosen",
+                "query": {"kind": "first_words", "min": 1, "max": 2},
+            }
+        },
         "policy": {"model": str(folders / "reference")},
         "reward": {"kind": "function", "function": f"{__name__}:count_a"},
         "generation": {"max_new_tokens": 6},
@@ -119,6 +126,26 @@ def test_record_is_the_contract(evaluated):
     counts = record.perplexity_counts
     assert (counts["texts"], counts["tokens"], counts["truncated"], counts["skipped"]) == (3, 3 + 15, 1, 1)
     assert EvaluationResult.model_validate_json(record.model_dump_json()) == record
+
+
+def test_answers_have_a_perplexity_of_their_own(evaluated, folders):
+    """Of what follows each text's query alone, which the policy is given."""
+    record = evaluated[0][True]
+    for name in ("reference", "policy"):
+        found = Perplexity(keep_in_memory=True).compute(
+            predictions=[" b c", " e" + " d e" * 19], prompts=["a", "d"],
+            model=GPT2LMHeadModel.from_pretrained(folders / name),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(folders / name),
+        )  # fmt: skip
+        assert record.answer_perplexity[name] == pytest.approx(found["perplexity"])
+        assert record.answer_perplexity[f"mean_per_text_{name}"] == pytest.approx(found["mean_perplexity"])
+        assert record.metrics[f"answer_perplexity/{name}"] == record.answer_perplexity[name]
+        assert record.answer_perplexity[name] != pytest.approx(record.perplexity[name])
+    assert record.trained_on == "texts"
+    page = Path(record.report).read_text(encoding="utf-8")
+    assert "<td>Perplexity of answers</td>" in page
+    assert "Perplexity of answers: those in 2 of these texts, given their prompts." in page
+    assert evaluated[0][False].answer_perplexity is None
 
 
 def test_metrics_of_one_s_own_are_before_and_after(evaluated):

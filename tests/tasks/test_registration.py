@@ -26,6 +26,7 @@ from rlhf_lib.ppo.rollout import sample_responses
 from tasks import registration
 from tasks.registry import policies, versions
 from tasks.results import Folders, PreparedData, RewardChecks
+from tasks.stage.keys import function_source
 from tests.rlhf_lib.evaluation.test_promotion import figures
 
 
@@ -164,6 +165,47 @@ def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):
     version = client.get_model_version("letters", "2")
     assert version.tags["promoted"] == "false"
     assert "Not promoted: beats_champion" in version.description
+
+
+def test_the_duel_is_held_under_the_champions_reward_too(store, folders):
+    """The champion was trained for fewer letters, the candidate for more: by its own reward the champion is better."""
+    brief = make_recipe(reward={"kind": "function", "function": "registered:brevity"})
+    made = function_source("registered:brevity", "reward.function")
+    mlflow.log_dict(brief.model_dump(mode="json"), "recipe.yaml")  # in the parent run, as the flow does
+    register(store, folders, folders["plain"], brief, fingerprint=made)
+    record = register(store, folders, folders["lettered"])
+    theirs = record.duel["champion_reward"]
+    assert theirs["delta"] == pytest.approx(-record.duel["delta"])
+    assert record.duel["delta"] > 0
+    assert not record.promoted
+    assert record.reason.startswith(
+        "beats_champion_by_its_reward: the mean score gained over the champion (version 1) under the champion's own "
+        "reward is -"
+    )
+    assert record.metrics["duel/champion_reward/delta"] == theirs["delta"]
+    card = mlflow.MlflowClient().get_model_version("letters", "2").description
+    assert "Under the champion's own reward: -" in card
+
+    # with the same reward there is but one verdict
+    record = register(store, folders, folders["lettered"], brief, fingerprint=made)
+    assert "champion_reward" not in record.duel
+
+
+@pytest.mark.parametrize("gone", ["recipe", "function"])
+def test_a_champions_reward_that_is_gone_leaves_the_candidates(store, folders, gone):
+    if gone == "function":
+        brief = make_recipe(reward={"kind": "function", "function": "registered:brevity"})
+        mlflow.log_dict(brief.model_dump(mode="json"), "recipe.yaml")
+    register(store, folders, folders["plain"])
+    record = register(store, folders, folders["lettered"])
+    why = record.duel["champion_reward"]["error"]
+    assert ("its run's recipe is gone" if gone == "recipe" else "brevity has changed since it was trained") in why
+    assert record.promoted
+    assert "; under this policy's reward alone, since the champion's can't be had: " in record.reason
+    assert "duel/champion_reward/delta" not in record.metrics
+    assert (
+        "Not under the champion's own reward: " in mlflow.MlflowClient().get_model_version("letters", "2").description
+    )
 
 
 def test_failed_gate_gives_a_challenger_not_an_error(store, folders):

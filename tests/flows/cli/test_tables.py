@@ -27,3 +27,19 @@ def test_metrics_of_one_s_own_are_in_the_table_of_a_run():
     assert [" ".join(line.split()) for line in warned if line not in lines] == [
         "PPO's warnings critic, length; see the report"
     ]
+
+
+def test_the_perplexity_of_answers_is_in_the_table_where_there_is_one():
+    record = {
+        "reward": {"reference": 0.1, "policy": 0.3, "delta": 0.2, "ci95": [0.1, 0.3], "win_rate": 0.75, "prompts": 60},
+        "perplexity": {"reference": 155.0, "policy": 184.0},
+        "answer_perplexity": {"reference": 2.12, "policy": 2.5},
+        "diversity": {"distinct_2_reference": 0.8, "distinct_2_policy": 0.7},
+        "ppo": {"kl": 1.5},
+        "reward_model": {"accuracy": None},
+        "model": None,
+    }
+    lines = [line.split() for line in run_table(record).splitlines()]
+    assert ["perplexity", "155.00", "184.00"] in lines
+    assert ["of", "answers", "2.12", "2.50", "perplexity"] in lines
+    assert len(run_table(record | {"answer_perplexity": None}).splitlines()) == len(lines) - 1

@@ -4,11 +4,15 @@ import json
 
 import pytest
 from datasets import load_dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
-from rlhf_lib.data.corpus import load_corpus
+from rlhf_lib.data.corpus import load_corpus, split_answers
 from rlhf_lib.data.prompts import load_prompts, tokenize_prompts
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe import PromptsConfig, Recipe
 from rlhf_lib.training.scratch import EOS, train_tokenizer
 
 TRAIN = ["one two three four five", "one  two three\nfour", "", "  ", "one two", "one two three four five", "a b c d"]
@@ -109,3 +113,30 @@ def test_missing_columns_and_shared_texts_are_named(folder):
     same = load_dataset("json", data_files=str(folder / "test.jsonl"), split="train")
     with pytest.raises(DataError, match=r"filter 'in test' left none.*data\.corpus\.test"):
         load_corpus(make(folder), {"corpus/train": same, "corpus/test": same})
+
+
+ONE = "\n\nHuman: What is tea?\n\nAssistant: A drink."
+TWO = ONE + "\n\nHuman: Hot?\n\nAssistant: Mostly."
+
+
+@pytest.mark.parametrize(
+    ("query", "texts", "found"),
+    [
+        ({"kind": "dialogue"}, [ONE, "plain text", ONE + "\n\nHuman: x\n\nAssistant:"],
+         [(" A drink.", "\n\nHuman: What is tea?\n\nAssistant:")]),
+        ({"kind": "dialogue"}, [TWO], [(" Mostly.", ONE + "\n\nHuman: Hot?\n\nAssistant:")]),
+        ({"kind": "first_turn"}, [TWO, "plain text"], [(" A drink.", "What is tea?")]),
+        ({"kind": "first_words", "min": 2, "max": 3}, ["a b c d", "a b"], [(" c d", "a b")]),
+        ({"kind": "first_tokens", "min": 2, "max": 3}, ["aa  bb cc", "a"], [(" cc", "aa  bb")]),
+        ({"kind": "text"}, ["a b c d"], None),
+        ({"kind": "dialogue"}, ["plain text"], None),
+    ],
+)  # fmt: skip
+def test_answers_follow_the_queries_that_the_recipe_cuts(query, texts, found):
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    words.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    settings = {"dataset": "x", "query": query}
+    plain = split_answers(texts, PromptsConfig(**settings), words, seed=0)
+    assert plain == (found and ([answer for answer, _ in found], [prompt for _, prompt in found]))
+    framed = split_answers(texts, PromptsConfig(**settings, template="Q: {query} A:"), words, seed=0)
+    assert framed == (found and (plain[0], [f"Q: {prompt} A:" for prompt in plain[1]]))

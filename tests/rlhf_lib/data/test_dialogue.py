@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_lib.data.dialogue import first_turn, split_dialogue
+from rlhf_lib.data.dialogue import first_exchange, first_turn, split_dialogue
 from rlhf_lib.errors import DataError
 
 ONE = "\n\nHuman: What is tea?\n\nAssistant: A drink."
@@ -16,6 +16,11 @@ def test_the_prompt_ends_with_the_last_assistant_mark() -> None:
 
 def test_a_human_turn_after_the_answer_is_no_part_of_it() -> None:
     assert split_dialogue(ONE + "\n\nHuman: Thanks!") == split_dialogue(ONE)
+
+
+def test_the_first_exchange_is_a_question_and_its_answer() -> None:
+    assert first_exchange(ONE) == first_exchange(TWO) == ("What is tea?", " A drink.")
+    assert first_exchange("\n\nHuman: one\n\nHuman: two\n\nAssistant: x") == ("one", "")
 
 
 def test_an_empty_answer_stays_empty() -> None:

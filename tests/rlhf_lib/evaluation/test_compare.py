@@ -118,7 +118,31 @@ def test_one_of_several_is_the_comparison_of_two(folders):
         str(folders / "wider"), str(folders / "plain"), prompts, remainder_reward, GENERATION, device=CPU, seed=3
     )
     assert wider.gain.delta == duel["delta"]
+    assert "champion_reward" not in duel
+    both = compare_policies(
+        str(folders / "wider"), str(folders / "plain"), prompts, remainder_reward, GENERATION, device=CPU, seed=3,
+        champion_reward=lambda queries, responses: [3 * score + 1 for score in remainder_reward(queries, responses)],
+    )  # fmt: skip
+    theirs = both.pop("champion_reward")
+    assert both == duel
+    assert theirs["delta"] == pytest.approx(3 * duel["delta"])
+    assert theirs["champion"] == pytest.approx(3 * duel["champion"] + 1)
+    assert (theirs["win_rate"], theirs["prompts"]) == (duel["win_rate"], duel["prompts"])
     assert done.win_rates[2][0] == duel["win_rate"]
+
+
+def test_a_reward_that_reads_ends_is_told_which_responses_ended():
+    def reward(queries, responses, *, ended=None):
+        return [float(whole) for whole in ended]
+
+    reward.reads_ends = True
+    queries = [f"w{i}" for i in range(1, 21)]
+    ids = [[i] for i in range(1, 21)]
+    longer = GenerationConfig(max_new_tokens=40)
+    found = compare_policy(tiny_gpt2(0), tiny_gpt2(1), word_tokenizer(), reward, queries, ids, longer)
+    for side in (found.reference, found.policy):
+        assert set(side.ended) == {True, False}
+        assert side.scores == [float(whole) for whole in side.ended]
 
 
 def test_bf16_is_the_precision_of_the_passes_and_not_of_the_weights(folders):

@@ -28,6 +28,17 @@ def verdicts(gates):
     return [(g["name"], g["figure"], g["threshold"], g["passed"]) for g in gates]
 
 
+def test_a_model_that_learned_answers_alone_is_judged_by_their_perplexity():
+    answers = {"answer_perplexity": {"reference": 2.0, "policy": 5.0}}
+    for trained_on, ratio in (("texts", 1.5), ("answers", 2.5)):
+        passed, gates, reason = judge(GatesConfig(), figures(trained_on=trained_on, **answers), None)
+        assert passed == (ratio < 2)
+        assert [gate["figure"] for gate in gates if gate["name"] == "max_perplexity_ratio"] == [ratio]
+    assert "perplexity of the answers went from 2 to 5, a ratio of 2.5, which must be at most 2" in reason
+    none = judge(GatesConfig(), figures(trained_on="answers", answer_perplexity=None), None)
+    assert [gate["figure"] for gate in none[1] if gate["name"] == "max_perplexity_ratio"] == [1.5]
+
+
 def test_all_gates_pass_and_say_their_figures():
     passed, gates, reason = judge(GatesConfig(max_kl=5.0), figures(), None)
     assert passed
@@ -124,10 +135,15 @@ def test_thresholds_themselves_pass_where_they_are_limits():
 
 
 def test_gates_switched_off_or_without_figure_are_left_out():
-    off = GatesConfig(min_prompts=None, min_reward_delta=None, max_perplexity_ratio=None, min_distinct_2_ratio=None)
+    off = GatesConfig.model_validate(dict.fromkeys(set(GatesConfig.model_fields) - {"allow_unheld"}))
     assert judge(off, figures(), None)[:2] == (True, [])
     gates = judge(GatesConfig(), figures(perplexity=None), None)[1]
-    assert [g["name"] for g in gates] == ["min_prompts", "min_reward_delta", "min_distinct_2_ratio"]
+    assert [g["name"] for g in gates] == ["min_prompts", "min_reward_delta", "max_kl", "min_distinct_2_ratio"]
+
+
+def test_the_default_cap_on_the_kl_is_above_what_shipped_recipes_reach():
+    assert judge(GatesConfig(), figures(kl=8.3), None)[0]
+    assert judge(GatesConfig(), figures(kl=30.8), None)[2].startswith("max_kl: ")
 
 
 DUEL = {"delta": 0.2, "ci95": [0.1, 0.3], "version": "1", "prompts": 200}
@@ -140,6 +156,30 @@ def test_the_champion_must_be_beaten_beyond_doubt():
     assert reason == (
         "all gates passed, and the mean score gained over the champion is +0.2 (95% interval 0.1 to 0.3, 200 prompts)"
     )
+
+
+def test_the_champion_must_be_beaten_under_its_own_reward_too():
+    theirs = {"delta": 0.3, "ci95": [0.2, 0.4], "prompts": 200}
+    passed, gates, reason = judge(GatesConfig(), figures(), DUEL | {"champion_reward": theirs})
+    assert passed
+    assert verdicts(gates)[-2:] == [
+        ("beats_champion", 0.1, 0.0, True),
+        ("beats_champion_by_its_reward", 0.2, 0.0, True),
+    ]
+    assert reason.endswith(
+        "+0.2 (95% interval 0.1 to 0.3, 200 prompts), under the champion's own reward +0.3 (95% interval 0.2 to 0.4, "
+        "200 prompts)"
+    )
+    passed, _, reason = judge(GatesConfig(), figures(), DUEL | {"champion_reward": theirs | {"ci95": [-0.1, 0.7]}})
+    assert not passed
+    assert reason == (
+        "beats_champion_by_its_reward: the mean score gained over the champion (version 1) under the champion's own "
+        "reward is +0.3 (95% interval -0.1 to 0.7, 200 prompts); the interval's lower end must be above 0"
+    )
+    passed, gates, reason = judge(GatesConfig(), figures(), DUEL | {"champion_reward": {"error": "it is gone"}})
+    assert passed
+    assert verdicts(gates)[-1][0] == "beats_champion"
+    assert reason.endswith("; under this policy's reward alone, since the champion's can't be had: it is gone")
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,30 @@ def test_a_missing_eos_is_fined_in_training():
         assert stats["ppo/mean_scores"] - stats["ppo/mean_shaped_scores"] == pytest.approx(2.0 * cut, abs=1e-5)
 
 
+class EndsReward:
+    """Pays for texts that ended, and notes what it was told."""
+
+    reads_ends = True
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+
+    def __call__(self, queries, responses, *, ended=None):
+        self.told += ended
+        return [float(whole) for whole in ended]
+
+
+def test_a_reward_that_reads_ends_is_told_in_training_and_evaluation():
+    reward = EndsReward()
+    trainer = tiny_trainer(reward=reward, generation={"max_new_tokens": 30})
+    stats = trainer.train_step()
+    assert len(reward.told) == 8
+    assert {True, False} == set(reward.told)
+    assert stats["ppo/mean_scores"] == pytest.approx(stats["tokens/eos_rate"]) == sum(reward.told) / 8
+    found = trainer.evaluate([row["query"] for row in trainer.prompts])
+    assert found.stats["eval/mean_scores"] == sum(reward.told[8:]) / len(trainer.prompts)
+
+
 # ---------------------------------------------------------------- the loop
 
 

@@ -11,7 +11,8 @@ from tiny_models import one_thread, tiny_gpt2, word_tokenizer  # noqa: F401
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.recipe import RewardConfig
-from rlhf_lib.rewards.build import build_reward, check_reward, weighted_sum
+from rlhf_lib.rewards import sampled_scores
+from rlhf_lib.rewards.build import WeightedSum, build_reward, check_reward
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 
 LN2 = math.log(2)
@@ -73,14 +74,26 @@ def query_words(queries: list[str], responses: list[str]) -> list[float]:
 
 
 def test_a_sum_weighs_its_terms():
-    total = weighted_sum([(2.0, words), (-0.5, query_words)])
+    total = WeightedSum([(2.0, words), (-0.5, query_words)])
     assert total(["a b", "", "c"], ["d e f", "g", ""]) == [2.0 * 3 - 0.5 * 2, 2.0 * 1, -0.5 * 1]
     assert total([], []) == []
 
 
+def test_a_sum_tells_its_terms_which_responses_ended():
+    class Ends:
+        reads_ends = True
+
+        def __call__(self, queries, responses, *, ended=None):
+            return [float(whole) for whole in ended]
+
+    nested = WeightedSum([(1.0, words), (2.0, WeightedSum([(5.0, Ends())]))])
+    assert sampled_scores(nested, ["", ""], ["a", "b c"], [True, False]) == [1.0 + 10.0, 2.0]
+    assert nested(["", ""], ["a", "b c"]) == [1.0 + 10.0, 2.0 + 10.0]  # texts that nobody sampled are whole
+
+
 def test_a_sum_refuses_terms_that_disagree_on_how_many_there_are():
     with pytest.raises(ValueError, match="shorter"):
-        weighted_sum([(1.0, words), (1.0, lambda queries, responses: [0.0])])(["a", "b"], ["c", "d"])
+        WeightedSum([(1.0, words), (1.0, lambda queries, responses: [0.0])])(["a", "b"], ["c", "d"])
 
 
 def test_sums_are_built_and_checked_from_the_recipe_however_deep(tmp_path):

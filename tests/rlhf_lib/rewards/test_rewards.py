@@ -25,6 +25,7 @@ from transformers import (
 
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.recipe import ComputeConfig, RewardConfig
+from rlhf_lib.rewards import sampled_scores
 from rlhf_lib.rewards.build import build_reward, check_reward, function_reward
 from rlhf_lib.rewards.classifier import ClassifierReward, encode, label_column
 from rlhf_lib.rewards.normalization import Normalization, fit_normalization, normalized
@@ -180,6 +181,31 @@ def test_long_texts_lose_their_beginning(kind):
         tail = " ".join(letters.split()[-(kept - around) :])
         assert reward([letters], [""]) == pytest.approx(reward([tail], [""]), abs=1e-6)
         assert reward([letters], [""]) != pytest.approx(reward([tail[2:]], [""]), abs=1e-6)
+
+
+def test_only_a_response_that_ended_is_read_with_an_eos():
+    model, tokenizer = classifier("gpt2")
+    whole = ClassifierReward(model, tokenizer, label="LABEL_0", append_eos=True)
+    bare = ClassifierReward(model, tokenizer, label="LABEL_0")
+    queries, responses = ["a b", "c", "d e"], [" c", " d e f", ""]
+    ends, cut = whole(queries, responses), bare(queries, responses)
+    assert sampled_scores(whole, queries, responses, [True, False, True]) == pytest.approx(
+        [ends[0], cut[1], ends[2]], abs=1e-6
+    )
+    assert cut[1] != pytest.approx(ends[1], abs=1e-3)
+    assert sampled_scores(bare, queries, responses, [True, False, True]) == pytest.approx(cut, abs=1e-6)
+
+
+def test_a_function_isnt_told_which_responses_ended():
+    assert sampled_scores(lambda queries, responses: [1.0, 2.0], ["a", "b"], ["c", "d"], [True, False]) == [1.0, 2.0]
+
+
+def test_how_much_of_a_long_text_is_read_doesnt_depend_on_the_others():
+    tokenizer = word_tokenizer(eos_token="<eos>")
+    alone = encode(tokenizer, ["a b c"], 3, append_eos=True, ended=[False])["input_ids"]
+    beside = encode(tokenizer, ["a b c", "a"], 3, append_eos=True, ended=[False, True])["input_ids"]
+    assert alone == beside[:1] == [[LETTER["b"], LETTER["c"]]]
+    assert beside[1] == [LETTER["a"], EOS]
 
 
 def test_encoding_keeps_special_tokens_and_ends_once():

@@ -13,12 +13,13 @@ from transformers import (
     GPT2LMHeadModel,
     set_seed,
 )
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from rlhf_lib.errors import DataError
+from rlhf_lib.errors import DataError, SettingsError
 from rlhf_lib.recipe import Recipe as RecipeSection
 from rlhf_lib.recipe import RewardConfig, RewardTrainingConfig
 from rlhf_lib.rewards.build import build_reward
-from rlhf_lib.training.reward_model import accuracy, tokenize_pairs, train_reward_model
+from rlhf_lib.training.reward_model import accuracy, split_prompts, tokenize_pairs, train_reward_model
 from rlhf_lib.training.scratch import train_tokenizer
 from tests.rlhf_lib.rewards.test_rewards import COMPUTE
 
@@ -78,7 +79,8 @@ def test_training_tells_the_answers_apart(trained):
     assert metrics["accuracy/held_out"] > 0.95
     assert metrics["accuracy/train"] > 0.95
     assert metrics["loss/train"] < 0.3 < log[0]["loss"]
-    assert [row["step"] for row in log] == list(range(1, 31))
+    # six prompts with some 53 pairs each don't quite fill batches of 32
+    assert [row["step"] for row in log] == list(range(1, 34))
     reward = build_reward(SETTINGS, str(folder))
     assert accuracy(reward, polite_pairs(100, seed=2)) > 0.95
     # centred: the coefficient keeps the sum of a pair's scores near 0
@@ -132,6 +134,85 @@ def test_a_margin_enters_the_loss(start, tmp_path):
         first[margin] = log[0]["loss"]
     assert first[0.0] == pytest.approx(math.log(2), abs=0.05)
     assert first[2.0] == pytest.approx(math.log(1 + math.exp(2)), abs=0.1)
+
+
+def test_a_prompts_pairs_share_a_batch_in_training(start, tmp_path, monkeypatch):
+    """20 prompts with 6 pairs each, as of four ranked answers, and 8 with one."""
+    rows = polite_pairs(128, seed=0)
+    groups = [i // 6 for i in range(120)] + list(range(20, 28))
+    rows = rows.remove_columns("prompt").add_column("prompt", [f"\n\nHuman: {i}\n\nAssistant:" for i in groups])
+    rows = rows.shuffle(seed=0)
+    batches = []
+    collate = DataCollatorForPreference.torch_call
+
+    def note(self, examples):
+        batches.append([example["group"] for example in examples])
+        return collate(self, examples)
+
+    monkeypatch.setattr(DataCollatorForPreference, "torch_call", note)
+    settings = SETTINGS.model_copy(update={"train": RewardTrainingConfig(epochs=2, batch_size=14, learning_rate=3e-3)})
+    _, log = train_reward_model(rows, str(start), tmp_path, reward=settings, compute=COMPUTE, seed=0)
+    assert log[-1]["step"] == len(batches) == 20  # of two prompts with 6 pairs and at most two with one
+    for epoch in (batches[:10], batches[10:]):
+        assert sum(map(len, epoch)) == 128
+        assert max(map(len, epoch)) <= 14
+        found = [group for batch in epoch for group in set(batch)]
+        assert len(found) == len(set(found)) == 28
+    assert batches[:10] != batches[10:]
+
+
+def test_validation_pairs_have_prompts_of_their_own():
+    rows = polite_pairs(200, seed=0)  # of 6 prompts
+    train, validation = split_prompts(rows, 0.2, seed=0)
+    assert not set(train["prompt"]) & set(validation["prompt"])
+    assert len(train) + len(validation) == 200
+    assert 0.2 <= len(validation) / 200 < 0.45
+    assert split_prompts(rows, 0.0, seed=0) == (rows, None)
+    with pytest.raises(DataError, match=r"one prompt only.*set reward\.train\.validation to 0"):
+        split_prompts(rows.filter(lambda row: row["prompt"] == rows[0]["prompt"]), 0.2, seed=0)
+
+
+def test_the_best_weights_are_kept_and_training_stops_where_nothing_gets_better(start, tmp_path):
+    """Labels drawn by lot: what is learned of the training pairs makes the others worse."""
+    draw = random.Random(0)
+    rows = polite_pairs(240, seed=0)
+    swapped = [draw.random() < 0.5 for _ in rows]
+    columns = {
+        "prompt": [f"\n\nHuman: {i}\n\nAssistant:" for i in range(240)],
+        "chosen": [r["rejected" if s else "chosen"] for r, s in zip(rows, swapped, strict=True)],
+        "rejected": [r["chosen" if s else "rejected"] for r, s in zip(rows, swapped, strict=True)],
+    }
+    rows = Dataset.from_dict(columns)
+    train = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-2, "validation": 0.3, "patience": 2}
+    settings = SETTINGS.model_copy(update={"train": RewardTrainingConfig.model_validate(train)})
+    logged = []
+    metrics, log = train_reward_model(
+        rows, str(start), tmp_path, reward=settings, compute=COMPUTE, seed=0,
+        on_log=lambda step, figures: logged.append(figures),
+    )  # fmt: skip
+    losses = {row["step"]: row["validation_loss"] for row in log if "validation_loss" in row}
+    assert metrics["pairs"] == 168
+    assert metrics["validation/pairs"] == 72
+    best = min(losses, key=losses.get)
+    assert metrics["validation/best_step"] == best
+    assert [*losses].index(best) == len(losses) - 3  # two measurements later it stopped
+    assert max(losses) < 210
+    assert [f["validation_loss"] for f in logged if "validation_loss" in f] == [*losses.values()]
+    # the weights on disk are those of the best step
+    _, validation = split_prompts(rows, 0.3, seed=0)
+    scores = build_reward(settings, str(tmp_path))(
+        list(validation["prompt"]) * 2, [*validation["chosen"], *validation["rejected"]]
+    )
+    margins = [c - r for c, r in zip(scores[:72], scores[72:], strict=True)]
+    loss = sum(math.log(1 + math.exp(-margin)) for margin in margins) / 72
+    assert loss == pytest.approx(losses[best], abs=0.02)
+
+
+def test_patience_needs_pairs_to_measure_on():
+    with pytest.raises(SettingsError, match="patience needs validation"):
+        RewardTrainingConfig(patience=2)
+    with pytest.raises(SettingsError, match="validation is for kind preference"):
+        RewardConfig(kind="likelihood", model="x", train=RewardTrainingConfig(validation=0.1))
 
 
 def test_no_pairs_are_refused_before_anything_is_loaded(tmp_path):

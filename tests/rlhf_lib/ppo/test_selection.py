@@ -1,0 +1,84 @@
+"""The best step, under a cap on the KL, and the prompts that pick it."""
+
+import pytest
+from datasets import Dataset
+from tiny_models import one_thread, tiny_gpt2, tiny_prompts, word_tokenizer  # noqa: F401
+
+from rlhf_lib.errors import DataError, SettingsError
+from rlhf_lib.ppo.run import Job, build_trainer
+from rlhf_lib.ppo.selection import best_step, selection_split
+from rlhf_lib.recipe import PPOConfig, Recipe
+
+HISTORY = [
+    {"objective/kl": 0.0, "eval/mean_scores": 1.0},
+    {"objective/kl": 2.0},
+    {"objective/kl": 4.0, "eval/mean_scores": 3.0},
+    {"objective/kl": 3.0, "eval/mean_scores": 2.0},
+]
+
+
+def test_the_best_step_is_the_highest_within_the_cap():
+    assert best_step(HISTORY, "eval/mean_scores") == 3
+    assert best_step(HISTORY, "eval/mean_scores", 4.0) == 3
+    assert best_step(HISTORY, "eval/mean_scores", 3.5) == 4
+    assert best_step(HISTORY, "eval/mean_scores", 2.5) == 1
+    assert best_step(HISTORY[1:], "eval/mean_scores", 2.5) is None
+    assert best_step(HISTORY, "absent") is best_step([], "eval/mean_scores") is None
+
+
+def test_a_cap_needs_a_statistic_to_pick_by():
+    with pytest.raises(SettingsError, match="keep_best_max_kl needs keep_best"):
+        PPOConfig(keep_best_max_kl=5.0)
+
+
+def test_prompts_that_pick_the_step_are_not_trained_on():
+    rows = [{"query": f"q{i % 50}", "input_ids": [i]} for i in range(100)]  # each twice
+    train, selection = selection_split(rows, 8, seed=0)
+    assert len(selection) == len({row["query"] for row in selection}) == 8
+    assert len(train) == 84
+    assert not {row["query"] for row in train} & {row["query"] for row in selection}
+    assert selection_split(rows, 8, seed=0) == (train, selection)
+    assert selection_split(rows, 8, seed=1)[1] != selection
+    assert len(selection_split(rows, 64, seed=0)[1]) == 10  # a fifth
+    assert len(selection_split(rows[:2], 64, seed=0)[1]) == 1
+    with pytest.raises(DataError, match=r"but one training prompt.*ppo\.keep_best"):
+        selection_split(rows[:1], 64, seed=0)
+
+
+@pytest.mark.parametrize("kept", [None, "ppo/mean_scores", "eval/mean_scores"])
+def test_a_run_picks_its_step_by_prompts_that_neither_training_nor_the_evaluation_uses(tmp_path, kept):
+    tiny_gpt2().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    rows = tiny_prompts(40)
+    for split, part in (("train", rows[:30]), ("test", rows[30:])):
+        Dataset.from_list(part).save_to_disk(tmp_path / split)
+    recipe = {
+        "name": "x",
+        "data": {"prompts": {"dataset": "none"}},
+        "policy": {"model": str(tmp_path / "model")},
+        "reward": {"kind": "function", "function": "tiny_models:remainder_reward"},
+        "ppo": {"batch_size": 4, "eval_every": 2, "eval_prompts": 5, "keep_best": kept},
+        "compute": {"device": "cpu", "precision": "fp32"},
+    }
+    trainer = build_trainer(
+        Job(
+            recipe=Recipe.model_validate(recipe),
+            policy=str(tmp_path / "model"),
+            prompts={split: str(tmp_path / split) for split in ("train", "test")},
+            reward=None,
+            folder=str(tmp_path / "out"),
+            checkpoints=str(tmp_path / "checkpoints"),
+            key="x",
+        )
+    )
+    trained, watched, test = (
+        {tuple(row["input_ids"]) for row in part} for part in (trainer.prompts, trainer.eval_prompts, rows[30:])
+    )
+    assert len(trainer.eval_prompts) == 5
+    assert not trained & watched
+    if kept == "eval/mean_scores":
+        assert not watched & test
+        assert len(trainer.prompts) == 25
+    else:
+        assert watched < test  # nothing is picked by them
+        assert len(trainer.prompts) == 30
