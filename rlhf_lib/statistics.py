@@ -107,7 +107,22 @@ def share_interval(share: float, count: int) -> Interval | None:
     return wilson(share, count) if count >= LEAST_FOR_INTERVAL else None
 
 
-def wilson(share: float, count: int, level: float = 0.95) -> Interval:
+def clustered_share_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
+    """Wilson's 95% interval of the mean of `values` (N,), each 0, 0.5 or 1, for as many things as the clustered values
+    are worth: N over the design effect, but at most N (Kish 1965; Korn and Graubard 1998). Where all values are equal,
+    as many as there are clusters.
+    """
+    count = float(len(values))
+    if clusters is not None:
+        alone, together = standard_error(values), standard_error(values, clusters)
+        if alone > 0 and together > 0:
+            count *= min(1.0, (alone / together) ** 2)
+        else:
+            count = float(len(set(clusters)))
+    return wilson(float(np.mean(values)), max(1.0, count))
+
+
+def wilson(share: float, count: float, level: float = 0.95) -> Interval:
     """Wilson's score interval of a share of `count` things, one or more."""
     z = float(stats.norm.ppf((1 + level) / 2))
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)

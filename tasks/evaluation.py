@@ -45,6 +45,7 @@ def evaluate_policy(
     from rlhf_lib.models.policy import autocast
     from rlhf_lib.ppo.evaluation import import_metrics, metric_columns
     from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.rewards.check_result import gates_off
     from rlhf_lib.statistics import SMALL_SAMPLE
 
     logger = get_run_logger()
@@ -151,6 +152,7 @@ def evaluate_policy(
             notes,
             probes=probes,
             metrics=changes,
+            warnings=gates_off(recipe.reward.checks),
             seed=recipe.seed,
         )
         s.log_metrics(metrics)

@@ -73,17 +73,22 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         for check in report.checks:
             failed = not check.passed  # the error below names these again: the command line shows that alone
             get_run_logger().log(40 if failed else 20, "reward check %s", check, extra={"told": failed})
+        for sentence in report.gates_off:
+            get_run_logger().warning("%s", sentence)
 
         report.raise_if_failed()
         accuracy, count = report.accuracy, report.pairs
         if accuracy is None and data.labelled is not None:  # a classifier trained here: on its held-out texts
             accuracy = reward.metrics.get("accuracy/held_out")
             count = len(load_from_disk(data.labelled.test))
+        interval = None if accuracy is None else share_interval(accuracy, count)
+        if "accuracy_low" in report.metrics:  # wider where prompts have several pairs
+            interval = report.metrics["accuracy_low"], report.metrics["accuracy_high"]
         s.finish(
             RewardChecks(
                 passed=report.passed,
                 accuracy=accuracy,
-                ci95=None if accuracy is None else share_interval(accuracy, count),
+                ci95=interval,
                 held_out=None if accuracy is None else count,
                 checks=report.as_dicts(),
                 metrics=report.metrics,

@@ -56,6 +56,7 @@ class BeforeAfterReport:
     probes: Sequence[ProbeResult]
     shifts: Sequence[Shift]
     metrics: Sequence[MetricChange]
+    warnings: Sequence[str] = ()
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -74,6 +75,7 @@ def build_report(
     *,
     probes: Sequence[ProbeResult] = (),
     metrics: Sequence[MetricChange] = (),
+    warnings: Sequence[str] = (),
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -81,7 +83,7 @@ def build_report(
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
-    `metrics`: what changed in those of `evaluation.metrics`.
+    `metrics`: what changed in those of `evaluation.metrics`. `warnings`: what weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -113,7 +115,7 @@ def build_report(
     definitions = [*_DEFINITIONS, *([_METRICS] if metrics else []), *([_PROBES] if probes else [])]
     definitions += [_SHIFTS] if moved else []
     told = [*notes, *definitions]
-    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics)
+    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics, warnings)
 
 
 def _sample(c: BeforeAfter, i: int) -> Sample:

@@ -29,6 +29,7 @@ TOKENIZER_TEXTS = 20_000  # texts that a tokenizer is made from here; the run it
 CONDITIONS = {
     "min_pairs": "pairs",
     "min_accuracy": "pairs",
+    "min_prompt_sensitivity": "judged",
     "min_probe_accuracy": "probes",
     "max_calibration_error": "calibrated",
     "max_length_correlation": "answers",
@@ -167,6 +168,7 @@ def check_thresholds(recipe: Recipe) -> dict[str, float]:
     applies = {
         "pairs": recipe.data.preferences is not None,
         "probes": bool(checks.probes),
+        "judged": recipe.data.preferences is not None and checks.min_accuracy is not None,
         "calibrated": recipe.reward.kind == "preference" and recipe.data.preferences is not None,
         "answers": recipe.data.preferences is not None or has_answers(recipe),
     }

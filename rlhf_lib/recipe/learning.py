@@ -139,7 +139,16 @@ class ChecksConfig(Section):
     min_pairs: Positive | None = Field(
         50, description="held-out pairs needed, where there are preferences: on fewer an accuracy says little"
     )
-    min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
+    min_accuracy: Fraction | None = Field(
+        0.6,
+        description="lower bound of the 95% interval of the accuracy on held-out pairs; null: the pairs aren't about "
+        "what this reward rewards, and min_prompt_sensitivity is off too",
+    )
+    min_prompt_sensitivity: Fraction | None = Field(
+        0.5,
+        description="how often a chosen answer must score higher with its own prompt than with another's: the lower "
+        "bound of the 95% interval; gated where the pairs are dialogues",
+    )
     probes: list[ProbeConfig] = Field([], description="sentence pairs whose order is known")
     min_probe_accuracy: Fraction | None = Field(1.0, description="share of the probes in their order")
     max_calibration_error: Fraction | None = Field(
@@ -157,6 +166,24 @@ class ChecksConfig(Section):
         description="how often empty, repeated-word or word-shuffled responses may beat a real one",
     )
     max_batch_difference: float | None = Field(1e-3, description="batched against single scoring, in score units")
+    why: dict[str, str] = Field(
+        {}, description="gate: reason, for gates that are null; shown in the reports and on the model card"
+    )
+
+    @property
+    def switched_off(self) -> dict[str, str | None]:
+        """The gates that are null although they have a default, each with its reason or None."""
+        fields = type(self).model_fields
+        off = [name for name in fields if name.startswith(("min_", "max_")) and getattr(self, name) is None]
+        return {name: self.why.get(name) for name in off if fields[name].default is not None}
+
+    @model_validator(mode="after")
+    def _gates_known(self) -> ChecksConfig:
+        gates = [name for name in type(self).model_fields if name.startswith(("min_", "max_"))]
+        for name in self.why:
+            if name not in gates:
+                raise ValueError(f"why: there is no gate '{name}'. The gates are {', '.join(gates)}")
+        return self
 
     @model_validator(mode="after")
     def _enough_pairs(self) -> ChecksConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,6 +33,16 @@ def shuffled_words(response: str, rng: np.random.Generator) -> str:
 def over_long(response: str) -> str:
     """The response repeated up to at least `OVER_LONG_WORDS` words."""
     return response * (OVER_LONG_WORDS // max(1, len(response.split())) + 1)
+
+
+def other_prompts(prompts: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """For each prompt (N,) one that differs from it, drawn from the same: (N,). Needs two different ones."""
+    order = rng.permutation(len(prompts))
+    others = list(prompts)
+    for at, i in enumerate(order):
+        following = (prompts[order[(at + step) % len(order)]] for step in range(1, len(order)))
+        others[i] = next(other for other in following if other != prompts[i])
+    return others
 
 
 def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
