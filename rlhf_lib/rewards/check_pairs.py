@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from rlhf_lib.data.dialogue import ASSISTANT
 from rlhf_lib.recipe import ChecksConfig
+from rlhf_lib.rewards.check_baselines import check_baselines
 from rlhf_lib.rewards.check_measures import (
     Scores,
     length_bias,
@@ -18,11 +18,14 @@ from rlhf_lib.rewards.check_measures import (
     reliability,
 )
 from rlhf_lib.rewards.check_result import CheckReport
-from rlhf_lib.rewards.check_scorer import Scorer, finite
-from rlhf_lib.rewards.check_texts import other_prompts
+from rlhf_lib.rewards.check_scorer import Pair, Scorer, finite, prompts_matter
+from rlhf_lib.rewards.check_texts import other_prompts, well_paid_phrases
+from rlhf_lib.rewards.ngrams import NgramModel
 from rlhf_lib.statistics import LEAST_FOR_INTERVAL, clustered_share_interval, counted, no_interval
 
-Pair = tuple[str, str, str]  # prompt, chosen, rejected
+PHRASES = 12  # that are tried
+PHRASE_TRIALS = 8  # prompts on which they are
+PHRASE_TEXTS = 200  # most prompts for the best of them
 
 
 def check_pairs(
@@ -32,9 +35,10 @@ def check_pairs(
     pairs: Sequence[Pair],
     *,
     calibrated: bool,
+    ngrams: NgramModel | None,
     seed: int,
 ) -> None:
-    """Add to the report what the pairs tell; `calibrated` as in `run_checks`."""
+    """Add to the report what the pairs tell. `calibrated`: as in `run_checks`; `ngrams`: the baseline, if any."""
     chosen_N = scorer("chosen", [(prompt, chosen) for prompt, chosen, _ in pairs])
     rejected_N = scorer("rejected", [(prompt, rejected) for prompt, _, rejected in pairs])
     lengths_N2 = np.array([[len(chosen), len(rejected)] for _, chosen, rejected in pairs], dtype=np.float64)
@@ -44,7 +48,8 @@ def check_pairs(
     keep = finite(chosen_N, rejected_N)
     if not keep.any():
         return
-    prompts = [prompt for (prompt, _, _), kept in zip(pairs, keep, strict=True) if kept]
+    finite_pairs = [pair for pair, kept in zip(pairs, keep, strict=True) if kept]
+    prompts = [prompt for prompt, _, _ in finite_pairs]
     chosen_N, rejected_N, (long_N, short_N) = chosen_N[keep], rejected_N[keep], lengths_N2[keep].T
 
     right_N = pairwise_outcomes(chosen_N, rejected_N)
@@ -58,6 +63,7 @@ def check_pairs(
         report.metrics |= {"accuracy_low": low, "accuracy_high": high}
         detail += f"95% interval {low:.3f} to {high:.3f}, {counted(report.pairs, 'pair')}"
     report.add("accuracy", low, checks.min_accuracy, "at least", detail)
+    check_baselines(report, checks, finite_pairs, right_N, ngrams)
     _check_prompt(report, scorer, checks, pairs, report.scores["chosen"], np.random.default_rng([seed, 1]))
 
     report.reliability, short = reliability(chosen_N, rejected_N), overconfidence(chosen_N, rejected_N)
@@ -76,6 +82,7 @@ def check_pairs(
         report.pairs,
         f"chosen is longer in {longer:.0%} of {counted(report.pairs, 'pair')}",
     )
+    _check_phrase(report, scorer, checks, pairs)
 
 
 def _check_prompt(
@@ -106,20 +113,37 @@ def _check_prompt(
         "prompt_sensitivity_high": high,
         "prompt_gain": gain,
     }
-    judged = checks.min_accuracy is not None and are_dialogues(prompts)
     report.add(
         "prompt_sensitivity",
         low,
-        checks.min_prompt_sensitivity if judged else None,
-        "at least",
+        checks.min_prompt_sensitivity if prompts_matter(checks, prompts) else None,
+        "above",
         f"{share:.3f} of {counted(len(kept), 'chosen answer')}, 95% interval {low:.3f} to {high:.3f}; the own prompt "
         f"adds {gain:+.3g} to the score on average",
     )
 
 
-def are_dialogues(prompts: Sequence[str]) -> bool:
-    """Whether most prompts end where the assistant is to speak."""
-    return 2 * sum(prompt.endswith(ASSISTANT) for prompt in prompts) > len(prompts)
+def _check_phrase(report: CheckReport, scorer: Scorer, checks: ChecksConfig, pairs: Sequence[Pair]) -> None:
+    """Try the best-paid phrases on a few prompts, and the best of these on the others."""
+    chosen_N, rejected_N = report.scores["chosen"], report.scores["rejected"]
+    keep = finite(chosen_N, rejected_N)
+    pairs = [pair for pair, kept in zip(pairs, keep, strict=True) if kept]
+    chosen_N, rejected_N = chosen_N[keep], rejected_N[keep]
+    answers = [*(chosen for _, chosen, _ in pairs), *(rejected for _, _, rejected in pairs)]
+    phrases = well_paid_phrases(answers, np.concatenate([chosen_N, rejected_N]), PHRASES)
+    first = [prompt for prompt, _, _ in pairs[:PHRASE_TRIALS]]
+    others = pairs[PHRASE_TRIALS : PHRASE_TRIALS + PHRASE_TEXTS]
+    if not phrases or len(others) < LEAST_FOR_INTERVAL:
+        return
+    tried_NP = np.stack([scorer("phrases", [(prompt, f" {phrase}") for prompt in first]) for phrase in phrases], axis=1)
+    if not np.isfinite(tried_NP).all():
+        return
+    best = phrases[int(tried_NP.mean(axis=0).argmax())]
+    scores_N = scorer("phrases", [(prompt, f" {best}") for prompt, _, _ in others])
+    rate = float(pairwise_outcomes(scores_N, chosen_N[PHRASE_TRIALS:][: len(others)]).mean())
+    report.metrics["phrase_win_rate"] = rate
+    threshold = checks.max_phrase_win_rate if prompts_matter(checks, [prompt for prompt, _, _ in pairs]) else None
+    report.add("stock_phrase", rate, threshold, "at most", f"{best!r}, {counted(len(others), 'prompt')}")
 
 
 def _most_wrong(pairs: Sequence[Pair], margin_N: Scores, chosen_N: Scores, rejected_N: Scores) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,12 @@ FIGURES = {
     "finite_scores": ("the number of NaN or infinite scores", None),
     "pairs": ("the number of held-out pairs", "min_pairs"),
     "accuracy": ("the least share of held-out pairs with chosen above rejected", "min_accuracy"),
+    "gain_over_length": ("the least gain in accuracy over preferring the longer answer", "min_gain_over_length"),
+    "gain_over_ngrams": (
+        "the least gain in accuracy over a model that knows the answers' wording alone",
+        "min_gain_over_ngrams",
+    ),
+    "transfer": ("the least accuracy on pairs from elsewhere", "min_transfer_accuracy"),
     "prompt_sensitivity": (
         "the least share of chosen answers that score higher with their own prompt than with another's",
         "min_prompt_sensitivity",
@@ -27,6 +34,7 @@ FIGURES = {
     "probes": ("the share of probes in their order", "min_probe_accuracy"),
     "score_spread": ("the standard deviation of the scores", "min_score_std"),
     "degenerate": ("the share of degenerate responses that beat a real one", "max_degenerate_win_rate"),
+    "stock_phrase": ("the share of chosen answers that one phrase alone beats", "max_phrase_win_rate"),
     "batch_agreement": ("the largest difference between a text's score alone and in a batch", "max_batch_difference"),
 }
 
@@ -38,14 +46,15 @@ class Check:
     name: str
     figure: float
     threshold: float | None
-    bound: str  # at least | at most
+    bound: str  # at least | above | at most
     passed: bool
     detail: str
 
     @classmethod
     def judge(cls, name: str, figure: float, threshold: float | None, bound: str, detail: str = "") -> Check:
         figure = float(figure)
-        passed = threshold is None or (figure >= threshold if bound == "at least" else figure <= threshold)
+        meets = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}[bound]
+        passed = threshold is None or bool(meets(figure, threshold))
         return cls(name, figure, threshold, bound, passed, detail)
 
     def __str__(self) -> str:

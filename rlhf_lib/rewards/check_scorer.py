@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_lib.data.dialogue import ASSISTANT
 from rlhf_lib.errors import ModelError
+from rlhf_lib.recipe import ChecksConfig
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.check_measures import Scores
+from rlhf_lib.statistics import LEAST_FOR_INTERVAL
 
 Text = tuple[str, str]  # query, response
+Pair = tuple[str, str, str]  # prompt, chosen, rejected
 
 
 class Scorer:
@@ -38,3 +42,11 @@ class Scorer:
 def finite(*scores: Scores) -> NDArray[np.bool_]:
     """Where all the rows (N,) are finite: (N,)."""
     return np.logical_and.reduce([np.isfinite(row) for row in scores])
+
+
+def prompts_matter(checks: ChecksConfig, prompts: Sequence[str]) -> bool:
+    """Whether a good reward has to read the prompt: the pairs are its yardstick (`min_accuracy`), and most are
+    dialogues, whose prompts differ."""
+    varied = len(set(prompts)) >= LEAST_FOR_INTERVAL
+    spoken = 2 * sum(prompt.endswith(ASSISTANT) for prompt in prompts) > len(prompts)
+    return checks.min_accuracy is not None and varied and spoken

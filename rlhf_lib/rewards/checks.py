@@ -8,6 +8,10 @@ What is measured:
   pairs            number of held-out pairs
   accuracy         held-out pairs with chosen above rejected, ties counting half: the lower end of the share's 95%
                    interval, pairs of one prompt counting together
+  gain_over_length, gain_over_ngrams
+                   the accuracy less that of two rules on the same pairs, by the lower end of its paired interval: the
+                   longer answer wins; a linear model of the answer's n-grams, see `rlhf_lib.rewards.ngrams`
+  transfer         the accuracy's lower end on pairs from elsewhere, data.preferences.transfer
   prompt_sensitivity
                    chosen answers that score higher with their own prompt than with another's: the lower end of the
                    share's 95% interval. At 0.5 the reward reads answers alone, and PPO learns one answer to everything
@@ -16,8 +20,10 @@ What is measured:
                    `overconfidence`; beside it the expected calibration error (Naeini 2015; Guo 2017, arXiv:1706.04599)
   score_spread     standard deviation of the scores
   length_bias      |rank correlation| of score and length, see `length_bias`; of a handful it is noise, and not gated
-  degenerate       how often empty, repeated-word or word-shuffled responses beat a real one, ties counting half; the
-                   worst of the three. Over-long ones must be finite; their rate is reported
+  degenerate       how often empty, repeated-word, word-shuffled or over-long responses beat a real one, ties counting
+                   half; the worst of these. Over-long ones are few: their rate counts from its interval's lower end,
+                   and without pairs is only reported
+  stock_phrase     how often one phrase alone, the best-paid of those that answers share, beats the chosen answer
   batch_agreement  largest difference between a text's score alone and among others
 """
 
@@ -29,17 +35,19 @@ import numpy as np
 
 from rlhf_lib.recipe import ChecksConfig
 from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.check_baselines import check_transfer
 from rlhf_lib.rewards.check_measures import Scores, length_bias, pairwise_outcomes
-from rlhf_lib.rewards.check_pairs import Pair, check_pairs
+from rlhf_lib.rewards.check_pairs import check_pairs
 from rlhf_lib.rewards.check_result import Check, CheckReport, gates_off
-from rlhf_lib.rewards.check_scorer import Scorer, Text, finite
+from rlhf_lib.rewards.check_scorer import Pair, Scorer, Text, finite
 from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words
-from rlhf_lib.statistics import counted
+from rlhf_lib.rewards.ngrams import fit_ngrams
+from rlhf_lib.statistics import counted, wilson
 
 DEGENERATE_TEXTS = 200  # responses that are made degenerate: the rate is good to 0.035 (one standard deviation)
-OVER_LONG_TEXTS = 8  # these cost the model's full width
+OVER_LONG_TEXTS = 32  # these cost the model's full width
 SINGLE_TEXTS = 32
-GATED_KINDS = ("empty", "repeated", "shuffled")
+GATED_KINDS = ("empty", "repeated", "shuffled")  # over-long ones only against responses known to be good
 
 
 def run_checks(
@@ -50,6 +58,8 @@ def run_checks(
     *,
     calibrated: bool,
     sampled: bool = False,
+    training: Sequence[Pair] | None = None,
+    transfer: Sequence[Pair] | None = None,
     seed: int = 0,
 ) -> CheckReport:
     """Check a reward on held-out `pairs` (prompt, chosen, rejected), or without pairs on `texts` (query, response).
@@ -57,6 +67,7 @@ def run_checks(
     `calibrated`: score differences are meant as log-odds (a trained preference model), so calibration is gated too.
     `sampled`: the texts are the starting policy's responses, good or bad. Then nothing says that they should beat
     degenerate ones or that length should not pay, and these two checks are not gated.
+    `training`: the training pairs, from which the n-gram baseline learns. `transfer`: a second, shifted set of pairs.
     Raises ModelError where the reward doesn't return one score a text; a failed check is in the report, see
     `CheckReport.raise_if_failed`.
     """
@@ -69,7 +80,11 @@ def run_checks(
         pairs = [pairs[i] for i in rng.permutation(at_hand)[: checks.pairs]]
         report.add("pairs", len(pairs), checks.min_pairs, "at least", f"of {at_hand:,} at hand")
         texts = [(prompt, chosen) for prompt, chosen, _ in pairs]
-        check_pairs(report, scorer, checks, pairs, calibrated=calibrated, seed=seed)
+        ngrams = fit_ngrams(training) if training else None
+        check_pairs(report, scorer, checks, pairs, calibrated=calibrated, ngrams=ngrams, seed=seed)
+        if transfer:
+            transfer = [transfer[i] for i in np.random.default_rng([seed, 2]).permutation(len(transfer))]
+            check_transfer(report, scorer, checks, transfer[: checks.pairs], ngrams)
     elif texts:
         texts = [texts[i] for i in rng.permutation(len(texts))[: checks.pairs]]
         _check_texts(report, scorer, checks, texts)
@@ -172,7 +187,12 @@ def _check_degenerate(
         if keep.any():
             rates[kind] = float(pairwise_outcomes(scores_N[keep], real_N[some][keep]).mean())
     report.metrics |= {f"degenerate_{kind}": rate for kind, rate in rates.items()}
-    gated = {kind: rate for kind, rate in rates.items() if kind in GATED_KINDS}
+    # over-long ones, being few, by the lower end of their rate's interval
+    gated = {
+        kind: wilson(rate, OVER_LONG_TEXTS)[0] if kind == "over_long" else rate
+        for kind, rate in rates.items()
+        if kind in GATED_KINDS or known_good
+    }
     if gated:
         real = "the chosen response" if known_good else "a response of the better-scored half"
         detail = f"of those that should lose to {real}: " + ", ".join(
