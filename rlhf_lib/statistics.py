@@ -107,7 +107,24 @@ def share_interval(share: float, count: int) -> Interval | None:
     return wilson(share, count) if count >= LEAST_FOR_INTERVAL else None
 
 
-def wilson(share: float, count: int, level: float = 0.95) -> Interval:
+def clustered_share_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
+    """Wilson's 95% interval of the mean of `values` (N,), each 0, 0.5 or 1, for as many things as the clustered values
+    are worth: N over the design effect, at most N (Kish 1965; Korn and Graubard 1998), and where all are equal the
+    number of clusters. Fewer than `LEAST_FOR_INTERVAL` clusters don't tell how much they differ, and are passed over.
+    """
+    count = float(len(values))
+    if (groups := enough(clusters)) is not None:
+        alone, together = standard_error(values), standard_error(values, groups)
+        count = count * min(1.0, (alone / together) ** 2) if alone > 0 and together > 0 else float(len(set(groups)))
+    return wilson(float(np.mean(values)), max(1.0, count))
+
+
+def enough(clusters: Sequence[Hashable]) -> Sequence[Hashable] | None:
+    """The clusters; None where they are fewer than `LEAST_FOR_INTERVAL`, too few to resample."""
+    return clusters if len(set(clusters)) >= LEAST_FOR_INTERVAL else None
+
+
+def wilson(share: float, count: float, level: float = 0.95) -> Interval:
     """Wilson's score interval of a share of `count` things, one or more."""
     z = float(stats.norm.ppf((1 + level) / 2))
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)

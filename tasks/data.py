@@ -55,7 +55,7 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
     # the key covers the rows' content, not where they come from
     place = {"dataset", "name", "data_dir", "split", "test"}
     splits: dict[str, Any] = {kind: {"train": True, "test": True} for kind in ("preferences", "corpus", "labelled")}
-    splits["preferences"]["rankings"] = set(FILES)
+    splits["preferences"] |= {"rankings": set(FILES), "transfer": True}
     settings = recipe.data.model_dump(mode="json", exclude={"prompts": place, **splits})
     settings["weights"] = {
         role: [weight for _, weight in items(source, default)] for role, (source, default, _) in sources(recipe).items()
@@ -103,10 +103,14 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
             kept = {"prompts": made.tokenized, "texts": made.texts, "preferences": pairs}
             for kind, rows in (("corpus", made.corpus), ("labelled", labelled)):
                 kept[kind] = {"train": rows.train, "test": rows.test} if rows else None
+            transfer = made.pairs.transfer if made.pairs else None
+            if transfer is not None:
+                transfer.save_to_disk(current.folder / "transfer")
             folders: dict[str, Any] = {name: _save(rows, current.folder / name) for name, rows in kept.items()}
         current.finish(
             PreparedData(
                 **folders,
+                transfer=None if transfer is None else str(current.folder / "transfer"),
                 label_names=names,
                 criterion=criterion,
                 fingerprints=fingerprints,

@@ -46,6 +46,7 @@ def evaluate_policy(
     from rlhf_lib.models.policy import autocast
     from rlhf_lib.ppo.evaluation import import_metrics, metric_columns
     from rlhf_lib.rewards.build import build_reward
+    from rlhf_lib.rewards.check_result import gates_off
     from rlhf_lib.statistics import SMALL_SAMPLE
 
     logger = get_run_logger()
@@ -160,7 +161,7 @@ def evaluate_policy(
             notes,
             probes=probes,
             metrics=changes,
-            warnings=[warning["message"] for warning in ppo.warnings],
+            warnings=[*gates_off(recipe.reward.checks), *(warning["message"] for warning in ppo.warnings)],
             answer_perplexity=answer_perplexity,
             seed=recipe.seed,
         )

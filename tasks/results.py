@@ -45,6 +45,7 @@ class PreparedData(StageResult):
     prompts: Folders | None  # tokenized; null while the tokenizer is still to be trained
     texts: Folders  # the prompts without their ids
     preferences: Folders | None
+    transfer: str | None = None  # test pairs of another kind
     corpus: Folders | None
     labelled: Folders | None
     label_names: list[str] | None

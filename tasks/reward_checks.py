@@ -42,8 +42,7 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
 
         checks, pairs, texts = recipe.reward.checks, None, None
         if data.preferences:
-            rows = load_from_disk(data.preferences.test)
-            pairs = list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
+            pairs = _pairs(data.preferences.test)
         elif reward.samples is not None:
             texts = [(query, response) for query, response in json.loads(Path(reward.samples).read_text())]
         else:
@@ -55,6 +54,8 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
             texts,
             calibrated=recipe.reward.kind == "preference",
             sampled=reward.samples is not None,
+            training=_pairs(data.preferences.train) if data.preferences else None,
+            transfer=_pairs(data.transfer) if data.transfer else None,
             seed=recipe.seed,
         )
 
@@ -73,17 +74,22 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         for check in report.checks:
             failed = not check.passed  # the error below names these again: the command line shows that alone
             get_run_logger().log(40 if failed else 20, "reward check %s", check, extra={"told": failed})
+        for sentence in report.gates_off:
+            get_run_logger().warning("%s", sentence)
 
         report.raise_if_failed()
         accuracy, count = report.accuracy, report.pairs
         if accuracy is None and data.labelled is not None:  # a classifier trained here: on its held-out texts
             accuracy = reward.metrics.get("accuracy/held_out")
             count = len(load_from_disk(data.labelled.test))
+        interval = None if accuracy is None else share_interval(accuracy, count)
+        if "accuracy_low" in report.metrics:  # wider where prompts have several pairs
+            interval = report.metrics["accuracy_low"], report.metrics["accuracy_high"]
         s.finish(
             RewardChecks(
                 passed=report.passed,
                 accuracy=accuracy,
-                ci95=None if accuracy is None else share_interval(accuracy, count),
+                ci95=interval,
                 held_out=None if accuracy is None else count,
                 checks=report.as_dicts(),
                 metrics=report.metrics,
@@ -92,8 +98,20 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
     return s.result
 
 
+def _pairs(folder: str) -> list[tuple[str, str, str]]:
+    from datasets import load_from_disk
+
+    rows = load_from_disk(folder)
+    return list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
+
+
 def _key(recipe: Recipe, data: PreparedData, reward: RewardArtifact) -> str:
+    from datasets import load_from_disk
+
+    from rlhf_lib.data.sources import fingerprint
+
+    training = fingerprint(load_from_disk(data.preferences.train)) if data.preferences else None
     texts = None if data.preferences else [recipe.data.prompts.model_dump(), recipe.generation.model_dump()]
     settings = recipe.reward.model_dump(mode="json")
     samples = reward.stage_key if reward.samples is not None else None
-    return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, samples, recipe.seed)
+    return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, samples, recipe.seed, training)

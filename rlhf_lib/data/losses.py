@@ -21,6 +21,7 @@ REASONS = {
     "identical answers": "with the same chosen and rejected answer",
     "repeated pair": "repeated",
     "prompt in test": "whose prompt is also a test pair's",
+    "prompt in training": "whose prompt is also a training pair's",
     "no label": "without a label",
     "no text after the query": "with nothing after the query",
     "limit": "above the limit",
@@ -32,7 +33,7 @@ WORRYING = 0.1  # the share of rows lost, cut or shared above which a line is a 
 MOST = 0.5  # the same for what is harmless
 SETS = {
     "prompts": {"train": "training prompts", "test": "evaluation prompts"},
-    "preferences": {"train": "training pairs", "test": "test pairs"},
+    "preferences": {"train": "training pairs", "test": "test pairs", "transfer": "transfer pairs"},
     "corpus": {"train": "training texts of the base model", "test": "test texts of the base model"},
     "labelled": {"train": "training texts of the classifier", "test": "test texts of the classifier"},
 }

@@ -39,6 +39,7 @@ class Pairs:
     test: Dataset
     report: dict[str, Any]
     feedback: Feedback | None = None  # where the pairs come from human rankings
+    transfer: Dataset | None = None  # test pairs of another kind
 
 
 class _Pair(NamedTuple):
@@ -109,7 +110,28 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
         report["train"] |= taken
     if feedback is not None:
         report["rankings"] = feedback.report
-    return Pairs(_dataset(train), _dataset(test), report, feedback)
+    transfer = None
+    if preferences.transfer is not None:
+        loaded = loaded or load_sources(recipe, "preferences")
+        transfer, report["transfer"] = _transfer(recipe, loaded["preferences/transfer"], train)
+    return Pairs(_dataset(train), _dataset(test), report, feedback, transfer)
+
+
+def _transfer(recipe: Recipe, rows: Dataset, train: list[_Pair]) -> tuple[Dataset, dict[str, Any]]:
+    """The pairs of data.preferences.transfer whose prompt no training pair has, and their funnel's report."""
+    preferences = recipe.data.preferences
+    assert preferences is not None
+    source, default, _ = sources(recipe)["preferences/transfer"]
+    where = describe_source(source, default)
+    pairs, funnel = _clean(_read(rows, preferences.model_copy(update={"margin": None}), where), where)
+    trained_on = {pair.prompt for pair in train}
+    pairs = funnel.keep(
+        "prompt in training",
+        pairs,
+        (pair.prompt not in trained_on for pair in pairs),
+        "All of its prompts are training prompts: point data.preferences.transfer at other rows",
+    )
+    return _dataset(pairs), funnel.report(len(pairs))
 
 
 def _ranked(

@@ -115,6 +115,8 @@ def sources(recipe: Recipe) -> dict[str, tuple[SourceConfig, Datasets, str]]:
     if preferences is not None and preferences.rankings is None:
         found["preferences/train"] = (preferences.train, prompts.dataset, "data.preferences.train")
         found["preferences/test"] = (preferences.test, prompts.dataset, "data.preferences.test")
+    if preferences is not None and preferences.transfer is not None:
+        found["preferences/transfer"] = (preferences.transfer, prompts.dataset, "data.preferences.transfer")
     for name in ("corpus", "labelled"):
         if (section := getattr(recipe.data, name)) is not None:
             found[f"{name}/train"] = (section.train, prompts.dataset, f"data.{name}.train")

@@ -56,7 +56,7 @@ class BeforeAfterReport:
     probes: Sequence[ProbeResult]
     shifts: Sequence[Shift]
     metrics: Sequence[MetricChange]
-    warnings: Sequence[str]
+    warnings: Sequence[str] = ()
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -85,7 +85,7 @@ def build_report(
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
-    `metrics`: what changed in those of `evaluation.metrics`. `warnings`: what looked wrong while PPO learned.
+    `metrics`: what changed in those of `evaluation.metrics`. `warnings`: what weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [

@@ -29,10 +29,15 @@ TOKENIZER_TEXTS = 20_000  # texts that a tokenizer is made from here; the run it
 CONDITIONS = {
     "min_pairs": "pairs",
     "min_accuracy": "pairs",
+    "min_gain_over_length": "judged",
+    "min_gain_over_ngrams": "judged",
+    "min_transfer_accuracy": "transfer",
+    "min_prompt_sensitivity": "judged",
     "min_probe_accuracy": "probes",
     "max_calibration_error": "calibrated",
     "max_length_correlation": "answers",
     "max_degenerate_win_rate": "answers",
+    "max_phrase_win_rate": "judged",
 }
 
 
@@ -166,7 +171,9 @@ def check_thresholds(recipe: Recipe) -> dict[str, float]:
     checks = recipe.reward.checks
     applies = {
         "pairs": recipe.data.preferences is not None,
+        "transfer": recipe.data.preferences is not None and recipe.data.preferences.transfer is not None,
         "probes": bool(checks.probes),
+        "judged": recipe.data.preferences is not None and checks.min_accuracy is not None,
         "calibrated": recipe.reward.kind == "preference" and recipe.data.preferences is not None,
         "answers": recipe.data.preferences is not None or has_answers(recipe),
     }

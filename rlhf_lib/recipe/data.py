@@ -203,6 +203,11 @@ class PreferencesConfig(Section):
     )
     train: SourceConfig = SourceConfig()
     test: EvaluationSourceConfig = EvaluationSourceConfig()
+    transfer: EvaluationSourceConfig | None = Field(
+        None,
+        description="more test pairs, of another kind than the training pairs; the reward's accuracy on them is "
+        "reported",
+    )
     limit: Positive | None = Field(None, description="most training pairs to keep, drawn with the recipe's seed")
     shared_prompts: bool = Field(
         False,

@@ -29,7 +29,7 @@ _KEYS = """
 Types are YAML's. A key without a default must be given. A section that is null by default is off until one of its keys
 is set. Unknown keys are refused.
 """
-_TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}
+_TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false", "object": "mapping"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 

@@ -155,7 +155,34 @@ class ChecksConfig(Section):
     min_pairs: Positive | None = Field(
         50, description="held-out pairs needed, where there are preferences: on fewer an accuracy says little"
     )
-    min_accuracy: Fraction | None = Field(0.6, description="pairwise accuracy on held-out pairs (needs preferences)")
+    min_accuracy: Fraction | None = Field(
+        0.6,
+        description="lower bound of the 95% interval of the accuracy on held-out pairs; null: the pairs aren't about "
+        "what this reward rewards, so min_gain_over_length, min_gain_over_ngrams, min_prompt_sensitivity and "
+        "max_phrase_win_rate are off too",
+    )
+    min_gain_over_length: float | None = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="what the lower bound of the accuracy's gain over the rule 'the longer answer wins' must be above, "
+        "both on the same pairs",
+    )
+    min_gain_over_ngrams: float | None = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="the same over a linear model of the answer's 2- to 4-grams, trained on the training pairs: what "
+        "the answers' wording tells without the prompt; gated where the pairs are dialogues",
+    )
+    min_transfer_accuracy: Fraction | None = Field(
+        None, description="lower bound of the accuracy on data.preferences.transfer; null: it is only reported"
+    )
+    min_prompt_sensitivity: Fraction | None = Field(
+        0.5,
+        description="how often a chosen answer must score higher with its own prompt than with another's: the lower "
+        "bound of the 95% interval; gated where the pairs are dialogues",
+    )
     probes: list[ProbeConfig] = Field([], description="sentence pairs whose order is known")
     min_probe_accuracy: Fraction | None = Field(1.0, description="share of the probes in their order")
     max_calibration_error: Fraction | None = Field(
@@ -170,9 +197,33 @@ class ChecksConfig(Section):
     max_length_correlation: Fraction | None = Field(0.6, description="absolute rank correlation of score and length")
     max_degenerate_win_rate: Fraction | None = Field(
         0.65,  # a model that reads words but not their order is at 0.5 on shuffled text, give or take 0.035
-        description="how often empty, repeated-word or word-shuffled responses may beat a real one",
+        description="how often empty, repeated-word or word-shuffled responses may beat a real one, and over-long ones "
+        "a chosen one",
+    )
+    max_phrase_win_rate: Fraction | None = Field(
+        0.65,
+        description="how often one phrase of the pairs' answers, on its own and to any prompt, may beat the chosen "
+        "answer: the best-paid one is tried; gated where the pairs are dialogues",
     )
     max_batch_difference: float | None = Field(1e-3, description="batched against single scoring, in score units")
+    why: dict[str, str] = Field(
+        {}, description="gate: reason, for gates that are null; shown in the reports and on the model card"
+    )
+
+    @property
+    def switched_off(self) -> dict[str, str | None]:
+        """The gates that are null although they have a default, each with its reason or None."""
+        fields = type(self).model_fields
+        off = [name for name in fields if name.startswith(("min_", "max_")) and getattr(self, name) is None]
+        return {name: self.why.get(name) for name in off if fields[name].default is not None}
+
+    @model_validator(mode="after")
+    def _gates_known(self) -> ChecksConfig:
+        gates = [name for name in type(self).model_fields if name.startswith(("min_", "max_"))]
+        for name in self.why:
+            if name not in gates:
+                raise ValueError(f"why: there is no gate '{name}'. The gates are {', '.join(gates)}")
+        return self
 
     @model_validator(mode="after")
     def _enough_pairs(self) -> ChecksConfig:

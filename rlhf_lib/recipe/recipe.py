@@ -166,6 +166,7 @@ class Recipe(Section):
         sources: list[SourceConfig | None] = [prompts.test, self.evaluation.perplexity]
         for section in (data.preferences, data.corpus, data.labelled):
             sources += [section.train, section.test] if section is not None else []
+        sources += [data.preferences.transfer] if data.preferences is not None else []
         for source in sources:
             if source is not None and source.dataset is None:
                 source.data_dir = source.data_dir or prompts.data_dir

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from rlhf_lib.drawing import panels
 from rlhf_lib.rewards.check_measures import Reliability
-from rlhf_lib.rewards.checks import CheckReport
+from rlhf_lib.rewards.check_result import CheckReport
 
 COLORS = {"chosen": "#1b7837", "rejected": "#b2182b", "response": "#2166ac"}
 
@@ -82,9 +82,9 @@ def _length(report: CheckReport) -> Figure:
 def markdown(report: CheckReport, images: list[str] | None = None) -> str:
     """The checks as a table, the other metrics, and the texts most worth reading; `images` are linked by file name."""
     verdict = "passed" if report.passed else "FAILED: " + ", ".join(check.name for check in report.failed)
-    lines = [
-        f"# Reward model checks: {verdict}",
-        "",
+    lines = [f"# Reward model checks: {verdict}", ""]
+    lines += [line for sentence in report.gates_off for line in (f"> **{sentence}**", "")]
+    lines += [
         "| check | what it measures | figure | threshold | passed | detail |",
         "|---|---|---|---|---|---|",
     ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.rewards.check_measures import Scores
 
+SHARED_BY = 3  # responses that make a text a phrase
 OVER_LONG_WORDS = 2000  # above 2,048 tokens, the positions of most small models
 
 
@@ -33,6 +35,32 @@ def shuffled_words(response: str, rng: np.random.Generator) -> str:
 def over_long(response: str) -> str:
     """The response repeated up to at least `OVER_LONG_WORDS` words."""
     return response * (OVER_LONG_WORDS // max(1, len(response.split())) + 1)
+
+
+def other_prompts(prompts: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """For each prompt (N,) one that differs from it, drawn from the same: (N,). Needs two different ones."""
+    order = rng.permutation(len(prompts))
+    others = list(prompts)
+    for at, i in enumerate(order):
+        following = (prompts[order[(at + step) % len(order)]] for step in range(1, len(order)))
+        others[i] = next(other for other in following if other != prompts[i])
+    return others
+
+
+def well_paid_phrases(responses: Sequence[str], scores_N: Scores, most: int) -> list[str]:
+    """Sentences and 4-grams that at least `SHARED_BY` responses hold, those whose responses score highest on average
+    first; half of the `most` are sentences, where there are enough."""
+    totals: dict[tuple[bool, str], list[float]] = {}
+    for response, score in zip(responses, scores_N.tolist(), strict=True):
+        words = response.split()
+        sentences = {s for s in re.split(r"(?<=[.!?])\s+", response.strip()) if len(s.split()) > 2}
+        grams = {" ".join(words[i : i + 4]) for i in range(len(words) - 3)}
+        for phrase in [*((True, s) for s in sorted(sentences)), *((False, g) for g in sorted(grams))]:
+            totals.setdefault(phrase, []).append(score)
+    shared = {phrase: np.mean(found) for phrase, found in totals.items() if len(found) >= SHARED_BY}
+    ordered = sorted(shared, key=lambda phrase: (-shared[phrase], phrase))
+    sentences = [text for whole, text in ordered if whole][: most // 2]
+    return [*sentences, *[text for whole, text in ordered if not whole][: most - len(sentences)]]
 
 
 def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:

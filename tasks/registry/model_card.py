@@ -90,11 +90,18 @@ Every setting, and the other stages: {pipeline}
 ## Gates
 
 {table(("gate", "found", "passed"), judged)}
-{_against(duel)}
+{_off(recipe)}{_against(duel)}
 ## Made from
 
 {table(("", ""), made_from)}
 """
+
+
+def _off(recipe: Recipe) -> str:
+    """The reward's gates that the recipe switches off, as paragraphs."""
+    from rlhf_lib.rewards.check_result import gates_off
+
+    return "".join(f"\n**{sentence}**\n" for sentence in gates_off(recipe.reward.checks))
 
 
 def caveat(evaluation: EvaluationResult) -> str:

@@ -103,7 +103,7 @@ def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs,
 def test_a_failed_gate_stops_the_flow_with_its_report_logged_and_fails_again(tracked, trained, pairs, tmp_path):
     flipped = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
     for attempt in range(2):
-        with pytest.raises(GateFailed, match=r"accuracy: the share .* is 0\.\d+ and must be at least 0\.9 "):
+        with pytest.raises(GateFailed, match=r"accuracy: the least share .* is 0\.\d+ and must be at least 0\.9 "):
             _stage(tracked, trained, flipped, tmp_path / str(attempt), min_accuracy=0.9)
         child = _children(tracked)[0]
         assert child.info.status == "FAILED"

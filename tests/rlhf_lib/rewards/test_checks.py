@@ -66,7 +66,7 @@ def _failed(reward: Reward, pairs, checks: ChecksConfig = CHECKS, *, calibrated:
 def test_a_good_reward_model_passes(good):
     good.raise_if_failed()
     assert [check.name for check in good.checks] == [
-        "finite_scores", "pairs", "accuracy", "calibration", "length_bias",
+        "finite_scores", "pairs", "accuracy", "gain_over_length", "calibration", "length_bias", "stock_phrase",
         "probes", "score_spread", "degenerate", "batch_agreement",
     ]  # fmt: skip
     assert good.metrics["accuracy"] > 0.9
@@ -107,7 +107,9 @@ def test_a_sign_flipped_model_is_stopped_by_accuracy_and_probes(reward, pairs, g
 
 
 @pytest.mark.parametrize("scale", [lambda n: 0.02 * n, lambda n: math.log1p(n)])
-def test_a_length_only_reward_is_stopped_by_length_bias_alone(scale: Callable[[float], float]):
+def test_a_length_only_reward_is_stopped_by_length_bias_and_by_gaining_nothing_over_length(
+    scale: Callable[[float], float],
+):
     # Longer answers are preferred nine times out of ten here, so accuracy lets the rule pass.
     rng = np.random.default_rng(0)
     pairs = []
@@ -115,7 +117,8 @@ def test_a_length_only_reward_is_stopped_by_length_bias_alone(scale: Callable[[f
         short, long = (" word" * int(n) for n in np.sort(rng.choice(np.arange(5, 60), 2, replace=False)))
         pairs.append(("q", long, short) if rng.random() < 0.9 else ("q", short, long))
     checks = CHECKS.model_copy(update={"probes": []})
-    assert _failed(lambda q, r: [scale(len(text)) for text in r], pairs, checks, calibrated=False) == ["length_bias"]
+    failed = _failed(lambda q, r: [scale(len(text)) for text in r], pairs, checks, calibrated=False)
+    assert failed == ["gain_over_length", "length_bias", "degenerate"]  # the last of over-long answers
 
 
 def test_a_constant_reward_is_stopped_by_score_spread(pairs):
@@ -148,7 +151,7 @@ def test_a_reward_that_depends_on_its_batch_is_stopped_by_batch_agreement(reward
         longest = max(len(q + r) for q, r in zip(queries, responses, strict=True))
         return [score + 1e-3 * longest for score in reward(queries, responses)]
 
-    assert _failed(padded, pairs) == ["batch_agreement"]
+    assert _failed(padded, pairs) == ["degenerate", "batch_agreement"]  # an over-long text raises all of its batch
 
 
 def test_a_reward_for_stutter_is_stopped_by_degenerate(reward, pairs):
@@ -201,9 +204,9 @@ def test_the_message_names_figure_threshold_and_key():
     with pytest.raises(GateFailed) as error:
         CheckReport([accuracy]).raise_if_failed()
     assert str(error.value) == (
-        "the reward failed its checks: accuracy: the share of held-out pairs with chosen above rejected is 0.5214 and "
-        "must be at least 0.6 (95% interval 0.46 to 0.58, 300 pairs). Improve the reward or its data, or change the "
-        "recipe's reward.checks.min_accuracy, which null switches off"
+        "the reward failed its checks: accuracy: the least share of held-out pairs with chosen above rejected is "
+        "0.5214 and must be at least 0.6 (95% interval 0.46 to 0.58, 300 pairs). Improve the reward or its data, or "
+        "change the recipe's reward.checks.min_accuracy, which null switches off"
     )
     with pytest.raises(GateFailed, match=r"must be 0 \(of 900 scores: 2 on empty\)\. Make it finite for any text$"):
         CheckReport([finite]).raise_if_failed()
