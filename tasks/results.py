@@ -141,12 +141,28 @@ class PPOResult(StageResult):
         return f"{self.steps} steps, KL {self.kl:.2f}"
 
 
+class TrainedBaseline(StageResult):
+    """A model trained to be compared with PPO's policy."""
+
+    model: str  # folder
+    fingerprint: str
+
+    @property
+    def made(self) -> str:
+        return self.model
+
+    @property
+    def about(self) -> str:
+        return f"trained{_figure(self.metrics, 'loss/held_out', 'held-out loss')}"
+
+
 class EvaluationResult(StageResult):
     reward: dict[str, Any]
     perplexity: dict[str, float | None] | None  # null without a set
     perplexity_counts: dict[str, Any] | None
     diversity: dict[str, float | None]
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
+    baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges
     kl: float  # nats per response
     report: str  # the page's path
     prompts: int = 0
@@ -214,6 +230,7 @@ def run_record(
         "diversity": evaluation
         and {key: evaluation.diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
         "metrics": evaluation and (evaluation.measured or None),
+        "baselines": evaluation and (evaluation.baselines or None),
         "evaluation": evaluation
         and {
             "prompts": evaluation.prompts,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_lib.evaluation.baselines import Baselines
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
 from rlhf_lib.evaluation.page import markdown, page, shortened
@@ -56,6 +57,7 @@ class BeforeAfterReport:
     probes: Sequence[ProbeResult]
     shifts: Sequence[Shift]
     metrics: Sequence[MetricChange]
+    baselines: Baselines
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -74,6 +76,7 @@ def build_report(
     *,
     probes: Sequence[ProbeResult] = (),
     metrics: Sequence[MetricChange] = (),
+    baselines: Baselines | None = None,
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -81,7 +84,7 @@ def build_report(
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
-    `metrics`: what changed in those of `evaluation.metrics`.
+    `metrics`: what changed in those of `evaluation.metrics`. `baselines`: what cheaper methods get.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -112,8 +115,9 @@ def build_report(
     moved = shifts(c.reference.texts, c.policy.texts)
     definitions = [*_DEFINITIONS, *([_METRICS] if metrics else []), *([_PROBES] if probes else [])]
     definitions += [_SHIFTS] if moved else []
-    told = [*notes, *definitions]
-    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics)
+    baselines = baselines or Baselines()
+    told = [*notes, *baselines.notes(), *definitions]
+    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines)
 
 
 def _sample(c: BeforeAfter, i: int) -> Sample:

@@ -23,3 +23,24 @@ def test_metrics_of_one_s_own_are_in_the_table_of_a_run():
     assert own.split(None, 3) == ["share_of_right_answers", "0.500", "0.750", "delta +0.250, 95% [+0.000, +0.500]"]
     assert next(line for line in lines if line.startswith("n ")).split() == ["n", "-", "2.000", "delta", "-"]
     assert run_table({**record, "metrics": None}).count("\n") == len(lines) - 3
+
+
+def test_baselines_stand_under_ppo_with_what_they_cost():
+    best = {
+        f"best_of_{n}": {"reward": float(n), "ci95": [0.5, 1.5], "kl": 0.25 * n, "prompts": 64, "judges": {}}
+        for n in (1, 2, 4, 8, 16)
+    }
+    record = {
+        "reward": {"reference": 0.1, "policy": 0.3, "delta": 0.2, "ci95": [0.1, 0.3], "win_rate": 0.75, "prompts": 60},
+        "perplexity": None,
+        "diversity": {"distinct_2_reference": 0.8, "distinct_2_policy": 0.7},
+        "baselines": best,
+        "ppo": {"kl": 1.5},
+        "reward_model": {"accuracy": None},
+        "model": None,
+    }
+    shown = [line for line in run_table(record).splitlines() if line.startswith("best of")]
+    assert [line.split(None, 4) for line in shown] == [
+        ["best", "of", "4", "4.000", "of the reference, KL <= 1.00, 95% [0.500, 1.500], 64 prompts"],
+        ["best", "of", "16", "16.000", "of the reference, KL <= 4.00, 95% [0.500, 1.500], 64 prompts"],
+    ]
