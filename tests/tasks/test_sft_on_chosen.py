@@ -42,8 +42,8 @@ def test_it_learns_from_as_many_answers_all_chosen_and_is_kept(tmp_path, mlflow_
         base = train_base_model.fn(recipe, run, data)
         chosen = train_on_chosen.fn(recipe, run, data, base)
         assert (base.metrics["rows"], chosen.metrics["rows"]) == (100, 50)
-        steps = [mlflow.get_run(r.mlflow_run_id).data.metrics["train/epoch"] for r in (base, chosen)]
-        assert steps == [1, 2]
+        settings = [mlflow.get_run(done.mlflow_run_id).data.params for done in (base, chosen)]
+        assert [(given["answers"], given["epochs"]) for given in settings] == [("both", "1.0"), ("chosen", "2.0")]
         assert chosen.metrics["loss/held_out"] < base.metrics["loss/held_out"]
         assert load_tokenizer(chosen.model).get_vocab() == load_tokenizer(base.model).get_vocab()
         monkeypatch.setattr("rlhf_lib.training.sft.fit", None)
