@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -221,12 +222,15 @@ def _baselines(
     prompts: Dataset,
     comparison: BeforeAfter,
     dtype: torch.dtype,
+    judges: Mapping[str, Reward] | None = None,
 ) -> Baselines:
-    """What cheaper methods than PPO get on the evaluation's prompts, each asked once by best-of-n."""
+    """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges; best-of-n
+    takes a prompt that is asked repeatedly once."""
     from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
     from rlhf_lib.evaluation.best_of_n import sample_best_of_n
 
-    others = trained_baselines(comparison, chosen=recipe.evaluation.sft_on_chosen and recipe.learns_from == "chosen")
+    itself = recipe.evaluation.sft_on_chosen and recipe.learns_from == "chosen"
+    others = trained_baselines(comparison, chosen=itself, judges=judges)
     if not recipe.evaluation.best_of:
         return Baselines(others=others)
     queries = list(prompts["query"])
@@ -242,6 +246,7 @@ def _baselines(
         samples=recipe.evaluation.best_of,
         dtype=dtype,
         seed=recipe.seed,
+        judges=judges,
     )
     reached = [comparison.policy.scores[row] for row in rows]
     return Baselines(best, at_same_kl(best, reached, comparison.kl, recipe.seed), others)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound, size_at
 from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter
+from rlhf_lib.rewards import Reward
 from rlhf_lib.statistics import Interval, counted, mean_interval, no_interval
 
 
@@ -113,8 +114,14 @@ class Baselines:
         return told
 
 
-def trained_baselines(comparison: BeforeAfter, *, chosen: bool = False) -> list[Baseline]:
+def trained_baselines(
+    comparison: BeforeAfter, *, chosen: bool = False, judges: Mapping[str, Reward] | None = None
+) -> list[Baseline]:
     """The further models of a comparison as baselines; `chosen`: the reference is itself SFT on chosen answers."""
+
+    def judged(texts: list[str]) -> dict[str, float]:
+        return {name: fmean(judge(comparison.queries, texts)) for name, judge in (judges or {}).items()}
+
     _, _, *others = comparison.comparison.results
     found = [(result.name, result, result.kl) for result in others]
     if chosen:
@@ -127,6 +134,7 @@ def trained_baselines(comparison: BeforeAfter, *, chosen: bool = False) -> list[
             kl=kl,
             kl_is_bound=False,
             prompts=comparison.comparison.distinct,
+            judges=judged(result.sampled.texts),
         )
         for name, result, kl in found
     ]

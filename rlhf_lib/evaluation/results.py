@@ -213,7 +213,7 @@ class BeforeAfter:
 
     @property
     def diversity(self) -> dict[str, float | None]:
-        sides = zip(("reference", "policy"), self.comparison.results, strict=True)
+        sides = zip(("reference", "policy"), self.comparison.results[:2], strict=True)
         return {
             f"{name}_{side}": getattr(result, name)
             for side, result in sides

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from rlhf_lib.evaluation import plots
-from rlhf_lib.evaluation.baselines import Baselines, at_same_kl
+from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
 from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound
+from rlhf_lib.evaluation.measures import win_matrix
+from rlhf_lib.evaluation.report import build_report
+from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, BeforeAfter, Comparison, ModelResult, Sampled
 
 PROMPTS = [f"q{i}" for i in range(40)]
 
@@ -65,3 +68,33 @@ def test_record_metrics_and_plot(best):
     assert curve.get_ydata() == pytest.approx([3 / 2, 7 / 3, 11 / 4, 3])
     assert Baselines().record == {}
     assert Baselines().notes() == []
+
+
+def test_trained_baselines_are_the_further_models_of_the_comparison(best):
+    names, scores = ("reference", "policy", SFT_ON_CHOSEN), ([0.0, 1.0] * 20, [2.0] * 40, [1.0, 1.5] * 20)
+    results = []
+    for name, own in zip(names, scores, strict=True):
+        sampled = Sampled([f"{score}" for score in own], own, [1] * 40, [True] * 40)
+        first = None if name == "reference" else scores[0]
+        kl = None if first is None else (0.75, 0.1)
+        results.append(ModelResult.of(name, sampled, PROMPTS, first=first, kl=kl))
+    compared = BeforeAfter(Comparison(PROMPTS, results, "reference", win_matrix(scores), True))
+    negated = {"negated": lambda queries, responses: [-float(response) for response in responses]}
+    [chosen] = trained_baselines(compared, judges=negated)
+    assert chosen.record == {
+        "reward": 1.25, "ci95": list(results[2].ci95), "kl": 0.75, "prompts": 40, "judges": {"negated": -1.25},
+    }  # fmt: skip
+    both = Baselines(best, at_same_kl(best, [2.0] * 40, compared.kl), [chosen])
+    report = build_report("t", compared, baselines=both)
+    for page in (report.markdown(), report.html({})):
+        assert "SFT on chosen answers" in page
+        assert "as many answers, all chosen" in page
+        assert both.same_kl.answer in page.replace("&#39;", "'")
+    assert "| best of 2 | 2.33 | 2.33 to 2.33 | at most 0.193 | 40 |" in report.markdown()
+    assert "| **PPO** | 2.00 | 2.00 to 2.00 | 0.750 | 40 |" in report.markdown()
+    # a reference that learned from chosen answers alone is that baseline itself
+    itself = BeforeAfter(Comparison(PROMPTS, results[:2], "reference", win_matrix(scores[:2]), True))
+    [same] = trained_baselines(itself, chosen=True)
+    assert (same.reward, same.kl) == (0.5, 0.0)
+    assert "The reference is itself SFT on the chosen answers." in Baselines(others=[same]).notes()
+    assert trained_baselines(itself) == []
