@@ -117,6 +117,8 @@ def evaluate_policy(
 
         baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype)
         metrics |= flat_metrics(baselines.metrics)
+        if baselines.same_kl:
+            logger.info("evaluation: %s", baselines.same_kl.answer)
 
         perplexity = counts = None
         losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]

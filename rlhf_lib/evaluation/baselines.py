@@ -40,13 +40,13 @@ class AtSameKL:
     def answer(self) -> str:
         """Did PPO buy more than best-of-n would have? In a few sentences."""
         between = f"95% interval {self.ci95[0]:+.3g} to {self.ci95[1]:+.3g}" if self.ci95 else no_interval(self.prompts)
-        gained = f"{self.gain:+.3g} ({between})"
+        gained = f"a difference of {self.gain:+.3g} ({between})"
         verdict = self._verdict()
         if not self.beyond:
             at = f"At PPO's KL of {self.kl:.2f} nats, best-of-n would reach {self.best_of_n:.3g} (n = {self.n:.1f})"
             return f"{at}; PPO reached {self.policy:.3g}, {gained}. {verdict}"
         at = f"Best of {self.most} reaches {self.best_of_n:.3g} at a KL of at most {kl_bound(self.most):.2f} nats"
-        needed = f"Best-of-n's KL is as large at n = {_large(size_at(self.kl))}."
+        needed = f"Best-of-n's bound is that large at n = {_large(size_at(self.kl))}."
         return f"{at}; PPO reached {self.policy:.3g} at {self.kl:.2f}, {gained}. {verdict} {needed}"
 
     def _verdict(self) -> str:

@@ -64,12 +64,19 @@ def baseline_curve(found: Baselines) -> Figure:
         if told.ci95:
             axes.plot([places[n - 1]] * 2, told.ci95, color=BEFORE, linewidth=1)
         axes.scatter(places[n - 1], told.reward, color=BEFORE, s=14, zorder=3)
-        axes.annotate(str(n), (places[n - 1], told.reward), (-3, 5), textcoords="offset points", ha="right", fontsize=7)
+        axes.annotate(str(n), (places[n - 1], told.reward), (4, -9), textcoords="offset points", fontsize=7)
     for other in found.others:
         if other.kl is not None:
-            axes.scatter(max(other.kl, 0.0) ** 0.5, other.reward, color=INK, marker="s", s=24, label=other.title)
+            axes.scatter(
+                max(other.kl, 0.0) ** 0.5,
+                other.reward,
+                color=INK,
+                marker="s",
+                s=24,
+                label=other.title.removesuffix(" answers"),
+            )
     axes.scatter(max(ppo.kl, 0.0) ** 0.5, ppo.policy, color=AFTER, s=40, zorder=4, label="PPO")
-    _legend(axes)
+    _legend(axes, columns=3)
     return figure
 
 
@@ -126,9 +133,9 @@ def _style(axes: Axes, title: str, label: str, counted: str) -> None:
     axes.tick_params(labelsize=8, colors=INK)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, columns: int = 2) -> None:
     """Above the bars, where it hides none."""
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.1)
 
 
 def _edges(values: Sequence[float]) -> np.ndarray:

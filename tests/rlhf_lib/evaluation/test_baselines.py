@@ -48,14 +48,14 @@ def test_beyond_the_largest_n(best, reached, verdict):
     assert found.best_of_n == 3
     told = f"Best of 4 reaches 3 at a KL of at most 0.64 nats; PPO reached {sum(reached) / 2:.3g} at 3.51"
     assert found.answer.startswith(told)
-    assert found.answer.endswith(f"{verdict} Best-of-n's KL is as large at n = 90.")
+    assert found.answer.endswith(f"{verdict} Best-of-n's bound is that large at n = 90.")
 
 
 def test_a_negative_kl_counts_as_none_and_few_prompts_have_no_interval(best):
     assert at_same_kl(best, [1.0] * 40, -0.01).best_of_n == 1.5
     few = at_same_kl(BestOfN(PROMPTS[:2], best.scores_PN[:2]), [9.0, 9.0], 0.1)
     assert few.ci95 is None
-    assert few.answer.endswith("+7.07 (no 95% interval: 2 prompts are too few). The two can't be told apart.")
+    assert few.answer.endswith("a difference of +7.07 (no 95% interval: 2 prompts are too few). The two can't be told apart.")
 
 
 def test_record_metrics_and_plot(best):
