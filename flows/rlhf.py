@@ -64,13 +64,13 @@ def rlhf(
         minutes: End the run after this many minutes; PPO keeps its last step. Empty: no limit.
     """
     from tasks.results import run_record
-    from tasks.stage.keys import check_stage
+    from tasks.stage.keys import check_stage_of
     from tasks.stage.preflight import preflight_task
     from tasks.tracking.runs import headline, mlflow_link, pipeline_run, runs_link
 
     filled = form.settings(locals())
     loaded = load_recipe(recipe_file or recipe, [*filled, *(overrides or [])])
-    last = check_stage(until) if until else None
+    last = check_stage_of(loaded, until) if until else None
     check()
     context = {"prefect_flow_run_id": flow_run.id, "prefect_flow_run_url": flow_run.ui_url, "until": last}
     name, chain = flow_run.name, Chain()
@@ -103,6 +103,7 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
     from tasks.registration import register_policy
     from tasks.reward_checks import check_reward_model
     from tasks.reward_model import prepare_reward_model
+    from tasks.sft_on_chosen import train_on_chosen
     from tasks.stage.preflight import announce
 
     data = chain(prepare_data, recipe, run)
@@ -118,7 +119,11 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
         yield "reward_checks", checks
         ppo = chain(run_ppo, recipe, run, data, policy, reward)
         yield "ppo", ppo
-        evaluation = chain(evaluate_policy, recipe, run, policy, reward, ppo, data)
+        chosen = None
+        if recipe.trains_on_chosen:
+            chosen = chain(train_on_chosen, recipe, run, data, policy)
+            yield "sft_on_chosen", chosen
+        evaluation = chain(evaluate_policy, recipe, run, policy, reward, ppo, data, sft_on_chosen=chosen)
         yield "evaluation", evaluation
         model = chain(register_policy, recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
         yield "registration", model

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.results import EvaluationResult, PPOResult, PreparedData, RewardArtifact, StartingPolicy
+from tasks.results import EvaluationResult, PPOResult, PreparedData, RewardArtifact, StartingPolicy, TrainedBaseline
 from tasks.stage.keys import EVALUATION, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.reports import publish
 from tasks.tracking.runs import PipelineRun
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlhf_lib.evaluation.baselines import Baselines
+    from rlhf_lib.evaluation.results import BeforeAfter
+    from rlhf_lib.rewards import Reward
 
 
 @task(name="evaluation", **OPTIONS)
@@ -26,9 +35,11 @@ def evaluate_policy(
     reward: RewardArtifact,
     ppo: PPOResult,
     data: PreparedData | None = None,
+    sft_on_chosen: TrainedBaseline | None = None,
 ) -> EvaluationResult:
     """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report, which tells what
-    `data` lost and leaks."""
+    `data` lost and leaks. The baselines beside the two: best-of-n, and SFT on chosen answers, trained or the reference
+    itself."""
     import mlflow
 
     from rlhf_lib.data.corpus import load_texts, split_answers
@@ -41,6 +52,7 @@ def evaluate_policy(
     from rlhf_lib.evaluation.perplexity import Perplexity
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
+    from rlhf_lib.evaluation.results import SFT_ON_CHOSEN
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.models.policy import autocast
@@ -62,7 +74,8 @@ def evaluate_policy(
         )
     settings = recipe.model_dump(mode="json", exclude={"registration", "about", "description"})
     measured = [function_source(path, "evaluation.metrics") for path in recipe.evaluation.metrics]
-    key = EVALUATION.key(settings, ppo.model_dump(mode="json"), reward.fingerprint, texts, given, measured)
+    trained = sft_on_chosen.fingerprint if sft_on_chosen else None
+    key = EVALUATION.key(settings, ppo.model_dump(mode="json"), reward.fingerprint, texts, given, measured, trained)
     with run_stage(EVALUATION, run, key=key) as s:
         if s.reused:
             return s.result
@@ -74,12 +87,19 @@ def evaluate_policy(
         models: dict[str, Any] = {}
         for name, folder in (("reference", ppo.reference), ("policy", ppo.policy)):
             models[name] = load_policy(folder, trust_remote_code=remote).to(device)  # type: ignore[arg-type]
+
+        def load_baseline() -> PreTrainedModel:
+            assert sft_on_chosen is not None
+            model: PreTrainedModel = load_policy(sft_on_chosen.model, trust_remote_code=remote)
+            return model.to(device)  # type: ignore
+
         logger.info("evaluation: %d prompts, %d texts for perplexity", len(prompts), len(texts))
+        score = build_reward(recipe.reward, reward.model, device)
         comparison = compare_policy(
             models["reference"],
             models["policy"],
             tokenizer,
-            build_reward(recipe.reward, reward.model, device),
+            score,
             list(prompts["query"]),
             list(prompts["input_ids"]),
             recipe.generation,
@@ -87,6 +107,7 @@ def evaluate_policy(
             seed=recipe.seed,
             held_out=not recipe.data.prompts.unheld,
             micro_batch_tokens=recipe.ppo.micro_batch_tokens,
+            baselines={SFT_ON_CHOSEN: load_baseline} if sft_on_chosen else None,
         )
         metrics = comparison.metrics()
         if comparison.caveat:
@@ -94,6 +115,11 @@ def evaluate_policy(
         own = measure_both(import_metrics(recipe.evaluation.metrics), comparison, tokenizer)
         changes = metric_changes(*own, comparison.queries, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
+
+        baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype)
+        metrics |= flat_metrics(baselines.metrics)
+        if baselines.same_kl:
+            logger.info("evaluation: %s", baselines.same_kl.answer)
 
         perplexity = answer_perplexity = counts = None
         losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
@@ -151,6 +177,8 @@ def evaluate_policy(
             "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95, comparison.reward.prompts),
             "lengths": plots.length_histogram(before.lengths, after.lengths),
         }
+        if baselines.best:
+            drawings["baselines"] = plots.baseline_curve(baselines)
         if probes:
             drawings["probes"] = plots.probe_chart(probes)
             mlflow.log_dict({"probes": [asdict(probe) for probe in probes]}, "probes.json")
@@ -163,6 +191,7 @@ def evaluate_policy(
             metrics=changes,
             warnings=[*gates_off(recipe.reward.checks), *(warning["message"] for warning in ppo.warnings)],
             answer_perplexity=answer_perplexity,
+            baselines=baselines,
             seed=recipe.seed,
         )
         s.log_metrics(metrics)
@@ -188,6 +217,7 @@ def evaluate_policy(
                 trained_on="answers" if recipe.policy.train and recipe.policy.train.completion_only else "texts",
                 diversity=comparison.diversity,
                 measured={change.key: change.record for change in changes},
+                baselines=baselines.record,
                 kl=comparison.kl,
                 report=str(page),
                 prompts=len(comparison.queries),
@@ -204,3 +234,41 @@ def perplexity_record(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     return {name: result["perplexity"] for name, result in measured.items()} | {
         f"mean_per_text_{name}": result["mean_perplexity"] for name, result in measured.items()
     }
+
+
+def _baselines(
+    recipe: Recipe,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
+    prompts: Dataset,
+    comparison: BeforeAfter,
+    dtype: torch.dtype,
+    judges: Mapping[str, Reward] | None = None,
+) -> Baselines:
+    """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges; best-of-n
+    takes a prompt that is asked repeatedly once."""
+    from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
+    from rlhf_lib.evaluation.best_of_n import sample_best_of_n
+
+    itself = recipe.evaluation.sft_on_chosen and recipe.learns_from == "chosen"
+    others = trained_baselines(comparison, chosen=itself, judges=judges)
+    if not recipe.evaluation.best_of:
+        return Baselines(others=others)
+    queries = list(prompts["query"])
+    first = {query: row for row, query in reversed(list(enumerate(queries)))}
+    rows = sorted(first.values())[: recipe.evaluation.best_of_prompts]
+    best = sample_best_of_n(
+        reference,
+        tokenizer,
+        reward,
+        [queries[row] for row in rows],
+        [prompts[row]["input_ids"] for row in rows],
+        recipe.generation,
+        samples=recipe.evaluation.best_of,
+        dtype=dtype,
+        seed=recipe.seed,
+        judges=judges,
+    )
+    reached = [comparison.policy.scores[row] for row in rows]
+    return Baselines(best, at_same_kl(best, reached, comparison.kl, recipe.seed), others)

@@ -144,6 +144,21 @@ class PPOResult(StageResult):
         return f"{self.steps} steps, KL {self.kl:.2f}{warned}"
 
 
+class TrainedBaseline(StageResult):
+    """A model trained to be compared with PPO's policy."""
+
+    model: str  # folder
+    fingerprint: str
+
+    @property
+    def made(self) -> str:
+        return self.model
+
+    @property
+    def about(self) -> str:
+        return f"trained{_figure(self.metrics, 'loss/held_out', 'held-out loss')}"
+
+
 class EvaluationResult(StageResult):
     reward: dict[str, Any]
     perplexity: dict[str, float | None] | None  # null without a set
@@ -152,6 +167,7 @@ class EvaluationResult(StageResult):
     trained_on: Literal["texts", "answers"] = "texts"  # which of the two perplexities the gate is on
     diversity: dict[str, float | None]
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
+    baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges
     kl: float  # nats per response
     report: str  # the page's path
     prompts: int = 0
@@ -227,6 +243,7 @@ def run_record(
         "diversity": evaluation
         and {key: evaluation.diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
         "metrics": evaluation and (evaluation.measured or None),
+        "baselines": evaluation and (evaluation.baselines or None),
         "evaluation": evaluation
         and {
             "prompts": evaluation.prompts,

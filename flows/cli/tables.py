@@ -70,6 +70,7 @@ def run_table(record: Record) -> str:
             for name, own in (record.get("metrics") or {}).items()
         ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
+        *_baseline_rows(record.get("baselines") or {}),
         ("reward model", "", number(learned["accuracy"]), accuracy),
         *([("evaluated on", "", "", unheld)] if unheld else []),
         *([("PPO's warnings", "", "", f"{', '.join(warned)}; see the report")] if warned else []),
@@ -80,6 +81,19 @@ def run_table(record: Record) -> str:
         rows.append(("not promoted", "", "", told.removeprefix("challenger: ")))
     width = max(14, *(len(name) + 2 for name, *_ in rows))
     return "\n".join(f"{name:<{width}}{before:>10}{after:>10}  {note}".rstrip() for name, before, after, note in rows)
+
+
+def _baseline_rows(found: Record) -> list[tuple[str, str, str, str]]:
+    """What cheaper methods than PPO get by the same reward."""
+    sizes = sorted(int(name.removeprefix("best_of_")) for name in found if name.startswith("best_of_"))
+    wanted = [f"best_of_{n}" for n in sizes if n == 4 or n == sizes[-1]] + ["sft_on_chosen"]
+    rows = []
+    for name in (name for name in wanted if name in found):
+        told, best = found[name], name.startswith("best_of_")
+        kl = "" if told["kl"] is None else f"KL {'<= ' if best else ''}{told['kl']:.2f}, "
+        note = f"{'of the reference, ' if best else ''}{kl}{_interval(told['ci95'], told['prompts'], '.3f', 'prompt')}"
+        rows.append((name.replace("_", " ").replace("sft", "SFT"), "", f"{told['reward']:.3f}", note))
+    return rows
 
 
 def stages_table(record: Record) -> str:

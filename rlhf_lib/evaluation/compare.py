@@ -39,17 +39,20 @@ def compare_policy(
     seed: int = 0,
     held_out: bool = True,
     micro_batch_tokens: int = 16384,
+    baselines: Mapping[str, Callable[[], PreTrainedModel]] | None = None,
 ) -> BeforeAfter:
     """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries`: what the reward
     sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO has it; weights are fp32. The
-    KL is that of the distributions sampled from, temperature included, on the policy's responses."""
-    models = (reference, policy)
+    KL is that of the distributions sampled from, temperature included, on the policy's responses.
+    `baselines`: further models with the same tokenizer by name, loaded in turn."""
+    others = dict(baselines or {})
+    models = [lambda: reference, lambda: policy, *others.values()]
     return BeforeAfter(
         _compare(
-            ("reference", "policy"),
-            lambda i: models[i],
-            (tokenizer, tokenizer),
-            (prompt_ids, prompt_ids),
+            ("reference", "policy", *others),
+            lambda i: models[i](),
+            [tokenizer] * len(models),
+            [prompt_ids] * len(models),
             queries,
             reward,
             generation,

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_lib.drawing import panels
+from rlhf_lib.evaluation.baselines import Baselines
+from rlhf_lib.evaluation.best_of_n import kl_bound
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.results import Comparison
 from rlhf_lib.statistics import no_interval
@@ -45,6 +47,36 @@ def delta_histogram(deltas: Sequence[float], ci95: tuple[float, float] | None, p
     label = "mean, 95% interval shaded" if ci95 else f"mean ({no_interval(prompts or len(deltas))})"
     axes.axvline(float(np.mean(deltas)), color=INK, linestyle="--", linewidth=1.2, label=label)
     _legend(axes)
+    return figure
+
+
+def baseline_curve(found: Baselines) -> Figure:
+    """Reward over sqrt(KL), after Gao et al. 2022: best-of-n's curve with its intervals, trained baselines and PPO, the
+    latter on best-of-n's prompts."""
+    best, ppo = found.best, found.same_kl
+    assert best is not None
+    assert ppo is not None
+    figure, (axes,) = panels(1, *_SIZE, left=0.6, right=0.15, bottom=0.5, top=0.6, dpi=_DPI)
+    _style(axes, "Reward over KL", "square root of the KL to the reference, nats", "reward")
+    places = [kl_bound(n) ** 0.5 for n in range(1, best.most + 1)]
+    axes.plot(places, best.rewards_nP.mean(axis=1), color=BEFORE, linewidth=1.4, label="best of n")
+    for n, told in zip(best.sizes, best.baselines, strict=True):
+        if told.ci95:
+            axes.plot([places[n - 1]] * 2, told.ci95, color=BEFORE, linewidth=1)
+        axes.scatter(places[n - 1], told.reward, color=BEFORE, s=14, zorder=3)
+        axes.annotate(str(n), (places[n - 1], told.reward), (4, -9), textcoords="offset points", fontsize=7)
+    for other in found.others:
+        if other.kl is not None:
+            axes.scatter(
+                max(other.kl, 0.0) ** 0.5,
+                other.reward,
+                color=INK,
+                marker="s",
+                s=24,
+                label=other.title.removesuffix(" answers"),
+            )
+    axes.scatter(max(ppo.kl, 0.0) ** 0.5, ppo.policy, color=AFTER, s=40, zorder=4, label="PPO")
+    _legend(axes, columns=3)
     return figure
 
 
@@ -101,9 +133,9 @@ def _style(axes: Axes, title: str, label: str, counted: str) -> None:
     axes.tick_params(labelsize=8, colors=INK)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, columns: int = 2) -> None:
     """Above the bars, where it hides none."""
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1)
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.1)
 
 
 def _edges(values: Sequence[float]) -> np.ndarray:

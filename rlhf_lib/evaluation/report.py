@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_lib.evaluation.baselines import Baselines
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
 from rlhf_lib.evaluation.page import markdown, page, shortened
@@ -56,6 +57,7 @@ class BeforeAfterReport:
     probes: Sequence[ProbeResult]
     shifts: Sequence[Shift]
     metrics: Sequence[MetricChange]
+    baselines: Baselines
     warnings: Sequence[str] = ()
 
     def html(self, pictures: Mapping[str, Path]) -> str:
@@ -77,6 +79,7 @@ def build_report(
     metrics: Sequence[MetricChange] = (),
     warnings: Sequence[str] = (),
     answer_perplexity: Mapping[str, float] | None = None,
+    baselines: Baselines | None = None,
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -85,7 +88,8 @@ def build_report(
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
-    `metrics`: what changed in those of `evaluation.metrics`. `warnings`: what weakens the result, in sentences.
+    `metrics`: what changed in those of `evaluation.metrics`. `baselines`: what cheaper methods get. `warnings`: what
+    weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -119,8 +123,11 @@ def build_report(
     moved = shifts(c.reference.texts, c.policy.texts)
     definitions = [*_DEFINITIONS, *([_METRICS] if metrics else []), *([_PROBES] if probes else [])]
     definitions += [_SHIFTS] if moved else []
-    told = [*notes, *definitions]
-    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics, warnings)
+    baselines = baselines or Baselines()
+    told = [*notes, *baselines.notes(), *definitions]
+    return BeforeAfterReport(
+        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, warnings
+    )
 
 
 def _sample(c: BeforeAfter, i: int) -> Sample:

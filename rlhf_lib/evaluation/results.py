@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
 from rlhf_lib.statistics import Interval, counted, mean_interval
 
+SFT_ON_CHOSEN = "sft_on_chosen"  # a baseline's name
 UNHELD = (
     "No prompts are held out (data.prompts.held_out is 0): the figures are of prompts that the policy was trained on, "
     "and say nothing about others."
@@ -167,7 +168,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """The comparison of two, a reference and the policy made from it, under the names that the pipeline logs."""
+    """The comparison of two, a reference and the policy made from it, under the names that the pipeline logs. Further
+    models are baselines."""
 
     comparison: Comparison
 
@@ -211,7 +213,7 @@ class BeforeAfter:
 
     @property
     def diversity(self) -> dict[str, float | None]:
-        sides = zip(("reference", "policy"), self.comparison.results, strict=True)
+        sides = zip(("reference", "policy"), self.comparison.results[:2], strict=True)
         return {
             f"{name}_{side}": getattr(result, name)
             for side, result in sides
@@ -242,6 +244,40 @@ class BeforeAfter:
             "score_before": self.reference.scores,
             "score_after": self.policy.scores,
         }
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What one cheaper method gets. `judges`: what each of the recipe's judges gives its answers, on average."""
+
+    name: str  # in the record and in metrics: best_of_16, sft_on_chosen
+    reward: float
+    ci95: Interval | None  # by prompt; None for a handful of prompts
+    kl: float | None  # to the reference, nats per response
+    kl_is_bound: bool  # true: the KL is at most that
+    prompts: int  # how many differ
+    judges: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        interval = list(self.ci95) if self.ci95 else None
+        return {
+            "reward": self.reward,
+            "ci95": interval,
+            "kl": self.kl,
+            "prompts": self.prompts,
+            "judges": dict(self.judges),
+        }
+
+    @property
+    def title(self) -> str:
+        """Its name in words."""
+        return title(self.name)
+
+
+def title(name: str) -> str:
+    """A baseline's name in words: `best of 16`, `SFT on chosen answers`."""
+    return "SFT on chosen answers" if name == SFT_ON_CHOSEN else name.replace("_", " ")
 
 
 def slug(name: str) -> str:

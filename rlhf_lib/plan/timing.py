@@ -99,10 +99,12 @@ def estimate(recipe: Recipe, rates: Rates, batch: Batch, work: Work) -> dict[str
     row = batch.prompt + batch.response
     scored = batch.rows * (work.reward if work.reward is not None else row * rates.forward)
     step = rates.sampling + scored + batch.rows * row * (2 * rates.forward + recipe.ppo.ppo_epochs * rates.update)
-    asked = recipe.evaluation.prompts / batch.rows  # both models answer
-    evaluation = 2 * asked * (rates.sampling + scored) + 2 * work.evaluation * rates.forward
+    settings, chosen = recipe.evaluation, int(recipe.trains_on_chosen)
+    answers = (2 + chosen) * settings.prompts  # both models answer, and the trained baseline
+    answers += (settings.best_of or 0) * min(settings.best_of_prompts, settings.prompts)
+    evaluation = answers / batch.rows * (rates.sampling + scored) + 2 * work.evaluation * rates.forward
     return {
-        "base_model": work.base_model * rates.update,
+        "base_model": (1 + chosen) * work.base_model * rates.update,
         "reward_model": work.reward_model * rates.update,
         "ppo": recipe.ppo.steps * step,
         "evaluation": evaluation,

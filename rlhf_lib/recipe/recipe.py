@@ -53,6 +53,19 @@ class EvaluationConfig(Section):
         "**kwargs) -> name -> values: in the report before and after PPO, and while it learns with ppo.eval_every",
     )
     probes: list[TokenProbeConfig] = Field([], description="differences of next-token logits, shown in the report")
+    best_of: int | None = Field(
+        16,
+        ge=0,
+        le=256,
+        description="a baseline without training: the reward of the best of n answers by the reference, n = 1, 2, 4, "
+        "... up to this, from as many answers a prompt. null or 0: off",
+    )
+    sft_on_chosen: bool = Field(
+        True,
+        description="another baseline, where policy.train learns from chosen and rejected answers of pairs: the same "
+        "model trained on as many answers, all of them chosen",
+    )
+    best_of_prompts: Positive = Field(64, description="evaluation prompts that best_of takes, at most")
 
 
 class GatesConfig(Section):
@@ -158,6 +171,17 @@ class Recipe(Section):
         if self.reward.train.from_scratch is not None and not labelled:
             raise ValueError("reward.train.from_scratch needs data.labelled to train on")
         return self
+
+    @property
+    def learns_from(self) -> Literal["chosen", "both"] | None:
+        """Which answers of the pairs `policy.train` learns from; None where it learns from no pairs."""
+        train = self.policy.train
+        return None if train is None or self.data.corpus or self.data.preferences is None else train.answers
+
+    @property
+    def trains_on_chosen(self) -> bool:
+        """Whether there is a stage sft_on_chosen."""
+        return self.evaluation.sft_on_chosen and self.learns_from == "both"
 
     @model_validator(mode="after")
     def _inherited(self) -> Recipe:

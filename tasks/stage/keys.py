@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 import grimp
 
 from rlhf_lib.errors import RecipeError
+from rlhf_lib.recipe import Recipe
 from tasks import results
 
 PACKAGES = ("tasks", "rlhf_lib")
@@ -50,6 +51,7 @@ BASE_MODEL = Stage("base_model", "tasks.base_model", results.StartingPolicy)
 REWARD_MODEL = Stage("reward_model", "tasks.reward_model", results.RewardArtifact)
 REWARD_CHECKS = Stage("reward_checks", "tasks.reward_checks", results.RewardChecks)
 PPO = Stage("ppo", "tasks.ppo", results.PPOResult, every_run=True)
+SFT_ON_CHOSEN = Stage("sft_on_chosen", "tasks.sft_on_chosen", results.TrainedBaseline)
 EVALUATION = Stage("evaluation", "tasks.evaluation", results.EvaluationResult, every_run=True)
 REGISTRATION = Stage(
     "registration",
@@ -58,7 +60,16 @@ REGISTRATION = Stage(
     every_run=True,
     reads=("tasks.registry.policy_server",),
 )
-STAGES: tuple[Stage[Any], ...] = (DATA, BASE_MODEL, REWARD_MODEL, REWARD_CHECKS, PPO, EVALUATION, REGISTRATION)
+STAGES: tuple[Stage[Any], ...] = (
+    DATA,
+    BASE_MODEL,
+    REWARD_MODEL,
+    REWARD_CHECKS,
+    PPO,
+    SFT_ON_CHOSEN,
+    EVALUATION,
+    REGISTRATION,
+)
 
 
 def check_stage(name: str) -> str:
@@ -69,6 +80,16 @@ def check_stage(name: str) -> str:
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise RecipeError(f"there is no stage '{name}'{hint}; the stages are {', '.join(names)}")
     return wanted
+
+
+def check_stage_of(recipe: Recipe, name: str) -> str:
+    """`check_stage`, for a run of the recipe. Raises RecipeError too for a stage that it has no use for."""
+    stage = check_stage(name)
+    if stage == SFT_ON_CHOSEN.name and not recipe.trains_on_chosen:
+        raise RecipeError(
+            f"{recipe.name} has no stage {stage}: it needs evaluation.sft_on_chosen, and policy.train with answers both"
+        )
+    return stage
 
 
 def content_key(*parts: Any) -> str:

@@ -23,6 +23,7 @@ from tasks.tracking import run_folder, run_logger, views
 EXPERIMENT = "rlhf"
 # in the order in which MLflow's pages offer them
 HEADLINES = ("reward", "ppo", "perplexity", "answer_perplexity", "diversity", "reward_model")
+BASELINES = ("best_of_4", "best_of_16", "sft_on_chosen")  # of all that a record has
 
 
 class PipelineRun(BaseModel):
@@ -107,7 +108,9 @@ def use_experiment(run_dir: str) -> None:
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
     """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
     sections = {section: record[section] or {} for section in HEADLINES}
-    return flat_metrics(sections | {"evaluation": record.get("metrics") or {}})
+    found = record.get("baselines") or {}
+    baselines = {name: {key: found[name][key] for key in ("reward", "kl")} for name in BASELINES if name in found}
+    return flat_metrics(sections | {"evaluation": record.get("metrics") or {}, "baseline": baselines})
 
 
 def git_commit() -> str | None:

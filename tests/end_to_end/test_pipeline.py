@@ -43,6 +43,9 @@ SETTINGS = {
     "ppo.mini_batch_size": 8,
     "ppo.checkpoint_every": 2,
     "evaluation.prompts": 32,
+    "evaluation.sft_on_chosen": False,
+    "evaluation.best_of": 4,
+    "evaluation.best_of_prompts": 20,
     "evaluation.perplexity.limit": 20,
     "registration.gates": dict.fromkeys(
         ("min_prompts", "min_reward_delta", "max_perplexity_ratio", "min_distinct_2_ratio")
@@ -60,6 +63,7 @@ RECORD = {
     "answer_perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
     "metrics": None,
+    "baselines": {f"best_of_{n}" for n in (1, 2, 4)},
     "evaluation": {"prompts", "distinct_prompts", "held_out"},
     "until": None,
     "stages": set(STAGES),
@@ -192,6 +196,7 @@ def test_the_parent_carries_recipe_headlines_and_tags(first):
         "answer_perplexity/reference", "answer_perplexity/policy",
         "answer_perplexity/mean_per_text_reference", "answer_perplexity/mean_per_text_policy",
         "diversity/distinct_2_reference", "diversity/distinct_2_policy",
+        "baseline/best_of_4/reward", "baseline/best_of_4/kl",
     }  # fmt: skip
     assert metrics["reward/ci95_high"] == record["reward"]["ci95"][1]
     assert metrics["perplexity/policy"] == record["perplexity"]["policy"]
@@ -358,7 +363,8 @@ def test_a_model_at_hand_makes_six_stages_and_a_reward_model_of_its_own(first, r
 
 
 def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_dir, capsys):
-    settings = [s for s in overrides(registration__name="closed") if not s.startswith("data.prompts.test.")]
+    changed = overrides(registration__name="closed", evaluation__sft_on_chosen=True)
+    settings = [s for s in changed if not s.startswith("data.prompts.test.")]
     settings += ["data.prompts.test=null", "data.prompts.held_out=0"]
     options = [word for setting in settings for word in ("--set", setting)]
     summary = run_dir / "closed.json"
@@ -383,6 +389,15 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     again = started(record["mlflow_run_id"])
     assert {again.stage[stage].data.tags["reused"] for stage in STAGES[:5]} == {"true"}
     assert record["ppo"]["seconds"] == stopped["ppo"]["seconds"]
+    # which the baselines go without; the trained one learned from as many answers as the reference
+    assert list(record["stages"]) == [*STAGES[:5], "sft_on_chosen", *STAGES[5:]]
+    assert list(record["baselines"]) == ["best_of_1", "best_of_2", "best_of_4", "sft_on_chosen"]
+    chosen = record["baselines"]["sft_on_chosen"]
+    assert chosen["reward"] != record["reward"]["reference"]
+    assert chosen["kl"] > 0
+    assert again.parent.data.metrics["baseline/sft_on_chosen/reward"] == chosen["reward"]
+    assert again.stage["sft_on_chosen"].data.params["answers"] == "chosen"
+    assert "SFT on chosen " in printed
     # evaluated on the prompts that it was trained on: told everywhere, and no champion
     assert record["evaluation"] == {"prompts": 32, "distinct_prompts": 32, "held_out": False}
     assert "evaluated on" in printed

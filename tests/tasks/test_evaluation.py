@@ -78,6 +78,7 @@ def evaluated(folders, prefect_server, mlflow_store):
         if not with_perplexity:
             recipe.evaluation.perplexity = None
             recipe.evaluation.metrics = []
+            recipe.evaluation.best_of = None
         with mlflow.start_run() as parent:
             run = PipelineRun(run_dir=str(folders / "runs"), parent_run_id=parent.info.run_id)
             return evaluate_policy(
@@ -189,7 +190,25 @@ def test_child_run_has_figures_table_plots_and_report(evaluated):
         in page
     )
     plots = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, "plots")}
-    assert plots == {"plots/scores.png", "plots/gains.png", "plots/lengths.png"}
+    assert plots == {f"plots/{name}.png" for name in ("scores", "gains", "lengths", "baselines")}
+
+
+def test_best_of_n_is_on_the_same_prompts(evaluated):
+    record, without = evaluated[0][True], evaluated[0][False]
+    assert list(record.baselines) == [f"best_of_{n}" for n in (1, 2, 4, 8, 16)]
+    rewards = [found["reward"] for found in record.baselines.values()]
+    assert rewards == sorted(rewards)
+    error = record.metrics["reward/reference_std"] / 32**0.5
+    assert rewards[0] == pytest.approx(record.reward["reference"], abs=4 * error)  # other samples of the same model
+    assert record.baselines["best_of_16"]["prompts"] == 32
+    assert record.metrics["baseline/best_of_16/reward"] == rewards[-1]
+    assert record.metrics["baseline/same_kl/policy"] == pytest.approx(record.reward["policy"])
+    page = Path(record.report).read_text(encoding="utf-8")
+    assert "Did PPO buy more than best-of-n would have?" in page
+    assert "<td>best of 16</td>" in page
+    assert without.baselines == {}
+    assert not [name for name in without.metrics if name.startswith("baseline/")]
+    assert "best of" not in Path(without.report).read_text(encoding="utf-8").lower()
 
 
 def test_prefect_shows_the_report(evaluated):

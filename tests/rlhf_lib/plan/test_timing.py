@@ -19,7 +19,7 @@ def recipe() -> Recipe:
             "policy": {"train": {"from_scratch": scratch}},
             "generation": {"max_new_tokens": 6},
             "ppo": {"steps": 5, "batch_size": 10, "ppo_epochs": 3},
-            "evaluation": {"prompts": 20},
+            "evaluation": {"prompts": 20, "best_of": None},
         }
     )
 
@@ -38,6 +38,11 @@ def test_the_stages_by_hand(recipe):
             "ppo_step": step,
         }
     )
+    recipe.policy.train.answers = "both"  # then SFT on chosen answers is a baseline
+    recipe.evaluation.best_of, recipe.evaluation.best_of_prompts = 4, 10
+    compared = estimate(recipe, rates, batch, Work(base_model=1000, reward_model=500, evaluation=300, reward=None))
+    assert compared["base_model"] == pytest.approx(20.0)
+    assert compared["evaluation"] == pytest.approx((3 * 2 + 4) * (2.0 + 0.1) + 2 * 0.3)
     dear = estimate(recipe, rates, batch, Work(base_model=0, reward_model=0, evaluation=0, reward=0.5))
     assert dear["ppo_step"] == pytest.approx(step - 0.1 + 10 * 0.5)
 
