@@ -19,6 +19,7 @@ from tasks.registry import champions, policies, versions
 from tasks.registry.model_card import model_card
 from tasks.results import (
     EvaluationResult,
+    JudgeModels,
     PPOResult,
     PreparedData,
     RegisteredModel,
@@ -49,6 +50,7 @@ def register_policy(
     evaluation: EvaluationResult,
     checks: RewardChecks | None = None,
     data: PreparedData | None = None,
+    judges: JudgeModels | None = None,
 ) -> RegisteredModel:
     """Log the policy, compare what MLflow gives back logit by logit, judge it, and only then make it a version.
 
@@ -58,6 +60,7 @@ def register_policy(
     """
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation.promotion import judge
+    from rlhf_lib.models.loading import fingerprint
 
     name = recipe.registration.name or recipe.name
     made_from = (ppo.model_dump(mode="json"), evaluation.model_dump(mode="json"))
@@ -119,6 +122,10 @@ def register_policy(
         ):
             if (kept := versions.keep(kind, source, name, digest)) is not None:
                 tags[kind] = kept
+        for title, folder in (judges.models if judges else {}).items():
+            kind, digest = versions.judge_kind(title), fingerprint(folder)
+            if (kept := versions.keep(kind, folder, name, digest)) is not None:
+                tags |= {kind: kept, versions.fingerprint_tag(kind): str(digest)}
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
         made = half or policies.create_version(
@@ -256,6 +263,7 @@ def _metrics(
         "perplexity": evaluation.perplexity or {},
         "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
         "evaluation": evaluation.measured,
+        "judge": evaluation.judges,
     }
     if duel and "error" not in duel:
         tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}

@@ -51,9 +51,10 @@ def judge(
     """(passed, [{name, figure, threshold, passed, detail}], reason) of a candidate.
 
     `evaluation` holds reward (delta, ci95, prompts), perplexity or None, diversity and kl of policy against reference,
-    and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass. `duel` is what
-    `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there is none. Gates
-    that are switched off, or whose value doesn't apply (perplexity without a set), are left out.
+    `judges` by name where there are any, and `held_out`: false where the prompts were training prompts, which only
+    `allow_unheld` lets pass. `duel` is what `compare_policies` returns, {"error": why} where the champion couldn't be
+    compared, None where there is none. Gates that are switched off, or whose value doesn't apply (perplexity without a
+    set), are left out.
     """
     reward, perplexity, diversity = evaluation["reward"], evaluation["perplexity"] or {}, evaluation["diversity"]
     results: list[Gate] = []
@@ -68,6 +69,10 @@ def judge(
     if gates.min_reward_delta is not None:
         least, found = _gain(reward, "the reference")
         results.append(Gate.judge("min_reward_delta", least, "above", gates.min_reward_delta, found))
+    for name, judged in (evaluation.get("judges") or {}).items():
+        if gates.min_judge_delta is not None and judged["only_reports"] is None:
+            least, found = _gain(judged, "the reference", f"the mean gained by judge {name}")
+            results.append(Gate.judge(f"judge/{name}", least, "above", gates.min_judge_delta, found))
     ratio, found = _ratio("perplexity", perplexity.get("reference"), perplexity.get("policy"))
     if ratio is not None and gates.max_perplexity_ratio is not None:
         results.append(Gate.judge("max_perplexity_ratio", ratio, "at most", gates.max_perplexity_ratio, found))
@@ -103,10 +108,10 @@ def _beats_champion(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -
     return Gate.judge(name, least, "above", 0.0, found)
 
 
-def _gain(gained: Mapping[str, Any], over: str) -> tuple[float, str]:
+def _gain(gained: Mapping[str, Any], over: str, what: str = "the mean score gained") -> tuple[float, str]:
     """(what the gain is at least, the same in words): its interval's lower end, or the gain where there is none."""
     ci95 = gained["ci95"]
-    found = f"the mean score gained over {over} is {_interval(gained)}"
+    found = f"{what} over {over} is {_interval(gained)}"
     return (ci95[0], f"{found}; the interval's lower end") if ci95 else (gained["delta"], f"{found}; it")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf_lib.evaluation.judges import Judgement
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
 from rlhf_lib.evaluation.page import markdown, page, shortened
@@ -56,6 +57,12 @@ class BeforeAfterReport:
     probes: Sequence[ProbeResult]
     shifts: Sequence[Shift]
     metrics: Sequence[MetricChange]
+    judges: Sequence[Judgement] = ()
+
+    @property
+    def told(self) -> list[str]:
+        """What the judges say, a sentence each."""
+        return [judged.told(self.comparison.reward) for judged in self.judges]
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -74,6 +81,7 @@ def build_report(
     *,
     probes: Sequence[ProbeResult] = (),
     metrics: Sequence[MetricChange] = (),
+    judges: Sequence[Judgement] = (),
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -81,7 +89,7 @@ def build_report(
 
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
-    `metrics`: what changed in those of `evaluation.metrics`.
+    `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -110,10 +118,15 @@ def build_report(
         "Largest losses": [_sample(c, i) for i in reversed(order[-most:])],
     }
     moved = shifts(c.reference.texts, c.policy.texts)
-    definitions = [*_DEFINITIONS, *([_METRICS] if metrics else []), *([_PROBES] if probes else [])]
+    definitions = [
+        *_DEFINITIONS,
+        *([_JUDGES] if judges else []),
+        *([_METRICS] if metrics else []),
+        *([_PROBES] if probes else []),
+    ]
     definitions += [_SHIFTS] if moved else []
     told = [*notes, *definitions]
-    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics)
+    return BeforeAfterReport(title, comparison, rows, groups, told, perplexity, probes, moved, metrics, judges)
 
 
 def _sample(c: BeforeAfter, i: int) -> Sample:
@@ -138,6 +151,12 @@ _DEFINITIONS = [
     "the share inside one response that occurred in it before.",
 ]
 
+_JUDGES = (
+    "Judges score the same responses as the reward, and PPO optimised none of them. Wins at equal length: a logistic "
+    "regression of winning on the difference in length, at a difference of 0, as in AlpacaEval 2 (Dubois et al. 2024). "
+    "Rank correlation: Spearman's, of what each prompt gained by the reward and by the judge. Accuracy: how often the "
+    "judge prefers the chosen answer of a test pair."
+)
 _METRICS = (
     "Your metrics: means over the responses to which each applies; change and interval, a paired bootstrap's, over the "
     "prompts where it applies both before and after. There is no interval for a handful of prompts, nor for a metric "
@@ -180,6 +199,7 @@ class ComparisonReport:
     rows: dict[str, list[float | None]]  # figure -> one value a model
     groups: dict[str, list[Asked]]
     notes: list[str]
+    told: Sequence[str] = ()  # what the judges say, a sentence a judge and model
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -191,14 +211,26 @@ class ComparisonReport:
 
 
 def build_comparison_report(
-    title: str, comparison: Comparison, notes: Sequence[str] = (), *, samples: int = 5, seed: int = 0
+    title: str,
+    comparison: Comparison,
+    notes: Sequence[str] = (),
+    *,
+    judges: Mapping[str, Sequence[Judgement]] | None = None,
+    samples: int = 5,
+    seed: int = 0,
 ) -> ComparisonReport:
-    """Collect the metrics, and the prompts drawn at random and those on which the models' scores are furthest apart."""
+    """Collect the metrics, and the prompts drawn at random and those on which the models' scores are furthest apart.
+    `judges`: what each says of every model against the first, by its name."""
     shown = [result.rows for result in comparison.results]
     rows = {name: [row[name] for row in shown] for name in shown[0] if any(row[name] is not None for row in shown)}
     if "KL" in rows:
         rows = {f"KL to {comparison.anchor}" if name == "KL" else name: values for name, values in rows.items()}
-    scores = [result.sampled.scores for result in comparison.results]
+    for name, found in (judges or {}).items():
+        rows[f"judge {name}, mean score"] = [found[0].gained.reference, *(judged.gained.policy for judged in found)]
+        rows[f"judge {name}, wins"] = [None, *(judged.gained.win_rate for judged in found)]
+        rows[f"judge {name}, wins at equal length"] = [None, *(judged.length_controlled for judged in found)]
+    results = comparison.results
+    scores = [result.sampled.scores for result in results]
     ranges = [max(column) - min(column) for column in zip(*scores, strict=True)]
     order = sorted(range(len(ranges)), key=lambda i: -ranges[i])
     drawn = random.Random(seed).sample(order, min(samples, len(order)))
@@ -207,7 +239,14 @@ def build_comparison_report(
         "Furthest apart": [_asked(comparison, i) for i in order[:samples]],
     }
     told = [*notes, *_COMPARISON_DEFINITIONS, *([] if comparison.same_tokens else [_OTHER_TOKENS])]
-    return ComparisonReport(title, comparison, rows, groups, told)
+    told += [_JUDGES] if judges else []
+    verdicts = [
+        judged.told(result.gain, result.name, results[0].name)
+        for found in (judges or {}).values()
+        for result, judged in zip(results[1:], found, strict=True)
+        if result.gain is not None
+    ]
+    return ComparisonReport(title, comparison, rows, groups, told, verdicts)
 
 
 def _asked(comparison: Comparison, i: int) -> Asked:

@@ -37,6 +37,7 @@ def model_card(
     generation, settings = recipe.generation, recipe.ppo
     before_after = [
         ("reward", learned["reference"], learned["policy"]),
+        *((f"judge {name}", found["reference"], found["policy"]) for name, found in evaluation.judges.items()),
         ("perplexity (by token)", checked.get("reference"), checked.get("policy")),
         ("perplexity (mean of texts)", checked.get("mean_per_text_reference"), checked.get("mean_per_text_policy")),
         ("distinct-1", texts.get("distinct_1_reference"), texts.get("distinct_1_policy")),
@@ -82,7 +83,7 @@ safety or other domains. Read samples before use.
 
 {caveat(evaluation)}Reward delta {cell(learned["delta"])} ({_interval(learned["ci95"], learned["prompts"])}), win rate \
 {cell(learned["win_rate"])}; KL to the reference {cell(evaluation.kl)} nats per response.
-Samples and report: {samples}
+{_judged(evaluation)}Samples and report: {samples}
 Every setting, and the other stages: {pipeline}
 
 ## Gates
@@ -112,6 +113,18 @@ def cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def _judged(evaluation: EvaluationResult) -> str:
+    """What each judge, which PPO didn't optimise, says: a line each."""
+    lines = []
+    for name, found in evaluation.judges.items():
+        silent = f" It only reports: {found['only_reports']}." if found["only_reports"] else ""
+        lines.append(
+            f"By judge {name}: {cell(found['delta'])} ({_interval(found['ci95'], found['prompts'])}), win rate "
+            f"{cell(found['win_rate'])}, at equal length {cell(found['length_controlled_win_rate'])}.{silent}\n"
+        )
+    return "".join(lines)
 
 
 def _against(duel: Mapping[str, Any] | None) -> str:

@@ -107,7 +107,8 @@ def use_experiment(run_dir: str) -> None:
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
     """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
     sections = {section: record[section] or {} for section in HEADLINES}
-    return flat_metrics(sections | {"evaluation": record.get("metrics") or {}})
+    sections |= {"evaluation": record.get("metrics") or {}, "judge": record.get("judges") or {}}
+    return flat_metrics(sections)
 
 
 def git_commit() -> str | None:
