@@ -25,7 +25,7 @@ from rlhf_lib.errors import EnvironmentFault, ModelError, RecipeError
 from rlhf_lib.ppo.rollout import sample_responses
 from tasks import registration
 from tasks.registry import policies, versions
-from tasks.results import Folders, PreparedData, RewardChecks
+from tasks.results import Folders, JudgeModels, PreparedData, RewardChecks
 from tests.rlhf_lib.evaluation.test_promotion import figures
 
 
@@ -115,6 +115,36 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
         assert [str(t) for t in schema.input_types()] == ["DataType.string"]
     params = {param.name: param.default for param in signature.params}
     assert params == {"max_new_tokens": 16, "temperature": None, "top_p": 1, "top_k": 0, "seed": None, "stop": None}
+
+
+def test_a_judge_that_disagrees_keeps_the_version_from_becoming_champion(store, folders):
+    judged = {"reference": 0.2, "policy": 0.1, "delta": -0.1, "ci95": [-0.2, -0.05], "win_rate": 0.25, "prompts": 256}
+    judged |= {"length_controlled_win_rate": 0.3, "only_reports": None}
+    models = JudgeModels(models={"fair": folders["brief"]}, pairs={"fair": 40}, left=60)
+    record = register(store, folders, folders["lettered"], evaluation=figures(judges={"fair": judged}), judges=models)
+    assert not record.promoted
+    assert record.reason.startswith(
+        "judge/fair: the mean gained by judge fair over the reference is -0.1 (95% interval"
+    )
+    version = mlflow.MlflowClient().get_model_version("letters", "1")
+    assert version.tags["judge/fair/delta"] == "-0.1"
+    assert "| judge fair | 0.2 | 0.1 |" in version.description
+    assert "By judge fair: -0.1 (95% interval [-0.2, -0.05], 256 prompts), win rate 0.25, at equal length 0.3." in (
+        version.description
+    )
+    # kept with the version, and once
+    recipe = make_recipe(
+        data={"prompts": {"dataset": "local"}, "preferences": {}},
+        evaluation={"judges": {"fair": {"kind": "preference", "pairs": "held_out"}}},
+    )
+    again = register(store, folders, folders["lettered"], judges=models)
+    second = mlflow.MlflowClient().get_model_version("letters", again.version)
+    assert second.tags["judge.fair"] == version.tags["judge.fair"]
+    kept = versions.judges_of(recipe, [second])["fair"]
+    assert (Path(kept) / "config.json").read_text() == (Path(folders["brief"]) / "config.json").read_text()
+    recipe.name = "other"
+    with pytest.raises(ModelError, match="the judge fair of recipe other is trained by a run of it"):
+        versions.judges_of(recipe, [second])
 
 
 def test_champion_resolves_to_a_folder_with_the_same_logits(store, folders):
