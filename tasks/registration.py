@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,13 @@ def register_policy(
         crowned = half is not None and present == str(half.version)
         if crowned:
             present = None
-        duel = _duel(recipe, reward.model, ppo.policy, name, present, prompts, s.folder) if present else None
+        gating = [title for title, found in evaluation.judges.items() if found["only_reports"] is None]
+        if recipe.registration.gates.min_judge_delta is None:
+            gating = []
+        referees = {title: judges.models.get(title) if judges else None for title in gating}
+        duel = None
+        if present:
+            duel = _duel(recipe, reward.model, referees, ppo.policy, name, present, prompts, s.folder)
         passed, gates, reason = judge(recipe.registration.gates, evaluation.model_dump(), duel)
         promoted = passed and recipe.registration.promote
         if passed and not promoted:
@@ -219,13 +226,15 @@ def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_id
 def _duel(
     recipe: Recipe,
     reward_model: str | None,
+    judges: Mapping[str, str | None],
     candidate: str,
     name: str,
     version: str,
     prompts: Dataset,
     folder: Path,
 ) -> dict[str, Any]:
-    """Candidate against champion; a champion that can't be compared keeps its place and doesn't stop the run."""
+    """Candidate against champion, under the candidate's reward and the `judges` (where each was trained, by name); a
+    champion that can't be compared keeps its place and doesn't stop the run."""
     from rlhf_lib.evaluation.promotion import compare_policies
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
@@ -243,6 +252,10 @@ def _duel(
             dtype=pick_dtype(recipe.compute, device),
             seed=recipe.seed,
             trust_remote_code=recipe.policy.trust_remote_code,
+            judges={
+                title: partial(build_reward, recipe.evaluation.judges[title], folder, device)
+                for title, folder in judges.items()
+            },
         )
     except (RLHFError, MlflowException) as error:
         run_logger().warning("champion %s version %s can't be compared with: %s", name, version, error)
@@ -266,5 +279,7 @@ def _metrics(
         "judge": evaluation.judges,
     }
     if duel and "error" not in duel:
-        tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}
+        tree["duel"] = {
+            key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts", "judges")
+        }
     return flat_metrics(tree)

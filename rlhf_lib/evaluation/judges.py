@@ -110,6 +110,11 @@ def ask(judge: Reward, name: str, queries: Sequence[str], texts: Sequence[str]) 
         return checked_scores(judge(list(queries), list(texts)), queries, texts, f"of judge {name}").tolist()
 
 
+def opinions(judge: Reward, name: str, comparison: Comparison) -> list[list[float]]:
+    """The judge's scores of each of K models' responses: K rows of N."""
+    return [ask(judge, name, comparison.queries, result.sampled.texts) for result in comparison.results]
+
+
 def judgement(
     name: str,
     queries: Sequence[str],
@@ -225,7 +230,7 @@ def judge_models(
     queries, results = comparison.queries, comparison.results
     for name, settings in recipe.evaluation.judges.items():
         judge = build_reward(settings, models.get(name), device)
-        scores = [ask(judge, name, queries, result.sampled.texts) for result in results]
+        scores = opinions(judge, name, comparison)
         columns |= {f"judge/{name} {result.name}": given for result, given in zip(results, scores, strict=True)}
         first = results[0].sampled
         found[name] = [

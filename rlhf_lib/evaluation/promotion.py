@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 
 from rlhf_lib.evaluation.compare import compare_folders
+from rlhf_lib.evaluation.judges import opinions
+from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
 from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig
 from rlhf_lib.rewards import Reward
@@ -86,6 +88,11 @@ def judge(
         results.append(Gate("held_out", 0.0, 1.0, False, _UNHELD))
     if duel:
         results.append(_beats_champion(gates, duel, reward["prompts"]))
+        for name, judged in duel.get("judges", {}).items():
+            least, found = _gain(
+                judged, f"the champion (version {duel['version']})", f"the mean gained by judge {name}"
+            )
+            results.append(Gate.judge(f"beats_champion/{name}", least, "above", 0.0, found))
     failed = [f"{gate.name}: {gate.detail}" for gate in results if not gate.passed]
     if failed:
         reason = "; ".join(failed)
@@ -140,12 +147,14 @@ def compare_policies(
     dtype: torch.dtype = torch.float32,
     seed: int,
     trust_remote_code: bool = False,
+    judges: Mapping[str, Callable[[], Reward]] | None = None,
 ) -> dict[str, Any]:
-    """Two policy folders on the same prompts, drawn with the same seeds, under one reward.
+    """Two policy folders on the same prompts, drawn with the same seeds, under one reward and the `judges` (each loaded
+    in turn).
 
     `prompts` has columns query and prompt; those that fit both are used (see `encode_for_all`). Returns mean scores,
     the paired bootstrap interval of candidate - champion (None for a handful of prompts), the win rate and the number
-    of prompts. Two equal models give equal texts, and so 0.
+    of prompts, and the same by each judge under `judges`. Two equal models give equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
     sources = [ModelSource("champion", champion), ModelSource("candidate", candidate)]
@@ -162,11 +171,19 @@ def compare_policies(
     )
     outcome = compared.results[1].gain
     assert outcome is not None
+    judged = {
+        name: reward_delta(*opinions(load(), name, compared), prompts=compared.queries, seed=seed)
+        for name, load in (judges or {}).items()
+    }
+    return _duel(outcome) | {"judges": {name: _duel(found) for name, found in judged.items()}}
+
+
+def _duel(gained: RewardDelta) -> dict[str, Any]:
     return {
-        "candidate": outcome.policy,
-        "champion": outcome.reference,
-        "delta": outcome.delta,
-        "ci95": list(outcome.ci95) if outcome.ci95 else None,
-        "win_rate": outcome.win_rate,
-        "prompts": outcome.prompts,
+        "candidate": gained.policy,
+        "champion": gained.reference,
+        "delta": gained.delta,
+        "ci95": list(gained.ci95) if gained.ci95 else None,
+        "win_rate": gained.win_rate,
+        "prompts": gained.prompts,
     }

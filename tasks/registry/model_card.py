@@ -130,10 +130,13 @@ def _judged(evaluation: EvaluationResult) -> str:
 def _against(duel: Mapping[str, Any] | None) -> str:
     if duel is None or "error" in duel:
         return ""
-    return (
-        f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {cell(duel['champion'])} "
-        f"-> {cell(duel['candidate'])}, delta {cell(duel['delta'])} ({_interval(duel['ci95'], duel['prompts'])}), "
-        f"win rate {cell(duel['win_rate'])}.\n"
+    by = {"this candidate's reward": duel}
+    by |= {f"judge {name}": found for name, found in duel.get("judges", {}).items()}
+    return "".join(
+        f"\nAgainst the champion, version {duel['version']}, under {name}: {cell(found['champion'])} -> "
+        f"{cell(found['candidate'])}, delta {cell(found['delta'])} ({_interval(found['ci95'], found['prompts'])}), "
+        f"win rate {cell(found['win_rate'])}.\n"
+        for name, found in by.items()
     )
 
 

@@ -180,6 +180,32 @@ def test_better_candidate_with_another_tokenizer_takes_the_place(store, folders)
     assert record.duel["delta"] == pytest.approx(means[0] - means[1], abs=1e-6)
 
 
+def brevity(queries, responses):
+    return [-float(len(response)) for response in responses]
+
+
+@pytest.mark.parametrize(("gate", "promoted"), [(0.0, False), (None, True)])
+def test_a_champion_that_a_judge_prefers_keeps_its_place(store, folders, gate, promoted):
+    """The letters that the reward counts make longer texts."""
+    judge = {"kind": "function", "function": f"{__name__}:brevity"}
+    recipe = make_recipe(
+        evaluation={"judges": {"short": judge}},
+        registration={"gates": {"min_prompts": None, "min_judge_delta": gate}},
+    )
+    liked = {"reference": 0.2, "policy": 0.3, "delta": 0.1, "ci95": [0.05, 0.2], "win_rate": 0.75, "prompts": 256}
+    liked |= {"length_controlled_win_rate": 0.7, "only_reports": None}
+    register(store, folders, folders["brief"], recipe, evaluation=figures(judges={"short": liked}))
+    record = register(store, folders, folders["lettered"], recipe, evaluation=figures(judges={"short": liked}))
+    assert record.promoted is promoted
+    assert set(record.duel["judges"]) == (set() if promoted else {"short"})
+    if not promoted:
+        assert record.duel["judges"]["short"]["delta"] < 0 < record.duel["delta"]
+        assert record.reason.startswith("beats_champion/short: the mean gained by judge short over the champion (vers")
+        version = mlflow.MlflowClient().get_model_version("letters", "2")
+        assert "Against the champion, version 1, under judge short: " in version.description
+        assert float(version.tags["duel/judges/short/delta"]) < 0
+
+
 def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):
     register(store, folders, folders["lettered"])
     record = register(store, folders, folders["lettered"])
