@@ -99,6 +99,7 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
     from tasks.base_model import given_policy, train_base_model
     from tasks.data import prepare_data
     from tasks.evaluation import evaluate_policy
+    from tasks.judges import train_judges, trains_judges
     from tasks.ppo import run_ppo
     from tasks.registration import register_policy
     from tasks.reward_checks import check_reward_model
@@ -117,15 +118,19 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
         yield "reward_model", reward
         checks = chain(check_reward_model, recipe, run, data, reward)
         yield "reward_checks", checks
+        judges = None
+        if trains_judges(recipe):
+            judges = chain(train_judges, recipe, run, data, policy)
+            yield "judges", judges
         ppo = chain(run_ppo, recipe, run, data, policy, reward)
         yield "ppo", ppo
         chosen = None
         if recipe.trains_on_chosen:
             chosen = chain(train_on_chosen, recipe, run, data, policy)
             yield "sft_on_chosen", chosen
-        evaluation = chain(evaluate_policy, recipe, run, policy, reward, ppo, data, sft_on_chosen=chosen)
+        evaluation = chain(evaluate_policy, recipe, run, policy, reward, ppo, data, judges, chosen)
         yield "evaluation", evaluation
-        model = chain(register_policy, recipe, run, policy, reward, ppo, evaluation, checks=checks, data=data)
+        model = chain(register_policy, recipe, run, policy, reward, ppo, evaluation, checks, data, judges)
         yield "registration", model
 
 

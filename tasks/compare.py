@@ -21,9 +21,12 @@ from tasks.tracking.reports import publish
 from tasks.tracking.runs import model_link
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from datasets import Dataset
 
     from rlhf_lib.evaluation.compare import PerplexityOf
+    from rlhf_lib.evaluation.judges import Judgement
     from rlhf_lib.evaluation.results import Comparison
 
 REFERENCE = "reference"  # what a user writes for the reference of the first registered version
@@ -44,6 +47,7 @@ class Plan(BaseModel):
     recipe: Recipe
     models: list[Model]
     reward_model: str | None
+    judges: dict[str, str] = {}  # folders of those that a run of the recipe trained
 
     @property
     def anchor(self) -> int:
@@ -56,6 +60,7 @@ def plan_comparison(
 ) -> Plan:
     """Resolve what the user wrote: `names` are registry URIs, hub ids, folders, or `reference`; without a `recipe` the
     first registered version's own is used. Raises ModelError naming the first that isn't available."""
+    from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.models.loading import load_config, load_tokenizer
     from rlhf_lib.rewards.build import check_reward
 
@@ -102,7 +107,13 @@ def plan_comparison(
     reward_model = versions.reward_model_of(loaded, made.values())
     if reward_model is None or not Path(reward_model).is_dir():
         check_reward(loaded.reward)
-    return Plan(recipe=loaded, models=models, reward_model=reward_model)
+    for title, judge in loaded.evaluation.judges.items():
+        if judge.model is not None:
+            judge.model = resolve_model(judge.model)
+        with judging(title):
+            check_reward(judge, trained_here=judge.pairs is not None)
+    judges = versions.judges_of(loaded, made.values())
+    return Plan(recipe=loaded, models=models, reward_model=reward_model, judges=judges)
 
 
 @task(name="compare", **OPTIONS)
@@ -115,8 +126,10 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     """
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_folders
+    from rlhf_lib.evaluation.judges import judge_models
+    from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.report import build_comparison_report, how_sampled
-    from rlhf_lib.evaluation.results import ModelSource
+    from rlhf_lib.evaluation.results import ModelSource, slug
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
 
@@ -138,6 +151,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
         on_done=lambda name: run_logger().info("compare: %s has answered", name),
     )
+    judged, opinions = judge_models(recipe, done, plan.judges, device)
     drawings = {
         "scores": plots.score_boxes(done),
         "gains": plots.gain_intervals(done),
@@ -145,13 +159,17 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
     }
     notes = [how_sampled(recipe), f"Prompts, generation and reward of recipe {recipe.name}."]
     report = build_comparison_report(
-        f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, seed=recipe.seed
+        f"Compared: {', '.join(model.name for model in plan.models)}", done, notes, judges=judged, seed=recipe.seed
     )
     mlflow.set_tag("held_out_prompts", str(done.held_out).lower())
-    mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))})
-    mlflow.log_table(done.table(), "responses.json")
+    by_judge = {
+        name: {slug(result.name): found.record for result, found in zip(done.results[1:], judgements, strict=True)}
+        for name, judgements in judged.items()
+    }
+    mlflow.log_metrics(done.metrics() | {"prompts": float(len(done.queries))} | flat_metrics({"judge": by_judge}))
+    mlflow.log_table(done.table() | opinions, "responses.json")
     page = publish(report, drawings, Path(folder), key="compare", description=report.title)
-    return _record(plan, done) | {"report": str(page)}
+    return _record(plan, done, judged) | {"report": str(page)}
 
 
 def _link(plan: Plan) -> None:
@@ -217,10 +235,10 @@ def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
     return measure
 
 
-def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
+def _record(plan: Plan, done: Comparison, judged: Mapping[str, Sequence[Judgement]]) -> dict[str, Any]:
     """What the flow returns: small, JSON."""
     models = []
-    for model, result in zip(plan.models, done.results, strict=True):
+    for number, (model, result) in enumerate(zip(plan.models, done.results, strict=True)):
         gain = result.gain
         models.append(
             {
@@ -233,6 +251,7 @@ def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
                 "perplexity": result.perplexity,
                 "kl": result.kl,
                 "distinct_2": result.distinct_2,
+                "judges": {name: _opinion(judgements, number) for name, judgements in judged.items()},
             }
         )
     return {
@@ -244,3 +263,11 @@ def _record(plan: Plan, done: Comparison) -> dict[str, Any]:
         "win_rates": done.win_rates,
         "kl_to": done.anchor,
     }
+
+
+def _opinion(judgements: Sequence[Judgement], number: int) -> dict[str, Any]:
+    """A judge's mean score of one of the models, and what it gained on the first."""
+    if not number:
+        return {"mean": judgements[0].gained.reference, "delta": None, "ci95": None, "win_rate": None}
+    record = judgements[number - 1].record
+    return {"mean": record["policy"]} | {key: record[key] for key in ("delta", "ci95", "win_rate")}

@@ -10,8 +10,16 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.results import EvaluationResult, PPOResult, PreparedData, RewardArtifact, StartingPolicy, TrainedBaseline
-from tasks.stage.keys import EVALUATION, function_source
+from tasks.results import (
+    EvaluationResult,
+    JudgeModels,
+    PPOResult,
+    PreparedData,
+    RewardArtifact,
+    StartingPolicy,
+    TrainedBaseline,
+)
+from tasks.stage.keys import EVALUATION, function_source, reward_fingerprint
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.reports import publish
@@ -35,18 +43,21 @@ def evaluate_policy(
     reward: RewardArtifact,
     ppo: PPOResult,
     data: PreparedData | None = None,
+    judges: JudgeModels | None = None,
     sft_on_chosen: TrainedBaseline | None = None,
 ) -> EvaluationResult:
     """Evaluate and log: metrics, the before/after table, histograms, an HTML and a Markdown report, which tells what
-    `data` lost and leaks. The baselines beside the two: best-of-n, and SFT on chosen answers, trained or the reference
-    itself."""
+    `data` lost and leaks. `judges`: those trained here. The baselines beside the two: best-of-n, and SFT on chosen
+    answers, trained or the reference itself."""
     import mlflow
+    from datasets import load_from_disk
 
     from rlhf_lib.data.corpus import load_texts, split_answers
     from rlhf_lib.data.losses import data_losses, training_losses
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_policy
+    from rlhf_lib.evaluation.judges import judge_policy
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
     from rlhf_lib.evaluation.perplexity import Perplexity
@@ -74,8 +85,13 @@ def evaluate_policy(
         )
     settings = recipe.model_dump(mode="json", exclude={"registration", "about", "description"})
     measured = [function_source(path, "evaluation.metrics") for path in recipe.evaluation.metrics]
-    trained = sft_on_chosen.fingerprint if sft_on_chosen else None
-    key = EVALUATION.key(settings, ppo.model_dump(mode="json"), reward.fingerprint, texts, given, measured, trained)
+    trained = judges.models if judges else {}
+    asked_judges = {
+        name: reward_fingerprint(judge, trained.get(name)) for name, judge in recipe.evaluation.judges.items()
+    }
+    chosen = sft_on_chosen.fingerprint if sft_on_chosen else None
+    inputs = (ppo.model_dump(mode="json"), reward.fingerprint, texts, given, measured, asked_judges, chosen)
+    key = EVALUATION.key(settings, *inputs)
     with run_stage(EVALUATION, run, key=key) as s:
         if s.reused:
             return s.result
@@ -115,6 +131,11 @@ def evaluate_policy(
         own = measure_both(import_metrics(recipe.evaluation.metrics), comparison, tokenizer)
         changes = metric_changes(*own, comparison.queries, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
+        pairs = load_from_disk(data.preferences.test) if data and data.preferences else None
+        judged, opinions = judge_policy(recipe, comparison, trained, pairs, device)
+        metrics |= flat_metrics({"judge": {judgement.name: judgement.record for judgement in judged}})
+        for judgement in judged:
+            logger.info(judgement.told(comparison.reward))
 
         baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype)
         metrics |= flat_metrics(baselines.metrics)
@@ -124,6 +145,7 @@ def evaluate_policy(
         perplexity = answer_perplexity = counts = None
         losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
         notes = [f"Data: {loss}." for loss in losses] + [how_sampled(recipe)]
+        notes += judges.notes if judges else []
         if len(prompts) < SMALL_SAMPLE:
             notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
@@ -189,6 +211,7 @@ def evaluate_policy(
             notes,
             probes=probes,
             metrics=changes,
+            judges=judged,
             warnings=[*gates_off(recipe.reward.checks), *(warning["message"] for warning in ppo.warnings)],
             answer_perplexity=answer_perplexity,
             baselines=baselines,
@@ -199,6 +222,7 @@ def evaluate_policy(
         table = comparison.table()
         for when, values in zip(("before", "after"), own, strict=True):
             table |= {f"{name}_{when}": column for name, column in metric_columns(values).items()}
+        table |= opinions
         mlflow.log_table(table, "before_after.json")
         page = publish(report, drawings, s.folder, key="evaluation", description=f"{recipe.name}: before and after")
         s.finish(
@@ -217,6 +241,7 @@ def evaluate_policy(
                 trained_on="answers" if recipe.policy.train and recipe.policy.train.completion_only else "texts",
                 diversity=comparison.diversity,
                 measured={change.key: change.record for change in changes},
+                judges={judgement.name: judgement.record for judgement in judged},
                 baselines=baselines.record,
                 kl=comparison.kl,
                 report=str(page),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tasks.registry import champions, policies, versions
 from tasks.registry.model_card import model_card
 from tasks.results import (
     EvaluationResult,
+    JudgeModels,
     PPOResult,
     PreparedData,
     RegisteredModel,
@@ -52,6 +54,7 @@ def register_policy(
     evaluation: EvaluationResult,
     checks: RewardChecks | None = None,
     data: PreparedData | None = None,
+    judges: JudgeModels | None = None,
 ) -> RegisteredModel:
     """Log the policy, compare what MLflow gives back logit by logit, judge it, and only then make it a version.
 
@@ -61,6 +64,7 @@ def register_policy(
     """
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation.promotion import judge
+    from rlhf_lib.models.loading import fingerprint
 
     name = recipe.registration.name or recipe.name
     made_from = (ppo.model_dump(mode="json"), evaluation.model_dump(mode="json"))
@@ -77,7 +81,13 @@ def register_policy(
         crowned = half is not None and present == str(half.version)
         if crowned:
             present = None
-        duel = _duel(recipe, reward, ppo.policy, name, present, prompts, s.folder) if present else None
+        gating = [title for title, found in evaluation.judges.items() if found["only_reports"] is None]
+        if recipe.registration.gates.min_judge_delta is None:
+            gating = []
+        referees = {title: judges.models.get(title) if judges else None for title in gating}
+        duel = None
+        if present:
+            duel = _duel(recipe, reward, referees, ppo.policy, name, present, prompts, s.folder)
         passed, gates, reason = judge(recipe.registration.gates, evaluation.model_dump(), duel)
         promoted = passed and recipe.registration.promote
         if passed and not promoted:
@@ -122,6 +132,10 @@ def register_policy(
         ):
             if (kept := versions.keep(kind, source, name, digest)) is not None:
                 tags[kind] = kept
+        for title, folder in (judges.models if judges else {}).items():
+            kind, digest = versions.judge_kind(title), fingerprint(folder)
+            if (kept := versions.keep(kind, folder, name, digest)) is not None:
+                tags |= {kind: kept, versions.fingerprint_tag(kind): str(digest)}
         if recipe.reward.kind == "preference" and data and data.criterion:
             tags["criterion"] = data.criterion
         made = half or policies.create_version(
@@ -215,14 +229,15 @@ def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_id
 def _duel(
     recipe: Recipe,
     reward: RewardArtifact,
+    judges: Mapping[str, str | None],
     candidate: str,
     name: str,
     version: str,
     prompts: Dataset,
     folder: Path,
 ) -> dict[str, Any]:
-    """Candidate against champion, under the reward of either; a champion that can't be compared keeps its place and
-    doesn't stop the run."""
+    """Candidate against champion, under the reward of either and the `judges` (where each was trained, by name); a
+    champion that can't be compared keeps its place and doesn't stop the run."""
     from rlhf_lib.evaluation.promotion import compare_policies
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
@@ -242,6 +257,10 @@ def _duel(
             seed=recipe.seed,
             trust_remote_code=recipe.policy.trust_remote_code,
             champion_reward=theirs,
+            judges={
+                title: partial(build_reward, recipe.evaluation.judges[title], folder, device)
+                for title, folder in judges.items()
+            },
         )
     except (RLHFError, MlflowException) as error:
         run_logger().warning("champion %s version %s can't be compared with: %s", name, version, error)
@@ -292,9 +311,12 @@ def _metrics(
         "answer_perplexity": evaluation.answer_perplexity or {},
         "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
         "evaluation": evaluation.measured,
+        "judge": evaluation.judges,
     }
     if duel and "error" not in duel:
-        tree["duel"] = {key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts")}
+        tree["duel"] = {
+            key: duel[key] for key in ("candidate", "champion", "delta", "ci95", "win_rate", "prompts", "judges")
+        }
         if "error" not in (theirs := duel.get("champion_reward") or {"error": ""}):
             tree["duel"]["champion_reward"] = theirs
     return flat_metrics(tree)

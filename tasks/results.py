@@ -126,6 +126,30 @@ class RewardChecks(StageResult):
         return f"{sum(check['passed'] for check in self.checks)} of {len(self.checks)} checks passed"
 
 
+class JudgeModels(StageResult):
+    """The judges that are trained here, by name."""
+
+    models: dict[str, str] = {}  # folders
+    pairs: dict[str, int] = {}  # how many each was trained on
+    left: int = 0  # pairs for the reward model
+
+    @property
+    def about(self) -> str:
+        return "; ".join(
+            f"{name} trained{_figure(self.metrics, f'{name}/accuracy/held_out', 'held-out accuracy')}"
+            for name in self.models
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a report says of each."""
+        return [
+            f"Judge {name}: a reward model trained on {count:,} pairs that the reward model never saw, split off by "
+            f"prompt; {self.left:,} pairs were left for the reward model."
+            for name, count in self.pairs.items()
+        ]
+
+
 class PPOResult(StageResult):
     policy: str  # folders
     reference: str
@@ -168,6 +192,7 @@ class EvaluationResult(StageResult):
     diversity: dict[str, float | None]
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
     baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges
+    judges: dict[str, dict[str, Any]] = {}  # by evaluation.judges: reference, policy, delta, ci95, win_rate, ...
     kl: float  # nats per response
     report: str  # the page's path
     prompts: int = 0
@@ -244,6 +269,7 @@ def run_record(
         and {key: evaluation.diversity[key] for key in ("distinct_2_reference", "distinct_2_policy")},
         "metrics": evaluation and (evaluation.measured or None),
         "baselines": evaluation and (evaluation.baselines or None),
+        "judges": evaluation and (evaluation.judges or None),
         "evaluation": evaluation
         and {
             "prompts": evaluation.prompts,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import mlflow
 from prefect import task
 
-from rlhf_lib.recipe import Recipe, RewardConfig
+from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe.judges import held_out_shares
 from tasks.results import Folders, Normalization, PreparedData, RewardArtifact, StartingPolicy
-from tasks.stage.keys import REWARD_MODEL, content_key, function_source
+from tasks.stage.keys import REWARD_MODEL, reward_fingerprint
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
 from tasks.tracking import tell_losses
@@ -40,7 +41,7 @@ def prepare_reward_model(
     rows = data.preferences if reward.kind == "preference" else data.labelled
     trained = rows is not None
     check_reward(reward, trained_here=trained)
-    source = policy.fingerprint if trained and reward.model is None and not scratch else _fingerprint(reward)
+    source = policy.fingerprint if trained and reward.model is None and not scratch else reward_fingerprint(reward)
     device = pick_device(recipe.compute)
     unused = {"checks", "model" if trained else "train"}
     if trained and not reward.normalize:
@@ -51,6 +52,7 @@ def prepare_reward_model(
         settings,
         source,
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
+        held_out_shares(recipe.evaluation.judges) if reward.kind == "preference" else {},
         [_rows(rows), data.label_names] if rows else None,
         [policy.fingerprint, recipe.generation.model_dump(mode="json"), _rows(policy.prompts)]
         if reward.normalize or answerless
@@ -81,7 +83,7 @@ def prepare_reward_model(
         current.finish(
             RewardArtifact(
                 model=model,
-                fingerprint=_fingerprint(reward, model),
+                fingerprint=reward_fingerprint(reward, model),
                 normalization=normalization,
                 samples=samples,
                 metrics=metrics,
@@ -95,13 +97,15 @@ def _train(
 ) -> tuple[str, dict[str, float]]:
     from datasets import load_from_disk
 
+    from rlhf_lib.data.held_out import share_out
     from rlhf_lib.training.reward_model import train_reward_model
     from rlhf_lib.training.supervised import curve
 
     assert data.preferences is not None
     folder = current.folder / "model"
+    pairs, _ = share_out(recipe, load_from_disk(data.preferences.train))
     metrics, log = train_reward_model(
-        load_from_disk(data.preferences.train),
+        pairs,
         recipe.reward.model or policy.model,
         folder,
         reward=recipe.reward,
@@ -175,18 +179,6 @@ def _normalize(
     fitted = fit_normalization(sampled_scores(reward, queries, sampled.texts, sampled.ended))
     fitted.save(folder)
     return Normalization(mean=fitted.mean, std=fitted.std)
-
-
-def _fingerprint(reward: RewardConfig, model: str | None = None) -> str | None:
-    """What identifies this reward: its files' content, its function's source file, or those of all its terms."""
-    from rlhf_lib.models.loading import fingerprint
-
-    if reward.kind == "sum":
-        return content_key([(term.model_dump(mode="json"), _fingerprint(term.reward)) for term in reward.terms or []])
-    name = model or reward.model
-    if reward.kind != "function":
-        return fingerprint(name) if name else None
-    return function_source(reward.function or "", "reward.function")
 
 
 def _rows(folders: Folders) -> list[str]:

@@ -34,7 +34,8 @@ def _check(args: argparse.Namespace) -> int:
 
     try:
         recipe = load_recipe(args.recipe, args.overrides)
-        if any(section.model and section.model.startswith("models:/") for section in (recipe.policy, recipe.reward)):
+        sections: list[Any] = [recipe.policy, recipe.reward, *recipe.evaluation.judges.values()]
+        if any(section.model and section.model.startswith("models:/") for section in sections):
             from tasks.stage.preflight import resolve  # with MLflow, whose registry it asks
 
             recipe = resolve(recipe)
@@ -62,24 +63,27 @@ def page(plan: Plan, description: str = "") -> list[str]:
         f"{names[name]} {found.longest:,}" + f" of {found.limit:,}" * (found.limit < UNLIMITED)
         for name, found in plan.lengths.items()
     )
-    scored = ""
-    if plan.scores:
-        scored = f"; tried on {len(plan.scores)} texts, scores {min(plan.scores):.3g} to {max(plan.scores):.3g}"
-    elif "trained here" not in plan.reward:
-        scored = "; not tried, since it is large or not downloaded yet"
     told = {
         "longest, tokens": "; ".join(longest),
         **_size(plan.size),
         "time": _time(plan),
-        "reward": plan.reward + scored,
+        "reward": _tried(plan.reward, plan.scores),
+        **{f"judge {name}": _tried(about, plan.judge_scores.get(name)) for name, about in plan.judges.items()},
         "reward.checks": words.thresholds(plan.checks),
         "gates": f"{words.thresholds(plan.gates)} (registration.gates)",
     }
     for label, text in told.items():
-        lines += wrap(f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=" " * LABEL, break_long_words=False)
+        lines += wrap(f"{label + ' ':<{LABEL}}{text}", WIDTH, subsequent_indent=" " * LABEL, break_long_words=False)
     if plan.size is not None and plan.size.free is not None and plan.size.memory["total"] > plan.size.free:
         lines += _wrapped("warning: PPO needs more than is free: lower ppo.micro_batch_tokens, or set policy.lora")
     return [*head, *_losses(plan, HEIGHT - len(head) - len(lines)), *lines]
+
+
+def _tried(about: str, scores: list[float] | None) -> str:
+    """A reward or judge in words, with the scores that it gave."""
+    if scores:
+        return f"{about}; tried on {len(scores)} texts, scores {min(scores):.3g} to {max(scores):.3g}"
+    return about if "trained here" in about else f"{about}; not tried, since it is large or not downloaded yet"
 
 
 def _losses(plan: Plan, room: int) -> list[str]:

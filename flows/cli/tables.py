@@ -53,6 +53,18 @@ def run_table(record: Record) -> str:
             f"delta {number(reward['delta'], '+.3f')}, wins {number(reward['win_rate'], '.0%')}, "
             f"{_interval(reward['ci95'], reward['prompts'], '+.3f', 'prompt')}",
         ),
+        *(
+            (
+                f"judge {name}",
+                number(judged["reference"]),
+                number(judged["policy"]),
+                f"delta {number(judged['delta'], '+.3f')}, wins {number(judged['win_rate'], '.0%')}, "
+                f"{_interval(judged['ci95'], judged['prompts'], '+.3f', 'prompt')}"
+                + "; only reports"
+                * (judged["only_reports"] is not None),
+            )
+            for name, judged in (record.get("judges") or {}).items()
+        ),
         ("perplexity", number(perplexity.get("reference"), ".2f"), number(perplexity.get("policy"), ".2f"), ""),
         *(
             [("of answers", number(answers["reference"], ".2f"), number(answers["policy"], ".2f"), "perplexity")]
@@ -164,6 +176,16 @@ def comparison_table(record: Record) -> str:
             f"{model['name']:<{width}}{model['reward']:>9.3f}  {gain:<28}{number(model['win_rate'], '.0%'):>5}"
             f"{number(model['perplexity'], '.2f'):>12}{number(model['kl'], '.2f'):>8}{model['distinct_2']:>12.3f}"
         )
+    for name in models[0].get("judges") or {}:
+        lines += ["", f"judge {name}"]
+        for model in models:
+            found = model["judges"][name]
+            gain = "-" if found["delta"] is None else f"{found['delta']:+.3f}"
+            if found["ci95"]:
+                gain += " [{:+.3f}, {:+.3f}]".format(*found["ci95"])
+            lines.append(
+                f"{model['name']:<{width}}{found['mean']:>9.3f}  {gain:<28}{number(found['win_rate'], '.0%'):>5}"
+            )
     on = f"{counted(record['prompts'], 'prompt' if record['held_out'] else 'training prompt')} of {record['recipe']}"
     if not any(model["ci95"] for model in models):
         on += f" ({no_interval(record['distinct_prompts'])})"

@@ -166,12 +166,12 @@ def shifts(before: Sequence[str], after: Sequence[str], *, most: int = 10, least
 
 def flat_metrics(tree: Mapping[str, Any]) -> dict[str, float]:
     """`{"reward": {"delta": 1, "ci95": (0, 2)}}` -> `{"reward/delta": 1.0, "reward/ci95_low": 0.0, ...}`; metrics that
-    don't apply (None) are left out, never 0."""
+    don't apply (None) are left out, never 0, and so is what is said in words."""
     flat: dict[str, float] = {}
     for name, value in leaves(tree, "/").items():
-        if value is None:
+        if value is None or isinstance(value, str):
             continue
-        if name.rpartition("/")[2] == "ci95":
+        if name.endswith("ci95"):
             flat |= {f"{name}_low": float(value[0]), f"{name}_high": float(value[1])}
         else:
             flat[name] = float(value)

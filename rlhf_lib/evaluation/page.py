@@ -37,6 +37,11 @@ def number(value: float | None, signed: bool = False) -> str:
     return f"+{text}" if signed and value > 0 else text
 
 
+def percent(share: float | None) -> str:
+    """63%; n/a for None."""
+    return "n/a" if share is None else f"{share:.0%}"
+
+
 def interval(ci95: Interval | None, prompts: int, signed: bool = False) -> str:
     """`95% interval 0.1 to 0.2`, or why there is none."""
     if ci95 is None:
@@ -64,4 +69,4 @@ _LOADER = PackageLoader("rlhf_lib.evaluation", "templates")
 _HTML = Environment(loader=_LOADER, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _MARKDOWN = Environment(loader=_LOADER, trim_blocks=True, lstrip_blocks=True)
 for _environment in (_HTML, _MARKDOWN):
-    _environment.filters |= {"number": number, "cell": markdown_cell, "interval": interval}
+    _environment.filters |= {"number": number, "percent": percent, "cell": markdown_cell, "interval": interval}

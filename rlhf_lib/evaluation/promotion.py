@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 
 from rlhf_lib.evaluation.compare import compare_folders
+from rlhf_lib.evaluation.judges import opinions
 from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
 from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig
@@ -51,13 +52,14 @@ def judge(
 ) -> tuple[bool, list[dict[str, Any]], str]:
     """(passed, [{name, figure, threshold, passed, detail}], reason) of a candidate.
 
-    `evaluation` holds reward (delta, ci95, prompts), perplexity or None, answer_perplexity where `trained_on` says
-    "answers" (see `gated_perplexity`), diversity and kl of policy against reference, and `held_out`: false where the
-    prompts were training prompts, which only `allow_unheld` lets pass. `duel` is what `compare_policies` returns,
-    {"error": why} where the champion couldn't be compared, None where there is none. Its `champion_reward` is the same
-    under the reward that the champion was trained for, {"error": why} where that couldn't be had, and absent where it
-    is this policy's own. The champion must be beaten under both. Gates that are switched off, or
-    whose value doesn't apply (perplexity without a set), are left out.
+    `evaluation` holds reward (delta, ci95, prompts), `judges` by name where there are any, perplexity or None,
+    answer_perplexity where `trained_on` says "answers" (see `gated_perplexity`), diversity and kl of policy against
+    reference, and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass.
+    `duel` is what `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there
+    is none. Its `champion_reward` is the same under the reward that the champion was trained for, {"error": why} where
+    that couldn't be had, and absent where it is this policy's own; its `judges` the same by each judge. The champion
+    must be beaten under all of them. Gates that are switched off, or whose value doesn't apply (perplexity without a
+    set), are left out.
     """
     reward, diversity = evaluation["reward"], evaluation["diversity"]
     what, perplexity = gated_perplexity(evaluation)
@@ -73,6 +75,10 @@ def judge(
     if gates.min_reward_delta is not None:
         least, found = _gain(reward, "the reference")
         results.append(Gate.judge("min_reward_delta", least, "above", gates.min_reward_delta, found))
+    for name, judged in (evaluation.get("judges") or {}).items():
+        if gates.min_judge_delta is not None and judged["only_reports"] is None:
+            least, found = _gain(judged, "the reference", f"the mean gained by judge {name}")
+            results.append(Gate.judge(f"judge/{name}", least, "above", gates.min_judge_delta, found))
     ratio, found = _ratio(what, perplexity.get("reference"), perplexity.get("policy"))
     if ratio is not None and gates.max_perplexity_ratio is not None:
         results.append(Gate.judge("max_perplexity_ratio", ratio, "at most", gates.max_perplexity_ratio, found))
@@ -86,6 +92,11 @@ def judge(
         results.append(Gate("held_out", 0.0, 1.0, False, _UNHELD))
     if duel:
         results += _beats_champion(gates, duel, reward["prompts"])
+        for name, judged in duel.get("judges", {}).items():
+            least, found = _gain(
+                judged, f"the champion (version {duel['version']})", f"the mean gained by judge {name}"
+            )
+            results.append(Gate.judge(f"beats_champion/{name}", least, "above", 0.0, found))
     failed = [f"{gate.name}: {gate.detail}" for gate in results if not gate.passed]
     if failed:
         reason = "; ".join(failed)
@@ -131,10 +142,10 @@ def _wins_duel(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> Gat
     return Gate.judge(name, least, "above", 0.0, found)
 
 
-def _gain(gained: Mapping[str, Any], over: str) -> tuple[float, str]:
+def _gain(gained: Mapping[str, Any], over: str, what: str = "the mean score gained") -> tuple[float, str]:
     """(what the gain is at least, the same in words): its interval's lower end, or the gain where there is none."""
     ci95 = gained["ci95"]
-    found = f"the mean score gained over {over} is {_interval(gained)}"
+    found = f"{what} over {over} is {_interval(gained)}"
     return (ci95[0], f"{found}; the interval's lower end") if ci95 else (gained["delta"], f"{found}; it")
 
 
@@ -164,14 +175,15 @@ def compare_policies(
     seed: int,
     trust_remote_code: bool = False,
     champion_reward: Reward | None = None,
+    judges: Mapping[str, Callable[[], Reward]] | None = None,
 ) -> dict[str, Any]:
     """Two policy folders on the same prompts, drawn with the same seeds, under one reward, the candidate's; with
-    `champion_reward` the same responses are scored by that one too.
+    `champion_reward` the same responses are scored by that one too, and by the `judges` (each loaded in turn).
 
     `prompts` has columns query and prompt; those that fit both are used (see `encode_for_all`). Returns mean scores,
     the paired bootstrap interval of candidate - champion (None for a handful of prompts), the win rate and the number
-    of prompts; and under `champion_reward` the same by the champion's reward. Two equal models give equal texts, and
-    so 0.
+    of prompts; the same by the champion's reward under `champion_reward`, and by each judge under `judges`. Two equal
+    models give equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
     sources = [ModelSource("champion", champion), ModelSource("candidate", candidate)]
@@ -193,7 +205,11 @@ def compare_policies(
         texts = [result.sampled for result in compared.results]
         before, after = (sampled_scores(champion_reward, compared.queries, s.texts, s.ended) for s in texts)
         duel["champion_reward"] = _outcome(reward_delta(before, after, prompts=compared.queries, seed=seed))
-    return duel
+    judged = {
+        name: reward_delta(*opinions(load(), name, compared), prompts=compared.queries, seed=seed)
+        for name, load in (judges or {}).items()
+    }
+    return duel | {"judges": {name: _outcome(found) for name, found in judged.items()}}
 
 
 def _outcome(outcome: RewardDelta) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lib.evaluation.baselines import Baselines
+from rlhf_lib.evaluation.judges import Judgement
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
 from rlhf_lib.evaluation.page import markdown, page, shortened
@@ -58,7 +59,13 @@ class BeforeAfterReport:
     shifts: Sequence[Shift]
     metrics: Sequence[MetricChange]
     baselines: Baselines
+    judges: Sequence[Judgement] = ()
     warnings: Sequence[str] = ()
+
+    @property
+    def told(self) -> list[str]:
+        """What the judges say, a sentence each."""
+        return [judged.told(self.comparison.reward) for judged in self.judges]
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -80,6 +87,7 @@ def build_report(
     warnings: Sequence[str] = (),
     answer_perplexity: Mapping[str, float] | None = None,
     baselines: Baselines | None = None,
+    judges: Sequence[Judgement] = (),
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -88,8 +96,8 @@ def build_report(
     `perplexity`: reference, policy, mean_per_text_reference, mean_per_text_policy; None where there is no set.
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
-    `metrics`: what changed in those of `evaluation.metrics`. `baselines`: what cheaper methods get. `warnings`: what
-    weakens the result, in sentences.
+    `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
+    `baselines`: what cheaper methods get. `warnings`: what weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -121,12 +129,17 @@ def build_report(
         "Largest losses": [_sample(c, i) for i in reversed(order[-most:])],
     }
     moved = shifts(c.reference.texts, c.policy.texts)
-    definitions = [*_DEFINITIONS, *([_METRICS] if metrics else []), *([_PROBES] if probes else [])]
+    definitions = [
+        *_DEFINITIONS,
+        *([_JUDGES] if judges else []),
+        *([_METRICS] if metrics else []),
+        *([_PROBES] if probes else []),
+    ]
     definitions += [_SHIFTS] if moved else []
     baselines = baselines or Baselines()
     told = [*notes, *baselines.notes(), *definitions]
     return BeforeAfterReport(
-        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, warnings
+        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, judges, warnings
     )
 
 
@@ -152,6 +165,12 @@ _DEFINITIONS = [
     "the share inside one response that occurred in it before.",
 ]
 
+_JUDGES = (
+    "Judges score the same responses as the reward, and PPO optimised none of them. Wins at equal length: a logistic "
+    "regression of winning on the difference in length, at a difference of 0, as in AlpacaEval 2 (Dubois et al. 2024). "
+    "Rank correlation: Spearman's, of what each prompt gained by the reward and by the judge. Accuracy: how often the "
+    "judge prefers the chosen answer of a test pair."
+)
 _METRICS = (
     "Your metrics: means over the responses to which each applies; change and interval, a paired bootstrap's, over the "
     "prompts where it applies both before and after. There is no interval for a handful of prompts, nor for a metric "
@@ -194,6 +213,7 @@ class ComparisonReport:
     rows: dict[str, list[float | None]]  # figure -> one value a model
     groups: dict[str, list[Asked]]
     notes: list[str]
+    told: Sequence[str] = ()  # what the judges say, a sentence a judge and model
 
     def html(self, pictures: Mapping[str, Path]) -> str:
         """One file, no scripts, nothing fetched; `pictures` are PNG files by their captions."""
@@ -205,14 +225,26 @@ class ComparisonReport:
 
 
 def build_comparison_report(
-    title: str, comparison: Comparison, notes: Sequence[str] = (), *, samples: int = 5, seed: int = 0
+    title: str,
+    comparison: Comparison,
+    notes: Sequence[str] = (),
+    *,
+    judges: Mapping[str, Sequence[Judgement]] | None = None,
+    samples: int = 5,
+    seed: int = 0,
 ) -> ComparisonReport:
-    """Collect the metrics, and the prompts drawn at random and those on which the models' scores are furthest apart."""
+    """Collect the metrics, and the prompts drawn at random and those on which the models' scores are furthest apart.
+    `judges`: what each says of every model against the first, by its name."""
     shown = [result.rows for result in comparison.results]
     rows = {name: [row[name] for row in shown] for name in shown[0] if any(row[name] is not None for row in shown)}
     if "KL" in rows:
         rows = {f"KL to {comparison.anchor}" if name == "KL" else name: values for name, values in rows.items()}
-    scores = [result.sampled.scores for result in comparison.results]
+    for name, found in (judges or {}).items():
+        rows[f"judge {name}, mean score"] = [found[0].gained.reference, *(judged.gained.policy for judged in found)]
+        rows[f"judge {name}, wins"] = [None, *(judged.gained.win_rate for judged in found)]
+        rows[f"judge {name}, wins at equal length"] = [None, *(judged.length_controlled for judged in found)]
+    results = comparison.results
+    scores = [result.sampled.scores for result in results]
     ranges = [max(column) - min(column) for column in zip(*scores, strict=True)]
     order = sorted(range(len(ranges)), key=lambda i: -ranges[i])
     drawn = random.Random(seed).sample(order, min(samples, len(order)))
@@ -221,7 +253,14 @@ def build_comparison_report(
         "Furthest apart": [_asked(comparison, i) for i in order[:samples]],
     }
     told = [*notes, *_COMPARISON_DEFINITIONS, *([] if comparison.same_tokens else [_OTHER_TOKENS])]
-    return ComparisonReport(title, comparison, rows, groups, told)
+    told += [_JUDGES] if judges else []
+    verdicts = [
+        judged.told(result.gain, result.name, results[0].name)
+        for found in (judges or {}).values()
+        for result, judged in zip(results[1:], found, strict=True)
+        if result.gain is not None
+    ]
+    return ComparisonReport(title, comparison, rows, groups, told, verdicts)
 
 
 def _asked(comparison: Comparison, i: int) -> Asked:

@@ -16,8 +16,9 @@ from rlhf_lib.models.device import pick_device, pick_dtype
 from rlhf_lib.models.loading import load_config, load_tokenizer, positions
 from rlhf_lib.plan import memory, timing
 from rlhf_lib.plan.memory import Batch
-from rlhf_lib.plan.trial import can_try, try_metrics, try_reward
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.plan.trial import can_try, try_judges, try_metrics, try_reward
+from rlhf_lib.recipe import JudgeConfig, Recipe, RewardConfig
+from rlhf_lib.recipe.judges import held_out_shares
 from rlhf_lib.rewards.check_texts import has_answers
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Plan(BaseModel):
     batch_size: int
     scores: list[float] | None
     reward: str
+    judges: dict[str, str] = {}
+    judge_scores: dict[str, list[float] | None] = {}
     checks: dict[str, float]
     gates: dict[str, float]
     seconds: dict[str, float] | None
@@ -128,6 +131,8 @@ def make_plan(recipe: Recipe) -> Plan:
         batch_size=recipe.ppo.batch_size,
         scores=scores,
         reward=describe_reward(recipe),
+        judges={name: describe_judge(judge) for name, judge in recipe.evaluation.judges.items()},
+        judge_scores=try_judges(recipe, made.pairs.test if made.pairs else None),
         checks=check_thresholds(recipe),
         gates=gate_thresholds(recipe),
         seconds=seconds,
@@ -161,6 +166,18 @@ def describe_reward(recipe: Recipe) -> str:
         return "trained here on the pairs" + (f", from {reward.model}" if reward.model else "")
     if recipe.data.labelled is not None:
         return "a classifier trained here on the labelled texts"
+    return _existing(reward)
+
+
+def describe_judge(judge: JudgeConfig) -> str:
+    """Where a judge's scores come from."""
+    if judge.pairs is None:
+        return _existing(judge)
+    start = f", from {judge.model}" if judge.model else ""
+    return f"trained here on {judge.share:.0%} of the pairs' prompts, which the reward model won't see{start}"
+
+
+def _existing(reward: RewardConfig) -> str:
     if reward.kind == "sum":
         return f"a sum of {len(reward.terms or [])} rewards"
     return f"function {reward.function}" if reward.kind == "function" else f"{reward.kind} {reward.model}"
@@ -184,6 +201,7 @@ def check_thresholds(recipe: Recipe) -> dict[str, float]:
 def gate_thresholds(recipe: Recipe) -> dict[str, float]:
     """The gates that a version must pass to become champion, under their keys in `registration.gates`."""
     unmeasured = {"max_perplexity_ratio"} if recipe.evaluation.perplexity is None else set()
+    unmeasured |= set() if recipe.evaluation.judges else {"min_judge_delta"}
     unmeasured |= {"min_prompts"} if recipe.data.prompts.unheld else set()
     return {key: value for key, value in _thresholds(recipe.registration.gates).items() if key not in unmeasured}
 
@@ -284,7 +302,7 @@ def _perplexity_texts(recipe: Recipe) -> int | None:
 def _work(recipe: Recipe, made: Prepared, lengths: Mapping[str, Lengths], reward: float | None) -> timing.Work:
     """Tokens to learn from, by stage."""
 
-    def passes(train: Any, rows: int) -> float:
+    def passes(train: Any, rows: float) -> float:
         return train.max_steps * train.batch_size if train.max_steps else train.epochs * rows
 
     base = scored = 0.0
@@ -294,6 +312,9 @@ def _work(recipe: Recipe, made: Prepared, lengths: Mapping[str, Lengths], reward
         base = passes(recipe.policy.train, rows) * min(lengths["base_model"].mean, lengths["base_model"].limit)
     if "reward_model" in lengths and made.pairs is not None:
         mean = min(lengths["reward_model"].mean, lengths["reward_model"].limit)
-        scored = 2 * passes(recipe.reward.train, len(made.pairs.train)) * mean
+        pairs, shares = len(made.pairs.train), held_out_shares(recipe.evaluation.judges)
+        learners = [(recipe.reward, 1 - sum(shares.values()))]
+        learners += [(recipe.evaluation.judges[name], share) for name, share in shares.items()]
+        scored = 2 * sum(passes(learner.train, share * pairs) for learner, share in learners) * mean
     texts = (_perplexity_texts(recipe) or 0) * (lengths["base_model"].mean if "base_model" in lengths else 256)
     return timing.Work(base_model=base, reward_model=scored, evaluation=texts, reward=reward)

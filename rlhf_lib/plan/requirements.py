@@ -7,11 +7,13 @@ from pathlib import Path
 
 from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe.judges import check_judges
 
 
 def check_requirements(recipe: Recipe) -> None:
     """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders."""
     from rlhf_lib.data.corpus import load_texts
+    from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_config, load_tokenizer
@@ -32,6 +34,10 @@ def check_requirements(recipe: Recipe) -> None:
         tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
         probe_tokens(recipe.evaluation.probes, tokenizer)
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
+    for name, judge in recipe.evaluation.judges.items():
+        with judging(name):
+            check_reward(judge, trained_here=judge.pairs is not None)
+    check_distinct(recipe)
     if recipe.policy.lora is not None or recipe.policy.unfrozen_layers is not None:
         with suppress(NoOutline):
             policy_outline(recipe, policy_config(recipe))  # raises where they don't fit the architecture
@@ -42,3 +48,21 @@ def check_requirements(recipe: Recipe) -> None:
             seed=recipe.seed,
             prompts=recipe.data.prompts if seq2seq else None,
         )
+
+
+def check_distinct(recipe: Recipe) -> None:
+    """Raise RecipeError for a judge that turns out to be the reward: another name of the same model or function."""
+    from rlhf_lib.rewards.build import import_function
+
+    labelled, pairs = recipe.data.labelled is not None, recipe.data.preferences is not None
+    judges, reward = recipe.evaluation.judges, recipe.reward
+    try:
+        check_judges(judges, reward, pairs=pairs, labelled=labelled)  # again: registry URIs are folders now
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    for name, judge in judges.items():
+        if judge.function and reward.function and import_function(judge.function) is import_function(reward.function):
+            raise RecipeError(
+                f"evaluation.judges.{name}: {judge.function} is the reward's function by another name, and so no "
+                "judge: set another"
+            )

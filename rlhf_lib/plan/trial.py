@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError, RewardFailed, RLHFError
+from rlhf_lib.evaluation.judges import judging
 from rlhf_lib.models import hub
 from rlhf_lib.ppo.evaluation import import_metrics, metric_values
 from rlhf_lib.recipe import Recipe, RewardConfig
@@ -58,6 +59,21 @@ def _scores(reward: Reward, queries: list[str], responses: list[str]) -> list[fl
         told = f"{what}, for empty responses, which a policy may give too"
         raise RewardFailed("\n".join([told, *frames])) from error
     return scores
+
+
+def try_judges(recipe: Recipe, pairs: Dataset | None) -> dict[str, list[float] | None]:
+    """The same for each of `evaluation.judges`, by name. Its errors name the judge."""
+    found: dict[str, list[float] | None] = {}
+    texts: list[tuple[str, str]] = []
+    for name, judge in recipe.evaluation.judges.items():
+        found[name] = None
+        if judge.pairs is not None or not all(cheap(part) for part in _parts(judge)):
+            continue
+        texts = texts or trial_texts(recipe, pairs)
+        queries, responses = [query for query, _ in texts], [response for _, response in texts]
+        with judging(name), _told(judge):
+            found[name] = _scores(build_reward(judge, device="cpu"), queries, responses)
+    return found
 
 
 def try_metrics(recipe: Recipe, pairs: Dataset | None) -> None:

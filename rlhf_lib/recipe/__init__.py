@@ -20,6 +20,7 @@ from rlhf_lib.recipe.data import (
     Section,
     SourceConfig,
 )
+from rlhf_lib.recipe.judges import JudgeConfig
 from rlhf_lib.recipe.learning import (
     ChecksConfig,
     ClassifierFromScratchConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "GatesConfig",
     "GenerationConfig",
     "JoinedSetConfig",
+    "JudgeConfig",
     "LabelledConfig",
     "LengthSamplerConfig",
     "LoraConfig",

@@ -30,6 +30,7 @@ Types are YAML's. A key without a default must be given. A section that is null 
 is set. Unknown keys are refused.
 """
 _TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false", "object": "mapping"}
+_NAMED = ".NAME"  # stands for the names that a recipe gives
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -61,14 +62,15 @@ def document() -> str:
 
 
 def groups() -> Iterator[Group]:
-    """The recipe's sections in order, from its JSON schema; `[]` after a name marks an item of a list."""
+    """The recipe's sections in order, from its JSON schema; `[]` after a name marks an item of a list, NAME one that
+    the recipe names."""
     root = Recipe.model_json_schema()
     listed: set[str] = set()
     for group in _groups("", root, root["$defs"], about="Its name, and what it is about.", null=False, within=[]):
-        section = group.about if group.name.endswith("[]") else None
-        if section not in listed:  # the items of a list are described where they first occur
+        repeats = group.name.endswith("[]") or f"{_NAMED}." in group.name
+        if not (repeats and group.about in listed):  # a list's items and the like are described where they first occur
             yield group
-        listed |= {section} if section else set()
+        listed.add(group.about)
 
 
 def _groups(
@@ -102,9 +104,11 @@ def _groups(
 
 
 def _section(schema: dict[str, Any]) -> tuple[str | None, str]:
-    """(the section that a key holds, "[]" if it is a list of them); (None, "") for a plain value."""
+    """(the section that a key holds, "[]" if it is a list of them, ".NAME" for sections by name); (None, "") for a
+    plain value."""
     for option in (schema, *schema.get("anyOf", [])):
-        for inner, mark in ((option, ""), (option.get("items", {}), "[]")):
+        named: Any = option.get("additionalProperties") or next(iter(option.get("patternProperties", {}).values()), {})
+        for inner, mark in ((option, ""), (option.get("items", {}), "[]"), (named, _NAMED)):
             if "$ref" in inner:
                 return inner["$ref"].rpartition("/")[2], mark
     return None, ""
@@ -119,6 +123,8 @@ def _type(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{choice}`" for choice in schema["enum"])
     kind = schema["type"]
+    if kind == "object":
+        return "sections by name"
     if kind == "array":
         items = schema.get("prefixItems") or [schema["items"]]
         count = f"{len(items)} " if "prefixItems" in schema else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -68,13 +68,16 @@ def _near(key: str, known: list[str]) -> str | None:
 def _keys_beside(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
     """The keys known to the section below `root` that holds `location`."""
     section: Any = root
-    for key in location[:-1]:
+    within = iter(location[:-1])
+    for key in within:
         field = section.model_fields.get(str(key)) if hasattr(section, "model_fields") else None
         if field is None:
             return []
         section = next((o for o in (field.annotation, *get_args(field.annotation)) if is_section(o)), None)
         if section is None:
             return []
+        if get_origin(field.annotation) is dict:
+            next(within, None)  # the name of one of several such sections
     return list(section.model_fields)
 
 

@@ -59,8 +59,8 @@ def _settings(tree: Mapping[str, Any] | None, section: type[BaseModel]) -> dict[
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
-    """What a union may hold; a list is not a union."""
-    return () if get_origin(annotation) is list else get_args(annotation)
+    """What a union may hold; a list or a mapping is not a union."""
+    return () if get_origin(annotation) in (list, dict) else get_args(annotation)
 
 
 def leaves(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:

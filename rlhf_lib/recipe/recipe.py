@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
+from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_judges
 from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, RewardConfig
 
 
@@ -52,6 +53,11 @@ class EvaluationConfig(Section):
         description="functions of your own, package.module:name, called as trlX's metric_fn(samples, prompts, outputs, "
         "**kwargs) -> name -> values: in the report before and after PPO, and while it learns with ppo.eval_every",
     )
+    judges: dict[JudgeName, JudgeConfig] = Field(
+        {},
+        description="rewards that PPO doesn't optimise, by name: what each gives before and after, beside the reward; "
+        "the gate registration.gates.min_judge_delta holds for each",
+    )
     probes: list[TokenProbeConfig] = Field([], description="differences of next-token logits, shown in the report")
     best_of: int | None = Field(
         16,
@@ -78,6 +84,9 @@ class GatesConfig(Section):
         0.0,
         description="the 95% interval of the reward's gain must lie above this (below 20 prompts, which have no "
         "interval, the gain itself)",
+    )
+    min_judge_delta: float | None = Field(
+        0.0, description="the same for the gain by each of evaluation.judges, beside the reward's"
     )
     max_perplexity_ratio: float | None = Field(
         2.0,
@@ -170,6 +179,7 @@ class Recipe(Section):
                 raise ValueError("reward: kind classifier needs model or train.from_scratch to start from")
         if self.reward.train.from_scratch is not None and not labelled:
             raise ValueError("reward.train.from_scratch needs data.labelled to train on")
+        check_judges(self.evaluation.judges, self.reward, pairs=self.data.preferences is not None, labelled=labelled)
         return self
 
     @property

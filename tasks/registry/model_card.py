@@ -38,6 +38,7 @@ def model_card(
     generation, settings = recipe.generation, recipe.ppo
     before_after = [
         ("reward", learned["reference"], learned["policy"]),
+        *((f"judge {name}", found["reference"], found["policy"]) for name, found in evaluation.judges.items()),
         ("perplexity (by token)", checked.get("reference"), checked.get("policy")),
         ("perplexity (mean of texts)", checked.get("mean_per_text_reference"), checked.get("mean_per_text_policy")),
         ("perplexity of the answers (by token)", answers.get("reference"), answers.get("policy")),
@@ -84,7 +85,7 @@ safety or other domains. Read samples before use.
 
 {caveat(evaluation)}Reward delta {cell(learned["delta"])} ({_interval(learned["ci95"], learned["prompts"])}), win rate \
 {cell(learned["win_rate"])}; KL to the reference {cell(evaluation.kl)} nats per response.
-Samples and report: {samples}
+{_judged(evaluation)}Samples and report: {samples}
 Every setting, and the other stages: {pipeline}
 
 ## Gates
@@ -123,10 +124,23 @@ def cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
+def _judged(evaluation: EvaluationResult) -> str:
+    """What each judge, which PPO didn't optimise, says: a line each."""
+    lines = []
+    for name, found in evaluation.judges.items():
+        silent = f" It only reports: {found['only_reports']}." if found["only_reports"] else ""
+        lines.append(
+            f"By judge {name}: {cell(found['delta'])} ({_interval(found['ci95'], found['prompts'])}), win rate "
+            f"{cell(found['win_rate'])}, at equal length {cell(found['length_controlled_win_rate'])}.{silent}\n"
+        )
+    return "".join(lines)
+
+
 def _against(duel: Mapping[str, Any] | None) -> str:
     if duel is None or "error" in duel:
         return ""
     told = f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {_duelled(duel)}.\n"
+    told += "".join(f"Under judge {name}: {_duelled(found)}.\n" for name, found in duel.get("judges", {}).items())
     theirs = duel.get("champion_reward") or {}
     if "error" in theirs:
         return f"{told}Not under the champion's own reward: {theirs['error']}.\n"

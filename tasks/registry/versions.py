@@ -22,14 +22,24 @@ REFERENCE, REWARD_MODEL = "reference", "reward_model"  # tags of a version, and 
 _FINGERPRINTS = {REFERENCE: "base_model_fingerprint", REWARD_MODEL: "reward_fingerprint"}
 
 
+def judge_kind(name: str) -> str:
+    """The tag, and artifact folder, of a judge that was trained in the run."""
+    return f"judge.{name}"
+
+
+def fingerprint_tag(kind: str) -> str:
+    """The tag with the fingerprint of what the tag `kind` tells the place of."""
+    return _FINGERPRINTS.get(kind, f"{kind}.fingerprint")
+
+
 def keep(kind: str, model: str | None, name: str, fingerprint: str | None) -> str | None:
-    """Make the reference or reward model of a new version of `name` findable, and return where: a hub id as is; a
-    folder as an artifact of the active run, or of the run that kept the same one for an earlier version."""
+    """Make the reference, the reward model or a judge of a new version of `name` findable, and return where: a hub id
+    as is; a folder as an artifact of the active run, or of the run that kept the same one for an earlier version."""
     if model is None or not Path(model).is_dir():
         return model
     for version in versions(name):
         uri = version.tags.get(kind)
-        if uri and fingerprint and version.tags.get(_FINGERPRINTS[kind]) == fingerprint and _kept(uri):
+        if uri and fingerprint and version.tags.get(fingerprint_tag(kind)) == fingerprint and _kept(uri):
             return uri
     mlflow.log_artifacts(model, kind)
     return f"runs:/{mlflow.active_run().info.run_id}/{kind}"  # type: ignore[union-attr]
@@ -127,12 +137,8 @@ def reward_model_of(recipe: Recipe, made: Iterable[ModelVersion]) -> str | None:
     )
     if not trained:
         return resolve_model(recipe.reward.model) if recipe.reward.model else None
-    name = recipe.registration.name or recipe.name
-    served = champion(name)
-    own = sorted(versions(name), key=lambda version: str(version.version) != served)
-    for version in [*made, *own]:
-        if version.tags.get("recipe") == recipe.name and REWARD_MODEL in version.tags:
-            return _fetched(version, REWARD_MODEL, "run the recipe again")
+    if (found := _trained(recipe, made, REWARD_MODEL)) is not None:
+        return found
     raise ModelError(
         f"the reward model of recipe {recipe.name} is trained by a run of it, and no registered version keeps one: run "
         "the recipe, or set a reward that exists (--set reward.kind=..., --set reward.model=...)"
@@ -147,6 +153,34 @@ def reward_of(version: ModelVersion) -> tuple[RewardConfig, str | None]:
     if trained or REWARD_MODEL in version.tags:
         return reward, _fetched(version, REWARD_MODEL, "its runs kept none")
     return reward, resolve_model(reward.model) if reward.model else None
+
+
+def judges_of(recipe: Recipe, made: Iterable[ModelVersion]) -> dict[str, str]:
+    """Folders of the recipe's judges that a run of it trains, by name, found as its reward model is. Raises ModelError
+    where one is missing."""
+    found: dict[str, str] = {}
+    made = list(made)
+    for name, judge in recipe.evaluation.judges.items():
+        if judge.pairs is None:
+            continue
+        folder = _trained(recipe, made, judge_kind(name))
+        if folder is None:
+            raise ModelError(
+                f"the judge {name} of recipe {recipe.name} is trained by a run of it, and no registered version keeps "
+                "one: run the recipe, or compare without judges (--set evaluation.judges={})"
+            )
+        found[name] = folder
+    return found
+
+
+def _trained(recipe: Recipe, made: Iterable[ModelVersion], kind: str) -> str | None:
+    name = recipe.registration.name or recipe.name
+    served = champion(name)
+    own = sorted(versions(name), key=lambda version: str(version.version) != served)
+    for version in [*made, *own]:
+        if version.tags.get("recipe") == recipe.name and kind in version.tags:
+            return _fetched(version, kind, "run the recipe again")
+    return None
 
 
 def _fetched(version: ModelVersion, kind: str, fix: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import grimp
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe import Recipe, RewardConfig
 from tasks import results
 
 PACKAGES = ("tasks", "rlhf_lib")
@@ -49,6 +49,7 @@ class Stage(Generic[Result]):
 DATA = Stage("data", "tasks.data", results.PreparedData)
 BASE_MODEL = Stage("base_model", "tasks.base_model", results.StartingPolicy)
 REWARD_MODEL = Stage("reward_model", "tasks.reward_model", results.RewardArtifact)
+JUDGES = Stage("judges", "tasks.judges", results.JudgeModels)
 REWARD_CHECKS = Stage("reward_checks", "tasks.reward_checks", results.RewardChecks)
 PPO = Stage("ppo", "tasks.ppo", results.PPOResult, every_run=True)
 SFT_ON_CHOSEN = Stage("sft_on_chosen", "tasks.sft_on_chosen", results.TrainedBaseline)
@@ -65,6 +66,7 @@ STAGES: tuple[Stage[Any], ...] = (
     BASE_MODEL,
     REWARD_MODEL,
     REWARD_CHECKS,
+    JUDGES,
     PPO,
     SFT_ON_CHOSEN,
     EVALUATION,
@@ -105,6 +107,20 @@ def function_source(path: str, setting: str) -> str:
     function = import_function(path, setting)
     file = inspect.getsourcefile(inspect.unwrap(function) if inspect.isfunction(function) else type(function))
     return content_key(path, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None)
+
+
+def reward_fingerprint(reward: RewardConfig, model: str | None = None) -> str | None:
+    """What identifies this reward: its files' content, its function's source file, or those of all its terms. `model`:
+    where it was trained."""
+    from rlhf_lib.models.loading import fingerprint
+
+    if reward.kind == "sum":
+        terms = reward.terms or []
+        return content_key([(term.model_dump(mode="json"), reward_fingerprint(term.reward)) for term in terms])
+    name = model or reward.model
+    if reward.kind != "function":
+        return fingerprint(name) if name else None
+    return function_source(reward.function or "", "reward.function")
 
 
 def sources(stage: Stage[Any]) -> list[Path]:

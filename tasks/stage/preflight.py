@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import task
 
 from rlhf_lib.recipe import Recipe
@@ -27,24 +29,25 @@ def preflight(recipe: Recipe) -> Recipe:
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with registry URIs resolved to folders. Raises ModelError for a version that isn't there."""
     recipe = recipe.model_copy(deep=True)
-    for section in (recipe.policy, recipe.reward):
+    sections: list[Any] = [recipe.policy, recipe.reward, *recipe.evaluation.judges.values()]
+    for section in sections:
         if section.model is not None:
             section.model = resolve_model(section.model)
     return recipe
 
 
 def announce(recipe: Recipe, data: PreparedData) -> None:
-    """Before any training: call the reward and the metrics on a few of the run's own texts, and tell what the run comes
-    to.
+    """Before any training: call the reward, the judges and the metrics on a few of the run's own texts, and tell what
+    the run comes to.
 
-    Raises ModelError where the reward doesn't score them, RewardFailed where it or a metric raises.
+    Raises ModelError where the reward or a judge doesn't score them, RewardFailed where one of them or a metric raises.
     """
     from datasets import load_from_disk
 
     from rlhf_lib.plan import words
     from rlhf_lib.plan.memory import Batch
     from rlhf_lib.plan.plan import check_thresholds, gate_thresholds, measure_size
-    from rlhf_lib.plan.trial import try_metrics, try_reward
+    from rlhf_lib.plan.trial import try_judges, try_metrics, try_reward
 
     logger = run_logger()
     pairs = load_from_disk(data.preferences.test) if data.preferences else None
@@ -52,6 +55,9 @@ def announce(recipe: Recipe, data: PreparedData) -> None:
     scores = try_reward(recipe, pairs)
     if scores:
         logger.info("reward: tried on %d texts: %.3g to %.3g", len(scores), min(scores), max(scores))
+    for name, tried in try_judges(recipe, pairs).items():
+        if tried:
+            logger.info("judge %s: tried on %d texts: %.3g to %.3g", name, len(tried), min(tried), max(tried))
     longest = data.metrics.get("prompt_tokens/train/max") or data.metrics.get("prompt_characters/train/max", 0) / 3
     size = measure_size(recipe, Batch.of(recipe, max(1, int(longest))))
     if size is not None:

@@ -110,7 +110,8 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
     sections = {section: record[section] or {} for section in HEADLINES}
     found = record.get("baselines") or {}
     baselines = {name: {key: found[name][key] for key in ("reward", "kl")} for name in BASELINES if name in found}
-    return flat_metrics(sections | {"evaluation": record.get("metrics") or {}, "baseline": baselines})
+    sections |= {"evaluation": record.get("metrics") or {}, "judge": record.get("judges") or {}, "baseline": baselines}
+    return flat_metrics(sections)
 
 
 def git_commit() -> str | None:

@@ -64,9 +64,20 @@ RECORD = {
     "diversity": {"distinct_2_reference", "distinct_2_policy"},
     "metrics": None,
     "baselines": {f"best_of_{n}" for n in (1, 2, 4)},
+    "judges": None,
     "evaluation": {"prompts", "distinct_prompts", "held_out"},
     "until": None,
     "stages": set(STAGES),
+}
+
+
+def brevity(queries, responses):
+    return [-float(len(response)) for response in responses]
+
+
+JUDGES = {
+    "other": {"kind": "preference", "pairs": "held_out", "share": 0.4, "train": {"max_steps": 8}},
+    "short": {"kind": "function", "function": f"{__name__}:brevity"},
 }
 
 
@@ -362,8 +373,9 @@ def test_a_model_at_hand_makes_six_stages_and_a_reward_model_of_its_own(first, r
     assert record["reward"] == first.record["reward"]
 
 
-def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_dir, capsys):
-    changed = overrides(registration__name="closed", evaluation__sft_on_chosen=True)
+def test_a_closed_set_of_prompts_with_judges_stopped_after_ppo_and_gone_on_with(first, run_dir, capsys):
+    stages = [*STAGES[:4], "judges", *STAGES[4:]]
+    changed = overrides(registration__name="closed", evaluation__judges=JUDGES, evaluation__sft_on_chosen=True)
     settings = [s for s in changed if not s.startswith("data.prompts.test.")]
     settings += ["data.prompts.test=null", "data.prompts.held_out=0"]
     options = [word for setting in settings for word in ("--set", setting)]
@@ -372,7 +384,7 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     stopped = json.loads(summary.read_text())
     assert set(stopped) == set(RECORD)
     assert stopped["until"] == "ppo"
-    assert list(stopped["stages"]) == STAGES[:5]
+    assert list(stopped["stages"]) == stages[:6]
     assert stopped["model"] is stopped["reward"] is stopped["evaluation"] is None
     assert stopped["ppo"]["steps"] == 3
     printed = capsys.readouterr().out
@@ -387,10 +399,10 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     assert cli.main(["run", "embedded", "--summary", str(summary), *options]) == 0
     record, printed = json.loads(summary.read_text()), capsys.readouterr().out
     again = started(record["mlflow_run_id"])
-    assert {again.stage[stage].data.tags["reused"] for stage in STAGES[:5]} == {"true"}
+    assert {again.stage[stage].data.tags["reused"] for stage in stages[:6]} == {"true"}
     assert record["ppo"]["seconds"] == stopped["ppo"]["seconds"]
     # which the baselines go without; the trained one learned from as many answers as the reference
-    assert list(record["stages"]) == [*STAGES[:5], "sft_on_chosen", *STAGES[5:]]
+    assert list(record["stages"]) == [*stages[:6], "sft_on_chosen", *stages[6:]]
     assert list(record["baselines"]) == ["best_of_1", "best_of_2", "best_of_4", "sft_on_chosen"]
     chosen = record["baselines"]["sft_on_chosen"]
     assert chosen["reward"] != record["reward"]["reference"]
@@ -412,6 +424,38 @@ def test_a_closed_set_of_prompts_stopped_after_ppo_and_gone_on_with(first, run_d
     assert "No prompts are held out (data.prompts.held_out is 0)" in page
     assert "No prompts are held out (data.prompts.held_out is 0)" in card
     assert "on 32 training prompts" in page
+
+
+def test_judges_are_in_everything_that_a_run_tells(first, run_dir):
+    """Of the run before."""
+    record = json.loads((run_dir / "closed.json").read_text())
+    run = started(record["mlflow_run_id"])
+    judges = record["judges"]
+    assert list(judges) == ["other", "short"]
+    assert judges["short"]["delta"] == pytest.approx(judges["short"]["policy"] - judges["short"]["reference"])
+    for name, found in judges.items():
+        assert {"reference", "policy", "delta", "ci95", "win_rate", "length_controlled_win_rate"} < set(found)
+        assert found["accuracy_pairs"] == 100
+        assert run.parent.data.metrics[f"judge/{name}/delta"] == found["delta"]
+        assert run.stage["evaluation"].data.metrics[f"judge/{name}/win_rate"] == found["win_rate"]
+        assert f"\njudge {name}" in run_table(record)
+    # trained on other pairs than the reward model, with the same test pairs
+    trained = run.stage["judges"].data.metrics
+    assert trained["other/pairs"] + run.stage["reward_model"].data.metrics["pairs"] == 256
+    assert trained["other/pairs"] == pytest.approx(0.4 * 256, abs=31)  # four standard deviations of the draw
+    page = Path(record["stages"]["evaluation"]["made"]).read_text()
+    assert f"Judge other: a reward model trained on {trained['other/pairs']:.0f} pairs that the reward model" in page
+    card = Path(record["stages"]["registration"]["folder"], "model_card.md").read_text()
+    version = mlflow.MlflowClient().get_model_version("closed", "1")
+    for told in (card, version.tags["reason"]):
+        for (
+            name,
+            found,
+        ) in judges.items():  # nothing is learnt here: a judge that gates refuses, one that doesn't says why
+            assert (f"judge/{name}" in told) == (found["only_reports"] is None)
+    assert version.tags["judge.other"].startswith("runs:/")
+    table = mlflow.load_table("before_after.json", run_ids=[run.stage["evaluation"].info.run_id])
+    assert table["judge/short_after"].mean() == pytest.approx(judges["short"]["policy"])
 
 
 def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(first, capsys):

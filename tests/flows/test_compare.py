@@ -25,6 +25,10 @@ def folders(tmp_path_factory):
 # ---------------------------------------------------------------- the command
 
 
+def brevity(queries, responses):
+    return [-float(len(response)) for response in responses]
+
+
 @pytest.fixture(scope="module")
 def recipe(folders):
     return Recipe.model_validate(
@@ -37,6 +41,7 @@ def recipe(folders):
             "evaluation": {
                 "prompts": 16,
                 "perplexity": {"dataset": str(folders / "prompts.jsonl"), "split": "train", "column": "text"},
+                "judges": {"short": {"kind": "function", "function": f"{__name__}:brevity"}},
             },
             "compute": {"device": "cpu", "precision": "fp32"},
         }
@@ -87,6 +92,12 @@ def test_compare_by_its_command(store, recipe, capsys):
     assert len(table) == 12
     page = next(line for line in printed.splitlines() if line.endswith("report.html"))
     assert "remainders 2" in Path(page).read_text()
+    assert "\njudge short\nreference" in printed
+    assert table["judge/short wider"].mean() == pytest.approx(metrics["judge/short/wider/policy"])
+    assert metrics["judge/short/remainders-2/delta"] == pytest.approx(
+        table["judge/short remainders 2"].mean() - table["judge/short reference"].mean()
+    )
+    assert "judge short, mean score" in Path(page).read_text()
 
     # the same prompts for whoever asks, with one tokenizer: those that the pipeline's evaluation draws
     again = table["score remainders 2"].mean()

@@ -25,7 +25,7 @@ from rlhf_lib.errors import EnvironmentFault, ModelError, RecipeError
 from rlhf_lib.ppo.rollout import sample_responses
 from tasks import registration
 from tasks.registry import policies, versions
-from tasks.results import Folders, PreparedData, RewardChecks
+from tasks.results import Folders, JudgeModels, PreparedData, RewardChecks
 from tasks.stage.keys import function_source
 from tests.rlhf_lib.evaluation.test_promotion import figures
 
@@ -118,6 +118,36 @@ def test_first_version_becomes_champion_with_card_tags_and_pins(store, folders):
     assert params == {"max_new_tokens": 16, "temperature": None, "top_p": 1, "top_k": 0, "seed": None, "stop": None}
 
 
+def test_a_judge_that_disagrees_keeps_the_version_from_becoming_champion(store, folders):
+    judged = {"reference": 0.2, "policy": 0.1, "delta": -0.1, "ci95": [-0.2, -0.05], "win_rate": 0.25, "prompts": 256}
+    judged |= {"length_controlled_win_rate": 0.3, "only_reports": None}
+    models = JudgeModels(models={"fair": folders["brief"]}, pairs={"fair": 40}, left=60)
+    record = register(store, folders, folders["lettered"], evaluation=figures(judges={"fair": judged}), judges=models)
+    assert not record.promoted
+    assert record.reason.startswith(
+        "judge/fair: the mean gained by judge fair over the reference is -0.1 (95% interval"
+    )
+    version = mlflow.MlflowClient().get_model_version("letters", "1")
+    assert version.tags["judge/fair/delta"] == "-0.1"
+    assert "| judge fair | 0.2 | 0.1 |" in version.description
+    assert "By judge fair: -0.1 (95% interval [-0.2, -0.05], 256 prompts), win rate 0.25, at equal length 0.3." in (
+        version.description
+    )
+    # kept with the version, and once
+    recipe = make_recipe(
+        data={"prompts": {"dataset": "local"}, "preferences": {}},
+        evaluation={"judges": {"fair": {"kind": "preference", "pairs": "held_out"}}},
+    )
+    again = register(store, folders, folders["lettered"], judges=models)
+    second = mlflow.MlflowClient().get_model_version("letters", again.version)
+    assert second.tags["judge.fair"] == version.tags["judge.fair"]
+    kept = versions.judges_of(recipe, [second])["fair"]
+    assert (Path(kept) / "config.json").read_text() == (Path(folders["brief"]) / "config.json").read_text()
+    recipe.name = "other"
+    with pytest.raises(ModelError, match="the judge fair of recipe other is trained by a run of it"):
+        versions.judges_of(recipe, [second])
+
+
 def test_champion_resolves_to_a_folder_with_the_same_logits(store, folders):
     register(store, folders, folders["lettered"])
     folder = policies.resolve_model("models:/letters@champion")
@@ -149,6 +179,32 @@ def test_better_candidate_with_another_tokenizer_takes_the_place(store, folders)
         texts = sample_responses(model, tokenizer, ids, make_recipe().generation, seed=0).texts
         means.append(sum(letters(PROMPTS, texts)) / len(texts))
     assert record.duel["delta"] == pytest.approx(means[0] - means[1], abs=1e-6)
+
+
+def brevity(queries, responses):
+    return [-float(len(response)) for response in responses]
+
+
+@pytest.mark.parametrize(("gate", "promoted"), [(0.0, False), (None, True)])
+def test_a_champion_that_a_judge_prefers_keeps_its_place(store, folders, gate, promoted):
+    """The letters that the reward counts make longer texts."""
+    judge = {"kind": "function", "function": f"{__name__}:brevity"}
+    recipe = make_recipe(
+        evaluation={"judges": {"short": judge}},
+        registration={"gates": {"min_prompts": None, "min_judge_delta": gate}},
+    )
+    liked = {"reference": 0.2, "policy": 0.3, "delta": 0.1, "ci95": [0.05, 0.2], "win_rate": 0.75, "prompts": 256}
+    liked |= {"length_controlled_win_rate": 0.7, "only_reports": None}
+    register(store, folders, folders["brief"], recipe, evaluation=figures(judges={"short": liked}))
+    record = register(store, folders, folders["lettered"], recipe, evaluation=figures(judges={"short": liked}))
+    assert record.promoted is promoted
+    assert set(record.duel["judges"]) == (set() if promoted else {"short"})
+    if not promoted:
+        assert record.duel["judges"]["short"]["delta"] < 0 < record.duel["delta"]
+        assert record.reason.startswith("beats_champion/short: the mean gained by judge short over the champion (vers")
+        version = mlflow.MlflowClient().get_model_version("letters", "2")
+        assert "Against the champion, version 1, under judge short: " in version.description
+        assert float(version.tags["duel/judges/short/delta"]) < 0
 
 
 def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):

@@ -22,6 +22,12 @@ def test_metrics_of_one_s_own_are_in_the_table_of_a_run():
     own = next(line for line in lines if line.startswith("share_of_right_answers"))
     assert own.split(None, 3) == ["share_of_right_answers", "0.500", "0.750", "delta +0.250, 95% [+0.000, +0.500]"]
     assert next(line for line in lines if line.startswith("n ")).split() == ["n", "-", "2.000", "delta", "-"]
+    judged = record["reward"] | {"delta": -0.2, "ci95": [-0.3, -0.1], "win_rate": 0.25, "only_reports": "why"}
+    lines_judged = run_table({**record, "judges": {"fair": judged}}).splitlines()
+    assert lines_judged[2].split(None, 4) == [
+        "judge", "fair", "0.100", "0.300",
+        "delta -0.200, wins 25%, 95% [-0.300, -0.100], 60 prompts; only reports",
+    ]  # fmt: skip
     assert run_table({**record, "metrics": None}).count("\n") == len(lines) - 3
     warned = run_table({**record, "warnings": [{"kind": "critic"}, {"kind": "length"}]}).splitlines()
     assert [" ".join(line.split()) for line in warned if line not in lines] == [

@@ -146,6 +146,25 @@ def test_the_default_cap_on_the_kl_is_above_what_shipped_recipes_reach():
     assert judge(GatesConfig(), figures(kl=30.8), None)[2].startswith("max_kl: ")
 
 
+JUDGED = {"reference": 0.2, "policy": 0.1, "delta": -0.1, "ci95": [-0.2, 0.05], "prompts": 256, "only_reports": None}
+
+
+def test_every_judge_must_find_the_policy_better_too():
+    better = JUDGED | {"delta": 0.1, "ci95": [0.05, 0.2]}
+    passed, gates, _ = judge(GatesConfig(), figures(judges={"a": better, "b": better}), None)
+    assert passed
+    assert verdicts(gates)[2:4] == [("judge/a", 0.05, 0.0, True), ("judge/b", 0.05, 0.0, True)]
+    passed, _, reason = judge(GatesConfig(), figures(judges={"a": better, "b": JUDGED}), None)
+    assert not passed
+    assert reason == (
+        "judge/b: the mean gained by judge b over the reference is -0.1 (95% interval -0.2 to 0.05, 256 prompts); the "
+        "interval's lower end must be above 0"
+    )
+    silent = JUDGED | {"only_reports": "its gate is false"}
+    assert judge(GatesConfig(), figures(judges={"b": silent}), None)[0]
+    assert judge(GatesConfig(min_judge_delta=None), figures(judges={"b": JUDGED}), None)[0]
+
+
 DUEL = {"delta": 0.2, "ci95": [0.1, 0.3], "version": "1", "prompts": 200}
 
 

@@ -5,8 +5,8 @@ from datasets import Dataset
 from tiny_models import tiny_gpt2, word_tokenizer
 
 from rlhf_lib.errors import ModelError, RewardFailed
-from rlhf_lib.plan.trial import can_try, trial_texts, try_metrics, try_reward
-from rlhf_lib.recipe import Recipe
+from rlhf_lib.plan.trial import can_try, trial_texts, try_judges, try_metrics, try_reward
+from rlhf_lib.recipe import JudgeConfig, Recipe
 
 called: list[tuple[list[str], list[str]]] = []
 
@@ -132,3 +132,14 @@ def test_metrics_are_tried_on_the_same_texts(make, name, error, message):
     recipe.evaluation.metrics.append(f"{__name__}:{name}")
     with pytest.raises(error, match=message):
         try_metrics(recipe, None)
+
+
+def test_judges_are_tried_as_the_reward_is_and_named(make):
+    judges = {"long": function("length"), "short": function("fussy"), "other": {"pairs": "held_out"}}
+    recipe = make(function("inconstant"), preferences={}).model_copy(deep=True)
+    recipe.evaluation.judges = {name: JudgeConfig.model_validate(judges[name]) for name in ("long", "other")}
+    pairs = Dataset.from_dict({"prompt": ["q"], "chosen": [" yes"], "rejected": [" no"]})
+    assert try_judges(recipe, pairs) == {"long": [4.0, 3.0, 0.0, 0.0], "other": None}
+    recipe.evaluation.judges["short"] = JudgeConfig.model_validate(judges["short"])
+    with pytest.raises(RewardFailed, match=r"^evaluation\.judges\.short\.function .*:fussy raised IndexError"):
+        try_judges(recipe, pairs)
