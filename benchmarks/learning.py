@@ -46,7 +46,14 @@ def learn(args: argparse.Namespace, seed: int) -> list[Stats]:
         tokenizer,
         ClassifierReward(*classifier, label="POSITIVE"),
         [{"query": tokenizer.decode(ids), "input_ids": ids} for ids in rows],
-        PPOConfig(steps=args.steps, batch_size=128, learning_rate=1e-4, max_grad_norm=None),
+        PPOConfig(
+            steps=args.steps,
+            batch_size=128,
+            learning_rate=1e-4,
+            warmup_steps=0,  # as TRL, here and in the next two
+            kl_horizon=10_000,
+            max_grad_norm=None,
+        ),
         GenerationConfig(length_sampler=LengthSamplerConfig(min=4, max=16)),
         seed=seed,
         dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision],

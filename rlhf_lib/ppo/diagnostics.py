@@ -163,7 +163,10 @@ def _means(start: History, recent: History, name: str) -> tuple[float | None, fl
 
 
 def _critic(config: PPOConfig, generation: GenerationConfig) -> str:
-    return "Set policy.critic: separate, or raise ppo.vf_coef and ppo.cliprange_value"
+    if config.value_learning_rate is None:
+        rate = 10 * config.learning_rate
+        return f"Set ppo.value_learning_rate to {rate:g}, ten times the learning rate, or policy.critic to separate"
+    return f"Raise ppo.value_learning_rate (now {config.value_learning_rate:g}), or set policy.critic to separate"
 
 
 def _entropy(config: PPOConfig, generation: GenerationConfig) -> str:

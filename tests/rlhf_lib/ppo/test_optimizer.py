@@ -21,6 +21,32 @@ def test_adamw_takes_the_recipes_settings():
     assert {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.01}.items() <= group.items()
 
 
+def test_the_value_head_may_learn_faster_than_the_policy():
+    trainer = tiny_trainer(learning_rate=1e-3, value_learning_rate=1e-2, schedule="linear", policy={"critic": True})
+    policy, values = trainer.optimizer.param_groups
+    assert (policy["lr"], values["lr"]) == (1e-3, 1e-2)
+    assert {id(p) for p in values["params"]} == {
+        id(p) for part in (trainer.policy.v_head, trainer.policy.critic) for p in part.parameters()
+    }
+    assert len(policy["params"]) + len(values["params"]) == len(trainer.policy.trainable())
+    head = trainer.policy.v_head.summary.bias.clone()
+    assert [stats["ppo/learning_rate"] for stats in trainer.train()] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0, 0]
+    assert not torch.equal(trainer.policy.v_head.summary.bias, head)
+
+
+def test_a_checkpoint_with_two_rates_goes_on(tmp_path):
+    def build():
+        return tiny_trainer(learning_rate=1e-3, value_learning_rate=1e-2, steps=3)
+
+    expected = [stats["ppo/loss/total"] for stats in build().train()]
+    begun = build()
+    save_checkpoint(begun, tmp_path, key="k", history=[begun.train_step()])
+    resumed = build()
+    resume(resumed, tmp_path, key="k")
+    assert [stats["ppo/loss/total"] for stats in resumed.train()] == expected[1:]
+
+
 @pytest.mark.skipif(INSTALLED, reason="bitsandbytes is installed")
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
 def test_without_bitsandbytes_the_message_says_how_to_get_it(optimizer):
