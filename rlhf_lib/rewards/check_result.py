@@ -15,15 +15,18 @@ from rlhf_lib.statistics import LEAST_FOR_INTERVAL
 FIGURES = {
     "finite_scores": ("the number of NaN or infinite scores", None),
     "pairs": ("the number of held-out pairs", "min_pairs"),
-    "accuracy": ("the least share of held-out pairs with chosen above rejected", "min_accuracy"),
-    "gain_over_length": ("the least gain in accuracy over preferring the longer answer", "min_gain_over_length"),
+    "accuracy": ("the lower bound of the share of held-out pairs with chosen above rejected", "min_accuracy"),
+    "gain_over_length": (
+        "the lower bound of the gain in accuracy over preferring the longer answer",
+        "min_gain_over_length",
+    ),
     "gain_over_ngrams": (
-        "the least gain in accuracy over a model that knows the answers' wording alone",
+        "the lower bound of the gain in accuracy over a model that knows the answers' wording alone",
         "min_gain_over_ngrams",
     ),
-    "transfer": ("the least accuracy on pairs from elsewhere", "min_transfer_accuracy"),
+    "transfer": ("the lower bound of the accuracy on pairs from elsewhere", "min_transfer_accuracy"),
     "prompt_sensitivity": (
-        "the least share of chosen answers that score higher with their own prompt than with another's",
+        "the lower bound of the share of chosen answers that score higher with their own prompt than with another's",
         "min_prompt_sensitivity",
     ),
     "calibration": (
@@ -129,10 +132,10 @@ class CheckReport:
 
 
 def gates_off(checks: ChecksConfig) -> list[str]:
-    """A sentence for each gate that the recipe switches off: its reason, or that it gives none."""
+    """A sentence for each gate that the recipe switches off: its reason, or that the recipe gives none."""
     return [
         f"The reward's gate {name} is off: {why.rstrip('.')}."
         if why
-        else f"The reward's gate {name} is off, and the recipe doesn't say why (reward.checks.why.{name})."
+        else f"The reward's gate {name} is off, and reward.checks.why doesn't say why."
         for name, why in checks.switched_off.items()
     ]

@@ -59,8 +59,8 @@ def well_paid_phrases(responses: Sequence[str], scores_N: Scores, most: int) -> 
             totals.setdefault(phrase, []).append(score)
     shared = {phrase: np.mean(found) for phrase, found in totals.items() if len(found) >= SHARED_BY}
     ordered = sorted(shared, key=lambda phrase: (-shared[phrase], phrase))
-    first = [text for whole, text in ordered if whole][: most // 2]
-    return [*first, *[text for whole, text in ordered if not whole][: most - len(first)]]
+    best = [text for whole, text in ordered if whole][: most // 2]
+    return [*best, *[text for whole, text in ordered if not whole][: most - len(best)]]
 
 
 def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:

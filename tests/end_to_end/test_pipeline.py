@@ -464,7 +464,7 @@ def test_a_failed_gate_stops_the_run_with_its_report_and_fresh_reuses_nothing(fi
     assert cli.main(["run", "embedded", "--fresh", *options]) == 1
     printed = capsys.readouterr()
     error = next(line for line in printed.err.splitlines() if line.startswith("rlhf: error: "))
-    assert "accuracy: the share of held-out pairs with chosen above rejected is 0." in error
+    assert "accuracy: the lower bound of the share of held-out pairs with chosen above rejected is 0." in error
     assert "must be at least 1" in error
     assert "Traceback" not in printed.out + printed.err
 

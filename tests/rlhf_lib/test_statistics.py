@@ -128,3 +128,17 @@ def test_standard_error_by_hand():
 def test_a_label_short_is_refused():
     with pytest.raises(ValueError, match="2 values have 1 cluster labels"):
         bootstrap_mean([1.0, 2.0], clusters=["a"])
+
+
+def test_a_share_of_clustered_values_is_known_less_well():
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(100), 4)
+    alike = np.repeat((rng.random(100) < 0.7).astype(float), 4)  # each prompt's four values are the same
+    assert statistics.clustered_share_interval(alike, prompts.tolist()) == pytest.approx(
+        statistics.wilson(alike.mean(), 100), abs=0.002
+    )
+    apart = statistics.clustered_share_interval(alike, list(range(400)))
+    assert apart == pytest.approx(statistics.wilson(alike.mean(), 400))
+    # all right says no more than the number of prompts; a handful of prompts don't tell how much they differ
+    assert statistics.clustered_share_interval([1.0] * 400, prompts.tolist()) == statistics.wilson(1.0, 100)
+    assert statistics.clustered_share_interval(alike, [0] * 400) == statistics.wilson(alike.mean(), 400)

@@ -55,7 +55,12 @@ def _stage(run, trained, pairs, folder: Path, **checks):
     folders = Folders(train=str(folder), test=str(folder))
     nothing = dict.fromkeys(("prompts", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint"))
     data = PreparedData(
-        **nothing, texts=folders, preferences=folders, fingerprints={"preferences/test": "f"}, report={}
+        **nothing,
+        texts=folders,
+        preferences=folders,
+        transfer=str(folder),
+        fingerprints={"preferences/test": "f"},
+        report={},
     )
     reward = RewardArtifact(model=str(trained), fingerprint="r", normalization=None)
 
@@ -89,6 +94,8 @@ def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs,
     record = _stage(tracked, trained, pairs, tmp_path)
     child = _children(tracked)[0]
     assert record.passed is True
+    assert record.metrics["transfer_accuracy"] > 0.9
+    assert "gain_over_ngrams" in record.metrics
     assert record.accuracy == child.data.metrics["accuracy"] > 0.9
     assert {c["name"] for c in record.checks} >= {"accuracy", "calibration", "length_bias", "batch_agreement"}
     assert _artifacts(child.info.run_id) == {
@@ -103,7 +110,9 @@ def test_the_stage_logs_the_report_and_is_paid_for_once(tracked, trained, pairs,
 def test_a_failed_gate_stops_the_flow_with_its_report_logged_and_fails_again(tracked, trained, pairs, tmp_path):
     flipped = [(prompt, rejected, chosen) for prompt, chosen, rejected in pairs]
     for attempt in range(2):
-        with pytest.raises(GateFailed, match=r"accuracy: the least share .* is 0\.\d+ and must be at least 0\.9 "):
+        with pytest.raises(
+            GateFailed, match=r"accuracy: the lower bound of the share .* is 0\.\d+ and must be at least 0\.9 "
+        ):
             _stage(tracked, trained, flipped, tmp_path / str(attempt), min_accuracy=0.9)
         child = _children(tracked)[0]
         assert child.info.status == "FAILED"

@@ -57,7 +57,7 @@ def test_a_recipe_on_one_screen(capsys):
     for part in ("weights", "gradients", "optimizer", "reference", "reward", "activations", "logits"):
         assert re.search(rf"{part} [0-9.]+ MB", text.partition("memory in PPO")[2])
     assert "trained here on the pairs" in text
-    assert "min_accuracy 0.9, min_probe_accuracy 1, max_calibration_error 0.15" in text
+    assert "min_accuracy 0.9, min_gain_over_length 0, min_probe_accuracy 1, max_calibration_error 0.15" in text
     assert "min_reward_delta 0, max_perplexity_ratio 3" in text
 
 

@@ -139,3 +139,19 @@ def test_a_row_is_refused_by_its_own_columns_name(tmp_path) -> None:
     rows = [{"better": "Great film.", "worse": "Bad."}]
     with pytest.raises(DataError, match=r"row 0, column 'better' is not a dialogue"):
         load(tmp_path, rows, rows, chosen="better", rejected="worse")
+
+
+def test_transfer_pairs_are_cleaned_and_share_no_training_prompt(tmp_path) -> None:
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    rows = [pair("new"), pair("new"), pair("learned", " x", " y"), pair("same", " x", " x"), pair("tested")]
+    elsewhere.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = load(tmp_path, [pair("learned")], [pair("tested")], transfer={"dataset": str(elsewhere)})
+    assert pairs.transfer is not None
+    assert sorted(pairs.transfer["prompt"]) == [dialogue("new", ""), dialogue("tested", "")]
+    assert pairs.report["transfer"]["kept"] == 2
+    dropped = {reason: count for reason, count in pairs.report["transfer"]["dropped"].items() if count}
+    assert dropped == {"identical answers": 1, "repeated pair": 1, "prompt in training": 1}
+    assert load(tmp_path, [pair("learned")], [pair("tested")]).transfer is None
+    elsewhere.write_text(json.dumps(pair("learned", " x", " y")) + "\n")
+    with pytest.raises(DataError, match=r"point data\.preferences\.transfer at other rows"):
+        load(tmp_path, [pair("learned")], [pair("tested")], transfer={"dataset": str(elsewhere)})

@@ -179,6 +179,13 @@ def test_samples_are_the_extremes(small):
     assert len(long.query) == 404
 
 
+def test_what_weakens_the_result_is_said_in_both_forms_and_in_red(small):
+    report = build_report("t", small, warnings=["The reward's gate min_accuracy is off: <none>."])
+    assert f'<p class="bad"><b>{html.escape("The reward")}' in report.html({})
+    assert "is off: &lt;none&gt;." in report.html({})
+    assert "\n> **The reward's gate min_accuracy is off: " in report.markdown()
+
+
 def test_markdown_holds_the_figures_and_keeps_its_tables(small):
     perplexity = {"reference": 10.0, "policy": 12.5, "mean_per_text_reference": 20.0, "mean_per_text_policy": 1234.5}
     text = build_report("t", small, perplexity).markdown()

@@ -204,9 +204,9 @@ def test_the_message_names_figure_threshold_and_key():
     with pytest.raises(GateFailed) as error:
         CheckReport([accuracy]).raise_if_failed()
     assert str(error.value) == (
-        "the reward failed its checks: accuracy: the least share of held-out pairs with chosen above rejected is "
-        "0.5214 and must be at least 0.6 (95% interval 0.46 to 0.58, 300 pairs). Improve the reward or its data, or "
-        "change the recipe's reward.checks.min_accuracy, which null switches off"
+        "the reward failed its checks: accuracy: the lower bound of the share of held-out pairs with chosen above "
+        "rejected is 0.5214 and must be at least 0.6 (95% interval 0.46 to 0.58, 300 pairs). Improve the reward or its "
+        "data, or change the recipe's reward.checks.min_accuracy, which null switches off"
     )
     with pytest.raises(GateFailed, match=r"must be 0 \(of 900 scores: 2 on empty\)\. Make it finite for any text$"):
         CheckReport([finite]).raise_if_failed()
