@@ -278,7 +278,7 @@ def test_the_graph_of_the_run_is_a_chain(first):
 def test_runs_are_told_apart_by_name(first, second):
     from prefect.client.orchestration import get_client
 
-    names = ("first {try}", "embedded data.prompts.limit=96 data.prompts.test.split=test[:60] +14 more")
+    names = ("first {try}", "embedded data.prompts.limit=96 data.prompts.test.split=test[:60] +17 more")
     for run, name in zip((first, second), names, strict=True):
         assert run.parent.info.run_name == name
         assert [child.info.run_name for child in run.children] == [f"{stage}: {name}" for stage in STAGES]
