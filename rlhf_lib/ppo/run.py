@@ -133,11 +133,12 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     recipe = job.recipe
     device = pick_device(recipe.compute) if accelerator is None else accelerator.device
     tokenizer = load_tokenizer(job.policy, recipe.policy.trust_remote_code)
-    rows = load_from_disk(job.prompts["train"]).to_list()
+    rows: list[Any] = load_from_disk(job.prompts["train"]).to_list()
+    watched: list[Any] | None = None
     if picks_by_prompts(recipe):
         rows, watched = selection_split(rows, recipe.ppo.eval_prompts, recipe.seed)
-    else:
-        watched = _eval_prompts(job, tokenizer) if recipe.ppo.eval_every else None
+    elif recipe.ppo.eval_every:
+        watched = _eval_prompts(job, tokenizer)
     trainer = PPOTrainer(
         build_policy(job).to(device),
         tokenizer,
