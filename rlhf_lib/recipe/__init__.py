@@ -22,18 +22,12 @@ from rlhf_lib.recipe.data import (
 )
 from rlhf_lib.recipe.judges import JudgeConfig
 from rlhf_lib.recipe.learning import (
-    ChecksConfig,
-    ClassifierFromScratchConfig,
     FromScratchConfig,
     GenerationConfig,
     LengthSamplerConfig,
     LoraConfig,
     PolicyConfig,
     PPOConfig,
-    ProbeConfig,
-    RewardConfig,
-    RewardTrainingConfig,
-    TermConfig,
     TrainConfig,
 )
 from rlhf_lib.recipe.loading import flatten, leaves, load_recipe, shipped
@@ -45,6 +39,14 @@ from rlhf_lib.recipe.recipe import (
     Recipe,
     RegistrationConfig,
     TokenProbeConfig,
+)
+from rlhf_lib.recipe.reward import (
+    ChecksConfig,
+    ClassifierFromScratchConfig,
+    ProbeConfig,
+    RewardConfig,
+    RewardTrainingConfig,
+    TermConfig,
 )
 
 __all__ = [

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
 from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_judges
-from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig, RewardConfig
+from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig
+from rlhf_lib.recipe.reward import RewardConfig
 
 
 class PerplexitySetConfig(SourceConfig):

@@ -182,7 +182,7 @@ def test_child_run_has_figures_table_plots_and_report(evaluated):
     assert len(table) == 32
     assert table["score_after"].mean() == pytest.approx(record.reward["policy"])
     page = Path(download_artifacts(run_id=run.info.run_id, artifact_path="report.html")).read_text(encoding="utf-8")
-    assert "<li class="bad">step 9: responses went from 3 to 6 tokens on average</li>" in page  # PPO's warnings
+    assert '<li class="bad">step 9: responses went from 3 to 6 tokens on average</li>' in page  # PPO's warnings
     assert "Evaluation of counting" in page
     assert "Data: 4 of 40 (10%) evaluation prompts dropped: 4 repeated." in page
     assert (
