@@ -27,9 +27,7 @@ def made(judge: str):
 
 
 def test_a_function_by_another_name_is_no_judge():
-    with pytest.raises(
-        RecipeError, match=r"^evaluation\.judges\.mine: .*:shortness is the reward's function by another"
-    ):
+    with pytest.raises(RecipeError, match=r"^evaluation\.judges\.mine: .*:shortness is the reward's function"):
         check_distinct(made("shortness"))
     check_distinct(made("made"))
 
