@@ -106,7 +106,7 @@ def use_experiment(run_dir: str) -> None:
 
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
     """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
-    sections = {section: record[section] or {} for section in HEADLINES}
+    sections = {section: record.get(section) or {} for section in HEADLINES}
     return flat_metrics(sections | {"evaluation": record.get("metrics") or {}})
 
 
