@@ -107,7 +107,7 @@ def use_experiment(run_dir: str) -> None:
 
 def headline(record: Mapping[str, Any]) -> dict[str, float]:
     """The parent's metrics: `reward/delta`, `perplexity/policy`, ...; what doesn't apply is left out."""
-    sections = {section: record[section] or {} for section in HEADLINES}
+    sections = {section: record.get(section) or {} for section in HEADLINES}
     found = record.get("baselines") or {}
     baselines = {name: {key: found[name][key] for key in ("reward", "kl")} for name in BASELINES if name in found}
     sections |= {"evaluation": record.get("metrics") or {}, "judge": record.get("judges") or {}, "baseline": baselines}
