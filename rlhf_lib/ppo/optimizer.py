@@ -44,7 +44,7 @@ def build_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Optimizer:
     return getattr(bitsandbytes.optim, kind)(parameters, **settings)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, config: PPOConfig) -> torch.optim.lr_scheduler.LambdaLR:
+def build_scheduler(optimizer: torch.optim.Optimizer, config: PPOConfig) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate over `config.steps` steps. Unlike Transformers' schedules, warm-up doesn't begin at 0: a step's
     responses are costly, and none are thrown away."""
     warmup, steps = config.warmup, config.steps
