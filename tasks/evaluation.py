@@ -137,7 +137,8 @@ def evaluate_policy(
         for judgement in judged:
             logger.info(judgement.told(comparison.reward))
 
-        baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype)
+        others = {name: build_reward(one, trained.get(name), device) for name, one in recipe.evaluation.judges.items()}
+        baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, others)
         metrics |= flat_metrics(baselines.metrics)
         if baselines.same_kl:
             logger.info("evaluation: %s", baselines.same_kl.answer)

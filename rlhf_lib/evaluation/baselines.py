@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound, size_at
-from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter
-from rlhf_lib.rewards import Reward
+from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter, Sampled
+from rlhf_lib.rewards import Reward, sampled_scores
 from rlhf_lib.statistics import Interval, counted, mean_interval, no_interval
 
 
@@ -119,8 +119,11 @@ def trained_baselines(
 ) -> list[Baseline]:
     """The further models of a comparison as baselines; `chosen`: the reference is itself SFT on chosen answers."""
 
-    def judged(texts: list[str]) -> dict[str, float]:
-        return {name: fmean(judge(comparison.queries, texts)) for name, judge in (judges or {}).items()}
+    def judged(answers: Sampled) -> dict[str, float]:
+        return {
+            name: fmean(sampled_scores(judge, comparison.queries, answers.texts, answers.ended))
+            for name, judge in (judges or {}).items()
+        }
 
     _, _, *others = comparison.comparison.results
     found = [(result.name, result, result.kl) for result in others]
@@ -134,7 +137,7 @@ def trained_baselines(
             kl=kl,
             kl_is_bound=False,
             prompts=comparison.comparison.distinct,
-            judges=judged(result.sampled.texts),
+            judges=judged(result.sampled),
         )
         for name, result, kl in found
     ]

@@ -17,7 +17,7 @@ from rlhf_lib.evaluation.results import Baseline
 from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import GenerationConfig
-from rlhf_lib.rewards import Reward, checked_scores
+from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
 from rlhf_lib.statistics import mean_interval
 
 STREAM = 1 << 30  # a step that PPO never reaches: random numbers of their own
@@ -98,15 +98,17 @@ def sample_best_of_n(
     asked = [query for query in queries for _ in range(samples)]
     ids = [prompt for prompt in prompt_ids for _ in range(samples)]
     with autocast(reference.device, dtype):
-        texts = sample_responses(reference, tokenizer, ids, generation, seed=seed, step=STREAM).texts
+        sampled = sample_responses(reference, tokenizer, ids, generation, seed=seed, step=STREAM)
+    answers = list(zip(asked, sampled.texts, sampled.ended, strict=True))
 
     def scored(scorer: Reward, where: str) -> np.ndarray:
         """(P, N); equal answers to a prompt are scored once."""
-        distinct = list(dict.fromkeys(zip(asked, texts, strict=True)))
-        given = scorer([query for query, _ in distinct], [text for _, text in distinct])
-        checked = checked_scores(given, [q for q, _ in distinct], [t for _, t in distinct], where).tolist()
-        known = dict(zip(distinct, checked, strict=True))
-        return np.array([known[pair] for pair in zip(asked, texts, strict=True)]).reshape(-1, samples)
+        distinct = list(dict.fromkeys(answers))
+        questions, texts = [query for query, _, _ in distinct], [text for _, text, _ in distinct]
+        ended = [finished for _, _, finished in distinct]
+        given = checked_scores(sampled_scores(scorer, questions, texts, ended), questions, texts, where).tolist()
+        known = dict(zip(distinct, given, strict=True))
+        return np.array([known[answer] for answer in answers]).reshape(-1, samples)
 
     judged = {name: scored(judge, f"of the judge {name}") for name, judge in (judges or {}).items()}
     return BestOfN(list(queries), scored(reward, "of best-of-n"), judged, seed)

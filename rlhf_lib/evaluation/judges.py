@@ -17,7 +17,7 @@ from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, Sampled
 from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.recipe.judges import JudgeConfig, is_rewarded
-from rlhf_lib.rewards import Reward, checked_scores
+from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.rewards.check_measures import pairwise_outcomes
 from rlhf_lib.statistics import LEAST_FOR_INTERVAL, Interval, counted, mean_interval, no_interval, rank_correlation
@@ -104,15 +104,20 @@ def judging(name: str) -> Iterator[None]:
         raise type(error)(told if own in told else f"{own}: {told}") from error
 
 
-def ask(judge: Reward, name: str, queries: Sequence[str], texts: Sequence[str]) -> list[float]:
-    """The judge's scores of the responses `texts` (N,). Raises ModelError unless they are N finite numbers."""
+def ask(
+    judge: Reward, name: str, queries: Sequence[str], texts: Sequence[str], ended: Sequence[bool] | None = None
+) -> list[float]:
+    """The judge's scores of the responses `texts` (N,), of which some `ended` themselves (None: all). Raises ModelError
+    unless they are N finite numbers."""
     with judging(name):
-        return checked_scores(judge(list(queries), list(texts)), queries, texts, f"of judge {name}").tolist()
+        given = sampled_scores(judge, queries, texts, [True] * len(texts) if ended is None else ended)
+        return checked_scores(given, queries, texts, f"of judge {name}").tolist()
 
 
 def opinions(judge: Reward, name: str, comparison: Comparison) -> list[list[float]]:
     """The judge's scores of each of K models' responses: K rows of N."""
-    return [ask(judge, name, comparison.queries, result.sampled.texts) for result in comparison.results]
+    sides = [result.sampled for result in comparison.results]
+    return [ask(judge, name, comparison.queries, side.texts, side.ended) for side in sides]
 
 
 def judgement(
@@ -211,7 +216,7 @@ def judge_policy(
     for name, settings in recipe.evaluation.judges.items():
         judge = build_reward(settings, models.get(name), device)
         accuracy = pair_accuracy(judge, name, pairs, settings.checks.pairs) if pairs is not None else None
-        before, after = (ask(judge, name, queries, side.texts) for side in sides)
+        before, after = (ask(judge, name, queries, side.texts, side.ended) for side in sides)
         columns |= {f"judge/{name}_before": before, f"judge/{name}_after": after}
         silent = why_only_reports(settings, recipe.reward, accuracy)
         found.append(

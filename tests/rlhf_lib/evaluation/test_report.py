@@ -183,7 +183,7 @@ def test_what_weakens_the_result_is_said_in_both_forms_and_in_red(small):
     report = build_report("t", small, warnings=["The reward's gate min_accuracy is off: <none>."])
     assert f'<li class="bad">{html.escape("The reward")}' in report.html({})
     assert "is off: &lt;none&gt;." in report.html({})
-    assert "\n> **The reward's gate min_accuracy is off: " in report.markdown()
+    assert "\n- The reward's gate min_accuracy is off: " in report.markdown()
 
 
 def test_markdown_holds_the_figures_and_keeps_its_tables(small):
