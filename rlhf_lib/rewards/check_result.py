@@ -132,10 +132,10 @@ class CheckReport:
 
 
 def gates_off(checks: ChecksConfig) -> list[str]:
-    """A sentence for each gate that the recipe switches off: its reason, or that the recipe gives none."""
-    return [
-        f"The reward's gate {name} is off: {why.rstrip('.')}."
-        if why
-        else f"The reward's gate {name} is off, and reward.checks.why doesn't say why."
-        for name, why in checks.switched_off.items()
-    ]
+    """A sentence for each gate that the recipe switches off for a reason, and one for those without."""
+    told = [f"The reward's gate {name} is off: {why.rstrip('.')}." for name, why in checks.switched_off.items() if why]
+    silent = [name for name, why in checks.switched_off.items() if not why]
+    if silent:
+        gates = f"gate {silent[0]} is" if len(silent) == 1 else f"gates {', '.join(silent[:-1])} and {silent[-1]} are"
+        told.append(f"The reward's {gates} off, and reward.checks.why doesn't say why.")
+    return told

@@ -66,7 +66,7 @@ def test_compare_by_its_command(store, recipe, capsys):
     assert cli.main([*command, "--prompts", "12"]) == 0
     printed = capsys.readouterr().out
     assert "row beats column" in printed
-    assert "on 12 prompts (no 95% interval: 12 prompts are too few) of remainders" in printed
+    assert "on 12 prompts of remainders (no 95% interval: 12 prompts are too few)" in printed
     [run] = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.stage = 'compare'", output_format="list"
     )

@@ -15,11 +15,16 @@ def test_a_shipped_recipe_says_why_each_gate_is_off(name: str) -> None:
 
 
 def test_the_sentence_gives_the_reason_or_its_absence() -> None:
-    checks = ChecksConfig(min_accuracy=None, max_length_correlation=None, why={"min_accuracy": "it rewards manners."})
-    assert gates_off(checks) == [
+    off = dict.fromkeys(("min_accuracy", "max_length_correlation"))
+    why = {"min_accuracy": "it rewards manners."}
+    assert gates_off(ChecksConfig(**off, why=why)) == [
         "The reward's gate min_accuracy is off: it rewards manners.",
         "The reward's gate max_length_correlation is off, and reward.checks.why doesn't say why.",
     ]
+    (told,) = gates_off(ChecksConfig(**off))
+    assert told == (
+        "The reward's gates min_accuracy and max_length_correlation are off, and reward.checks.why doesn't say why."
+    )
     assert gates_off(ChecksConfig(why={"min_accuracy": "kept for later"})) == []
 
 
