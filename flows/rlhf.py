@@ -90,7 +90,7 @@ def rlhf(
             create_table_artifact(metrics, key="figures", description=f"{loaded.name}: headline metrics")
         if last:
             rows = [{"stage": name} | stage for name, stage in record["stages"].items()]
-            create_table_artifact(rows, key="stages", description=f"{loaded.name}: what there is after {last}")
+            create_table_artifact(rows, key="stages", description=f"{loaded.name}: results up to {last}")
     return record
 
 

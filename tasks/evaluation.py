@@ -132,13 +132,15 @@ def evaluate_policy(
         changes = metric_changes(*own, comparison.queries, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
         pairs = load_from_disk(data.preferences.test) if data and data.preferences else None
-        judged, opinions = judge_policy(recipe, comparison, trained, pairs, device)
+        referees = {
+            name: build_reward(one, trained.get(name), device) for name, one in recipe.evaluation.judges.items()
+        }
+        judged, opinions = judge_policy(recipe, comparison, referees, pairs)
         metrics |= flat_metrics({"judge": {judgement.name: judgement.record for judgement in judged}})
         for judgement in judged:
             logger.info(judgement.told(comparison.reward))
 
-        others = {name: build_reward(one, trained.get(name), device) for name, one in recipe.evaluation.judges.items()}
-        baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, others)
+        baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, referees)
         metrics |= flat_metrics(baselines.metrics)
         if baselines.same_kl:
             logger.info("evaluation: %s", baselines.same_kl.answer)
@@ -228,14 +230,7 @@ def evaluate_policy(
         page = publish(report, drawings, s.folder, key="evaluation", description=f"{recipe.name}: before and after")
         s.finish(
             EvaluationResult(
-                reward={
-                    "reference": comparison.reward.reference,
-                    "policy": comparison.reward.policy,
-                    "delta": comparison.reward.delta,
-                    "ci95": list(comparison.reward.ci95) if comparison.reward.ci95 else None,
-                    "win_rate": comparison.reward.win_rate,
-                    "prompts": comparison.reward.prompts,
-                },
+                reward=comparison.reward.record,
                 perplexity=perplexity,
                 perplexity_counts=counts,
                 answer_perplexity=answer_perplexity,

@@ -74,7 +74,7 @@ def tell(error: Exception) -> int:
         print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
     place = ", in your own code:" if frames else _place(error)
     message = str(error) if known else f"{_summary(error)}{place}"
-    if "\n" in message:  # it shows what there is to see
+    if "\n" in message:  # it holds the user's own frames already
         frames = []
     print(f"rlhf: error: {message}", file=sys.stderr)
     for line in traceback.format_list(frames):

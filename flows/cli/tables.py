@@ -118,7 +118,7 @@ def stages_table(record: Record) -> str:
 
 
 def _unheld(evaluated: Record) -> str:
-    """What there is to say of an evaluation on training prompts; empty for any other."""
+    """A note for an evaluation on training prompts; empty for any other."""
     from rlhf_lib.statistics import counted
 
     if evaluated["held_out"]:

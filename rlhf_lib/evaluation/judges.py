@@ -59,14 +59,8 @@ class Judgement:
     @property
     def record(self) -> dict[str, Any]:
         """In JSON, under the names that the reward's figures have."""
-        gained, accuracy = self.gained, self.accuracy
-        return {
-            "reference": gained.reference,
-            "policy": gained.policy,
-            "delta": gained.delta,
-            "ci95": list(gained.ci95) if gained.ci95 else None,
-            "win_rate": gained.win_rate,
-            "prompts": gained.prompts,
+        accuracy = self.accuracy
+        return self.gained.record | {
             "length_controlled_win_rate": self.length_controlled,
             "rank_correlation": self.agreement,
             "accuracy": accuracy and accuracy.share,
@@ -204,17 +198,16 @@ def why_only_reports(judge: JudgeConfig, reward: RewardConfig, accuracy: Accurac
 def judge_policy(
     recipe: Recipe,
     comparison: BeforeAfter,
-    models: Mapping[str, str],
+    judges: Mapping[str, Reward],
     pairs: Dataset | None,
-    device: torch.device,
 ) -> tuple[list[Judgement], dict[str, list[float]]]:
-    """Every judge of the recipe in turn: what it says, and its scores as columns of a table, `judge/NAME_before` and
-    `judge/NAME_after`. `models`: folders of those trained here; `pairs`: those that none was trained on."""
+    """What every judge of the recipe says, and its scores as columns of a table, `judge/NAME_before` and
+    `judge/NAME_after`. `judges`: by name; `pairs`: those that none was trained on."""
     found: list[Judgement] = []
     columns: dict[str, list[float]] = {}
     queries, sides = comparison.queries, (comparison.reference, comparison.policy)
     for name, settings in recipe.evaluation.judges.items():
-        judge = build_reward(settings, models.get(name), device)
+        judge = judges[name]
         accuracy = pair_accuracy(judge, name, pairs, settings.checks.pairs) if pairs is not None else None
         before, after = (ask(judge, name, queries, side.texts, side.ended) for side in sides)
         columns |= {f"judge/{name}_before": before, f"judge/{name}_after": after}

@@ -29,6 +29,12 @@ class RewardDelta:
     reference_std: float
     prompts: int
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """In JSON: reference, policy, delta, ci95, win_rate and prompts."""
+        named = {key: getattr(self, key) for key in ("reference", "policy", "delta", "ci95", "win_rate", "prompts")}
+        return named | {"ci95": list(self.ci95) if self.ci95 else None}
+
 
 def reward_delta(
     reference_N: Sequence[float],

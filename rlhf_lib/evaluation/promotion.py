@@ -213,11 +213,5 @@ def compare_policies(
 
 
 def _outcome(outcome: RewardDelta) -> dict[str, Any]:
-    return {
-        "candidate": outcome.policy,
-        "champion": outcome.reference,
-        "delta": outcome.delta,
-        "ci95": list(outcome.ci95) if outcome.ci95 else None,
-        "win_rate": outcome.win_rate,
-        "prompts": outcome.prompts,
-    }
+    found = outcome.record
+    return {"candidate": found.pop("policy"), "champion": found.pop("reference")} | found

@@ -70,7 +70,7 @@ def version_of(uri: str) -> ModelVersion:
 
 def named(model: str) -> ModelVersion:
     """The version that NAME (its champion), NAME@ALIAS or NAME/VERSION names, with or without models:/ before it.
-    Raises ModelError, naming what there is."""
+    Raises ModelError, listing what is registered."""
     name, separator, which = [*re.split("([@/])", model.removeprefix("models:/"), maxsplit=1), "", ""][:3]
     registered(name)
     aliases = mlflow.MlflowClient().get_registered_model(name).aliases

@@ -1,4 +1,4 @@
-"""What there is of old runs, in MLflow and in the run folder, and which of it something still needs."""
+"""Finds what old runs left in MLflow and in the run folder, and what is still needed of it."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from rlhf_lib.evaluation.judges import (
 from rlhf_lib.evaluation.report import build_report
 from rlhf_lib.evaluation.results import Sampled
 from rlhf_lib.recipe import JudgeConfig, RewardConfig, load_recipe
+from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.statistics import paired_bootstrap
 from tests.rlhf_lib.evaluation.test_metrics import compared
 
@@ -141,9 +142,13 @@ def recipe(function: str):
     return load_recipe("embedded", [f"evaluation.judges.short={{kind: function, function: '{__name__}:{function}'}}"])
 
 
+def built(function: str):
+    return {name: build_reward(judge, None, "cpu") for name, judge in recipe(function).evaluation.judges.items()}
+
+
 def test_a_policy_that_the_reward_likes_and_the_judge_does_not():
     comparison = compared(["x"] * 40, ["xxx"] * 40)
-    (found,), columns = judge_policy(recipe("brevity"), comparison, {}, None, "cpu")
+    (found,), columns = judge_policy(recipe("brevity"), comparison, built("brevity"), None)
     assert (found.gained.reference, found.gained.policy, found.gained.win_rate) == (-1.0, -3.0, 0.0)
     assert columns == {"judge/short_before": [-1.0] * 40, "judge/short_after": [-3.0] * 40}
     report = build_report("t", comparison, judges=[found])
@@ -157,7 +162,7 @@ def test_a_policy_that_the_reward_likes_and_the_judge_does_not():
 
 def test_what_a_judge_raises_names_it():
     with pytest.raises(RewardFailed, match=r"^evaluation.judges.short.function .*:broken raised ZeroDivisionError"):
-        judge_policy(recipe("broken"), compared(["x"], ["x"]), {}, None, "cpu")
+        judge_policy(recipe("broken"), compared(["x"], ["x"]), built("broken"), None)
     with pytest.raises(ModelError, match=r"^evaluation.judges.j: the reward of judge j gave 1 scores for 2"):
         ask(lambda queries, texts: [1.0], "j", ["a", "b"], ["c", "d"])
     with pytest.raises(ModelError, match=r"^has 2 outputs: set evaluation.judges.j.label$"), judging("j"):
