@@ -209,7 +209,7 @@ def _prompts(plan: Plan) -> Dataset:
 def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
     """Measures a model on the recipe's perplexity set; None where it has none."""
     from rlhf_lib.data.corpus import load_texts
-    from rlhf_lib.evaluation.perplexity import Perplexity
+    from rlhf_lib.evaluation.perplexity import measure_perplexity
 
     wanted = recipe.evaluation.perplexity
     if wanted is None:
@@ -223,14 +223,7 @@ def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
             given = prompts if seq2seq else None
             read[seq2seq] = load_texts(wanted, default=prompts.dataset, seed=recipe.seed, prompts=given)
         texts, given_texts = read[seq2seq]
-        return Perplexity(keep_in_memory=True).compute(
-            predictions=texts,
-            prompts=given_texts,
-            model=model,
-            tokenizer=tokenizer,
-            batch_size=wanted.batch_size,
-            add_start_token=wanted.add_start_token,
-        )
+        return measure_perplexity(wanted, model, tokenizer, texts, given_texts)
 
     return measure
 

@@ -60,7 +60,7 @@ def evaluate_policy(
     from rlhf_lib.evaluation.judges import judge_policy
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
-    from rlhf_lib.evaluation.perplexity import Perplexity
+    from rlhf_lib.evaluation.perplexity import measure_perplexity
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
     from rlhf_lib.evaluation.results import SFT_ON_CHOSEN
@@ -156,14 +156,7 @@ def evaluate_policy(
             def measure(texts: list[str], prompts: list[str] | None) -> dict[str, Any]:
                 with autocast(device, dtype):
                     return {
-                        name: Perplexity(keep_in_memory=True).compute(
-                            predictions=texts,
-                            prompts=prompts,
-                            model=model,
-                            tokenizer=tokenizer,
-                            batch_size=wanted.batch_size,
-                            add_start_token=wanted.add_start_token,
-                        )
+                        name: measure_perplexity(wanted, model, tokenizer, texts, prompts)
                         for name, model in models.items()
                     }
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.likelihood import encode, start_token, target_losses
 from rlhf_lib.models.loading import positions
+from rlhf_lib.recipe import PerplexitySetConfig
 
 
 class Perplexity(evaluate.Metric):
@@ -79,6 +80,24 @@ class Perplexity(evaluate.Metric):
             "skipped": len(per_text) - len(scored),
             "rule": f"texts of more than {limit} tokens{', start token included,' if start else ''} lose their start",
         }
+
+
+def measure_perplexity(
+    settings: PerplexitySetConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    prompts: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """What `Perplexity` returns for the texts (given the prompts, if any), measured as the recipe's section says."""
+    return Perplexity(keep_in_memory=True).compute(
+        predictions=texts,
+        prompts=prompts,
+        model=model,
+        tokenizer=tokenizer,
+        batch_size=settings.batch_size,
+        add_start_token=settings.add_start_token,
+    )
 
 
 def _exp(loss: float) -> float:
