@@ -136,7 +136,7 @@ def register_policy(
             kind, digest = versions.judge_kind(title), fingerprint(folder)
             if (kept := versions.keep(kind, folder, name, digest)) is not None:
                 tags |= {kind: kept, versions.fingerprint_tag(kind): str(digest)}
-        if recipe.reward.kind == "preference" and data and data.criterion:
+        if recipe.reward.learned() and data and data.criterion:
             tags["criterion"] = data.criterion
         made = half or policies.create_version(
             name, logged, run_id=run.parent_run_id, about=recipe.description, card=card, tags=tags

@@ -97,7 +97,7 @@ class Normalization(BaseModel):
 
 
 class RewardArtifact(StageResult):
-    model: str | None  # hub id or folder; null for a function
+    model: str | None  # hub id or folder, of a sum with what its terms have of their own; null for a function
     fingerprint: str | None
     normalization: Normalization | None
     samples: str | None = None  # the reference policy's responses, where the data has none to check the reward on

@@ -34,32 +34,34 @@ def prepare_reward_model(
     """
     from rlhf_lib.data.losses import training_losses
     from rlhf_lib.models.device import pick_device, pick_dtype
-    from rlhf_lib.rewards.build import check_reward
+    from rlhf_lib.rewards.build import check_reward, scale_parts
     from rlhf_lib.rewards.check_texts import has_answers
 
-    reward, scratch = recipe.reward, recipe.reward.train.from_scratch is not None
-    rows = data.preferences if reward.kind == "preference" else data.labelled
+    reward, learned = recipe.reward, recipe.reward.learned()
+    rows = data.preferences if learned else data.labelled
     trained = rows is not None
     check_reward(reward, trained_here=trained)
-    source = policy.fingerprint if trained and reward.model is None and not scratch else reward_fingerprint(reward)
+    from_base = any(section.model is None for section in learned.values())
+    source = [reward_fingerprint(reward), policy.fingerprint if from_base else None]
     device = pick_device(recipe.compute)
     unused = {"checks", "model" if trained else "train"}
     if trained and not reward.normalize:
         unused |= {"label", "output"}  # another emotion to reward needs no other classifier
     settings = reward.model_dump(mode="json", exclude=unused)
     answerless = data.preferences is None and not has_answers(recipe)
+    samples_needed = reward.normalize or bool(reward.scaled()) or answerless
     key = REWARD_MODEL.key(
         settings,
         source,
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
-        held_out_shares(recipe.evaluation.judges) if reward.kind == "preference" else {},
+        held_out_shares(recipe.evaluation.judges) if learned else {},
         [_rows(rows), data.label_names] if rows else None,
         [policy.fingerprint, recipe.generation.model_dump(mode="json"), _rows(policy.prompts)]
-        if reward.normalize or answerless
+        if samples_needed
         else None,
     )
     with run_stage(REWARD_MODEL, run, key=key) as current:
-        if reward.kind == "preference" and data.criterion:
+        if learned and data.criterion:
             mlflow.MlflowClient().set_tag(current.run.info.run_id, "criterion", data.criterion)
         if current.reused:
             tell_losses("reward_model", training_losses({}, current.result.metrics))
@@ -67,11 +69,17 @@ def prepare_reward_model(
         mlflow.log_params({f"reward.{k}": str(v)[:500] for k, v in settings.items()})
         model, metrics = reward.model, dict[str, float]()
         if trained:
-            train = _train_classifier if reward.kind == "classifier" else _train
+            train = _train_on_pairs if learned else _train_classifier
             model, metrics = train(recipe, data, policy, current)
         normalization = samples = None
-        if reward.normalize or answerless:
+        if samples_needed:
             queries, sampled = _sample(recipe, policy)
+            if reward.scaled():
+                model = str(current.folder / "model")
+                scales = scale_parts(
+                    reward, Path(model), queries, sampled.texts, sampled.ended, pick_device(recipe.compute)
+                )
+                metrics |= {f"{path}/{k}": v for path, scale in scales.items() for k, v in vars(scale).items()}
             if reward.normalize:
                 normalization = _normalize(recipe, queries, sampled, model, current.folder)
                 metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
@@ -92,21 +100,21 @@ def prepare_reward_model(
     return current.result
 
 
-def _train(
+def _train_on_pairs(
     recipe: Recipe, data: PreparedData, policy: StartingPolicy, current: StageRun[RewardArtifact]
 ) -> tuple[str, dict[str, float]]:
     from datasets import load_from_disk
 
     from rlhf_lib.data.held_out import share_out
-    from rlhf_lib.training.reward_model import train_reward_model
+    from rlhf_lib.training.reward_parts import train_reward_parts
     from rlhf_lib.training.supervised import curve
 
     assert data.preferences is not None
     folder = current.folder / "model"
     pairs, _ = share_out(recipe, load_from_disk(data.preferences.train))
-    metrics, log = train_reward_model(
+    metrics, logs = train_reward_parts(
         pairs,
-        recipe.reward.model or policy.model,
+        policy.model,
         folder,
         reward=recipe.reward,
         compute=recipe.compute,
@@ -114,7 +122,9 @@ def _train(
         held_out=load_from_disk(data.preferences.test),
         on_log=lambda step, metrics: current.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step),
     )
-    mlflow.log_figure(curve(log, "loss", "accuracy", "margin", "validation_loss", "validation_accuracy"), "curve.png")
+    for path, log in logs.items():
+        drawn = curve(log, "loss", "accuracy", "margin", "validation_loss", "validation_accuracy")
+        mlflow.log_figure(drawn, f"{path}/curve.png".lstrip("/"))
     return str(folder), metrics
 
 

@@ -166,6 +166,8 @@ def describe_reward(recipe: Recipe) -> str:
         return "trained here on the pairs" + (f", from {reward.model}" if reward.model else "")
     if recipe.data.labelled is not None:
         return "a classifier trained here on the labelled texts"
+    if reward.learned():
+        return f"{_existing(reward)}, one of them trained here on the pairs"
     return _existing(reward)
 
 
@@ -262,8 +264,8 @@ def _lengths(recipe: Recipe, made: Prepared, tokenizer: PreTrainedTokenizerBase)
     if recipe.policy.train is not None:
         limit = min(recipe.policy.train.max_length or own, own)
         found["base_model"] = _summary(_counted(_learnt(made), tokenizer, ["chosen"]), limit)
-    reward = recipe.reward
-    if reward.kind == "preference" and made.pairs is not None:
+    reward = next(iter(recipe.reward.learned().values()), None)
+    if reward is not None and made.pairs is not None:
         theirs, most = tokenizer, own
         if reward.model is not None and reward.model != recipe.policy.model:
             theirs = load_tokenizer(reward.model, reward.trust_remote_code)
@@ -313,7 +315,7 @@ def _work(recipe: Recipe, made: Prepared, lengths: Mapping[str, Lengths], reward
     if "reward_model" in lengths and made.pairs is not None:
         mean = min(lengths["reward_model"].mean, lengths["reward_model"].limit)
         pairs, shares = len(made.pairs.train), held_out_shares(recipe.evaluation.judges)
-        learners = [(recipe.reward, 1 - sum(shares.values()))]
+        learners = [(section, 1 - sum(shares.values())) for section in recipe.reward.learned().values()]
         learners += [(recipe.evaluation.judges[name], share) for name, share in shares.items()]
         scored = 2 * sum(passes(learner.train, share * pairs) for learner, share in learners) * mean
     texts = (_perplexity_texts(recipe) or 0) * (lengths["base_model"].mean if "base_model" in lengths else 256)

@@ -36,7 +36,7 @@ def try_reward(recipe: Recipe, pairs: Dataset | None) -> list[float] | None:
     RewardFailed where it raises.
     """
     whole = can_try(recipe)
-    parts = [recipe.reward] if whole else [part for part in _parts(recipe.reward) if _is_there(recipe) and cheap(part)]
+    parts = [recipe.reward] if whole else [part for part in _leaves(recipe.reward) if _is_there(recipe) and cheap(part)]
     if not parts:
         return None
     texts = trial_texts(recipe, pairs)
@@ -67,7 +67,7 @@ def try_judges(recipe: Recipe, pairs: Dataset | None) -> dict[str, list[float] |
     texts: list[tuple[str, str]] = []
     for name, judge in recipe.evaluation.judges.items():
         found[name] = None
-        if judge.pairs is not None or not all(cheap(part) for part in _parts(judge)):
+        if judge.pairs is not None or not all(cheap(part) for part in _leaves(judge)):
             continue
         texts = texts or trial_texts(recipe, pairs)
         queries, responses = [query for query, _ in texts], [response for _, response in texts]
@@ -97,7 +97,7 @@ def _told(reward: RewardConfig) -> Iterator[None]:
     except RLHFError:
         raise
     except Exception as error:
-        names = ", ".join(part.model for part in _parts(reward) if part.model)
+        names = ", ".join(part.model for part in _leaves(reward) if part.model)
         raise ModelError(
             f"the reward model {names} can't score real texts of this recipe ({type(error).__name__}: {error}): do its "
             "weights and its tokenizer belong together?"
@@ -114,16 +114,17 @@ def trial_texts(recipe: Recipe, pairs: Dataset | None) -> list[tuple[str, str]]:
 
 def can_try(recipe: Recipe) -> bool:
     """Whether the reward is there already, and costs little to call."""
-    return _is_there(recipe) and all(cheap(reward) for reward in _parts(recipe.reward))
+    there = _is_there(recipe) and not recipe.reward.has_folder
+    return there and all(cheap(reward) for reward in _leaves(recipe.reward))
 
 
 def _is_there(recipe: Recipe) -> bool:
-    """Whether the reward doesn't have to be trained first."""
+    """Whether the reward doesn't have to be trained first, as a whole."""
     return recipe.data.labelled is None and recipe.reward.kind != "preference"
 
 
-def _parts(reward: RewardConfig) -> Sequence[RewardConfig]:
-    return [part for term in reward.terms for part in _parts(term.reward)] if reward.terms else [reward]
+def _leaves(reward: RewardConfig) -> Sequence[RewardConfig]:
+    return [leaf for part in reward.parts.values() for leaf in _leaves(part)] if reward.parts else [reward]
 
 
 def cheap(reward: RewardConfig) -> bool:

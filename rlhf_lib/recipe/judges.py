@@ -36,6 +36,8 @@ class JudgeConfig(RewardConfig):
             raise ValueError("kind preference needs model, or pairs: held_out to train one here")
         if self.kind == "classifier" and self.model is None:
             raise ValueError("kind classifier needs model")
+        if self.kind == "sum" and self.has_folder:
+            raise ValueError("a judge's sum has existing models alone: name each one's model, and normalize none")
         return self
 
 
@@ -73,7 +75,7 @@ def is_rewarded(judge: JudgeConfig, reward: RewardConfig) -> bool:
 def _parts(reward: RewardConfig, *, trained: bool = False, held_out: str | None = None) -> set[tuple[str, str | None]]:
     """What the scores come from. `trained`: a classifier that is trained here; `held_out`: the judge's name."""
     if reward.terms:
-        return {part for term in reward.terms for part in _parts(term.reward, held_out="")}
+        return {source for path, part in reward.parts.items() for source in _term(part, path in reward.learned())}
     if reward.kind == "function":
         return {("function", reward.function)}
     if isinstance(reward, JudgeConfig) and reward.pairs is not None:
@@ -81,3 +83,7 @@ def _parts(reward: RewardConfig, *, trained: bool = False, held_out: str | None 
     if trained or (reward.kind == "preference" and held_out is None):
         return {("trained here", None)}
     return {("likelihood" if reward.kind == "likelihood" else "model", reward.model)}
+
+
+def _term(part: RewardConfig, learned: bool) -> set[tuple[str, str | None]]:
+    return {("trained here", None)} if learned else _parts(part, held_out="")

@@ -163,8 +163,9 @@ class Recipe(Section):
                 raise ValueError(f"ppo.{name} ({size}) must be a multiple of compute.processes")
         if self.data.prompts.dataset is None:
             raise ValueError("data.prompts.dataset is missing: a hub id or a local folder")
-        if self.reward.kind == "preference" and self.data.preferences is None:
-            raise ValueError("reward.kind preference needs data.preferences to train on")
+        if self.reward.learned() and self.data.preferences is None:
+            what = "reward.kind preference" if self.reward.kind == "preference" else "a preference term without model"
+            raise ValueError(f"{what} needs data.preferences to train on")
         if self.policy.train is not None and self.data.preferences is None and self.data.corpus is None:
             raise ValueError("policy.train needs data.preferences or data.corpus to train on")
         scratch = self.policy.train.from_scratch if self.policy.train else None

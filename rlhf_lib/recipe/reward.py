@@ -179,14 +179,18 @@ class RewardConfig(Section):
     )
     function: str | None = Field(None, description="package.module:name of f(queries, responses) -> scores")
     terms: list[TermConfig] | None = Field(
-        None, description="sum: each {weight, reward}; a preference term names its model"
+        None,
+        description="sum: each {weight, reward}; a preference term without model, one at most, is trained here on the "
+        "pairs",
     )
     batch_size: Positive = Field(64, description="texts scored together; doesn't change results")
     max_length: Positive | None = Field(
         None, description="tokens that the reward model sees; longer texts are cut on the left"
     )
     normalize: bool = Field(
-        False, description="scale scores for PPO to mean 0, std 1 on the reference policy's samples"
+        False,
+        description="scale scores for PPO to mean 0, std 1 on the reference policy's samples; those of a sum's term, "
+        "before they are weighed",
     )
     train: RewardTrainingConfig = RewardTrainingConfig()
     checks: ChecksConfig = ChecksConfig()
@@ -204,11 +208,43 @@ class RewardConfig(Section):
             raise ValueError("a classifier in a sum needs model")
         if (self.kind == "sum") != bool(self.terms):
             raise ValueError("kind sum needs terms, a list of {weight, reward}, and no other kind has them")
-        if any(term.reward.kind == "preference" and term.reward.model is None for term in self.terms or []):
-            raise ValueError("a preference model in a sum must be trained already: name it by reward.model")
+        if self.kind == "sum" and len(self.learned()) > 1:
+            raise ValueError(
+                "a sum trains one preference term at most, as all would learn the same pairs: give the others a model"
+            )
         if self.kind == "function" and not self.function:
             raise ValueError("kind function needs function: package.module:name")
         return self
+
+    @property
+    def parts(self) -> dict[str, RewardConfig]:
+        """The terms of a sum, by the folder that each has in the folder of the reward's model."""
+        return {f"term_{i}": term.reward for i, term in enumerate(self.terms or [])}
+
+    def learned(self) -> dict[str, RewardConfig]:
+        """The sections of the models that a run trains on pairs, by their path in the folder of the reward's model; ""
+        is that folder itself. A preference model is one, as a term only where it names no model."""
+        if self.kind == "preference":
+            return {"": self}
+        found: dict[str, RewardConfig] = {}
+        for name, part in self.parts.items():
+            inner = {} if part.kind == "preference" and part.model is not None else part.learned()
+            found |= {f"{name}/{path}".rstrip("/"): section for path, section in inner.items()}
+        return found
+
+    def scaled(self) -> dict[str, RewardConfig]:
+        """The parts whose scores are scaled before they are combined, by path, the innermost first."""
+        found: dict[str, RewardConfig] = {}
+        for name, part in self.parts.items():
+            found |= {f"{name}/{path}": section for path, section in part.scaled().items()}
+            if part.normalize:
+                found[name] = part
+        return found
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether a run makes something of the reward's own on the pairs or samples: weights, or constants of scale."""
+        return bool(self.learned() or self.scaled())
 
 
 class TermConfig(Section):
@@ -216,7 +252,8 @@ class TermConfig(Section):
 
     weight: float = Field(1.0, description="its score is multiplied by this; negative: a penalty")
     reward: RewardConfig = Field(
-        description="a section like `reward`, of any kind; its checks and training are ignored"
+        description="a section like `reward`, of any kind; its checks are ignored, and its training too where it names "
+        "its model"
     )
 
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError, RecipeError
@@ -14,6 +15,7 @@ from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
 from rlhf_lib.rewards.failure import explained
 from rlhf_lib.rewards.likelihood import LikelihoodReward
+from rlhf_lib.rewards.normalization import Normalization, fit_normalization, normalized
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +26,16 @@ if TYPE_CHECKING:
 def build_reward(
     reward: recipe.RewardConfig, model: str | None = None, device: torch.device | str | None = None
 ) -> Reward:
-    """The reward that the section describes, giving raw scores. `model`: where it was trained, null: `reward.model`.
+    """The reward that the section describes, giving raw scores. `model`: where it was trained, null: `reward.model`; of
+    a sum, the folder with what a run has made of its terms (`RewardConfig.parts`).
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
     if reward.kind == "function":
         return function_reward(reward.function or "")
     if reward.kind == "sum":
-        return WeightedSum([(term.weight, build_reward(term.reward, device=device)) for term in reward.terms or []])
+        weights = [term.weight for term in reward.terms or []]
+        return WeightedSum(list(zip(weights, _build_parts(reward, model, device), strict=True)))
     name = model or reward.model
     if name is None:
         raise ModelError("the reward model isn't trained yet: run its recipe, or set reward.model to a trained one")
@@ -54,6 +58,46 @@ def build_reward(
         batch_size=reward.batch_size,
         device=device,
     )
+
+
+def _build_parts(reward: recipe.RewardConfig, model: str | None, device: torch.device | str | None) -> list[Reward]:
+    """The rewards that a reward combines, each on the scale that it is combined on."""
+    if model is None and reward.has_folder:
+        raise ModelError(f"the parts of reward.kind {reward.kind} aren't trained or scaled yet: run its recipe")
+    found = []
+    for name, part in reward.parts.items():
+        folder = Path(model or "") / name
+        built = _build_part(part, folder, device)
+        found.append(normalized(built, Normalization.load(folder) if name in reward.scaled() else None))
+    return found
+
+
+def _build_part(part: recipe.RewardConfig, folder: Path, device: torch.device | str | None) -> Reward:
+    made_there = part.parts or (part.kind == "preference" and part.model is None)
+    return build_reward(part, str(folder) if made_there else None, device)
+
+
+def scale_parts(
+    reward: recipe.RewardConfig,
+    model: Path,
+    queries: Sequence[str],
+    responses: Sequence[str],
+    ended: Sequence[bool],
+    device: torch.device | str | None = None,
+) -> dict[str, Normalization]:
+    """Fit the constants of each of `reward.scaled()` on the reference policy's samples and save them in its folder in
+    `model`. Returns them by path. Raises ModelError where a part's scores don't differ or aren't finite."""
+    found: dict[str, Normalization] = {}
+    for path, part in reward.scaled().items():
+        folder = model / path
+        folder.mkdir(parents=True, exist_ok=True)
+        scores = sampled_scores(_build_part(part, folder, device), queries, responses, ended)
+        try:
+            found[path] = fit_normalization(scores)
+        except ModelError as error:
+            raise ModelError(f"{path} of the reward: {error}") from error
+        found[path].save(folder)
+    return found
 
 
 class WeightedSum:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_lib.errors import ModelError
-from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards import Reward, sampled_scores
 from rlhf_lib.statistics import counted
 
 FILE = "normalization.json"
@@ -34,6 +34,14 @@ class Normalization:
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Normalization:
+        """What `save` has written. Raises ModelError where it hasn't."""
+        try:
+            return cls(**json.loads((folder / FILE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{folder / FILE} can't be read ({error}): run the reward's recipe again") from error
 
 
 def fit_normalization(scores: Sequence[float]) -> Normalization:
@@ -55,6 +63,18 @@ def fit_normalization(scores: Sequence[float]) -> Normalization:
 
 def normalized(reward: Reward, normalization: Normalization | None) -> Reward:
     """The reward with normalized scores; unchanged if `normalization` is None."""
-    if normalization is None:
-        return reward
-    return lambda queries, responses: normalization(reward(queries, responses))
+    return reward if normalization is None else Normalized(reward, normalization)
+
+
+class Normalized:
+    """A reward with normalized scores, which is told which responses ended (`sampled_scores`)."""
+
+    reads_ends = True
+
+    def __init__(self, reward: Reward, normalization: Normalization) -> None:
+        self.reward, self.normalization = reward, normalization
+
+    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
+        """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
+        whole = [True] * len(responses) if ended is None else ended
+        return self.normalization(sampled_scores(self.reward, queries, responses, whole))

@@ -127,15 +127,13 @@ def reference_of(version: ModelVersion) -> str:
 
 
 def reward_model_of(recipe: Recipe, made: Iterable[ModelVersion]) -> str | None:
-    """Folder or hub id of the recipe's reward model, None for a reward that has none of its own (function, sum).
+    """Folder or hub id of the recipe's reward model, None for a reward that has none of its own (a function, a sum of
+    existing rewards).
 
     One that is trained in a run is that of the first version in `made` from the recipe, else that of the recipe's
     champion or newest version. Raises ModelError where there is none.
     """
-    trained = recipe.reward.kind == "preference" or (
-        recipe.reward.kind == "classifier" and recipe.data.labelled is not None
-    )
-    if not trained:
+    if not _made_in_a_run(recipe):
         return resolve_model(recipe.reward.model) if recipe.reward.model else None
     if (found := _trained(recipe, made, REWARD_MODEL)) is not None:
         return found
@@ -149,10 +147,14 @@ def reward_of(version: ModelVersion) -> tuple[RewardConfig, str | None]:
     """The reward that the version was trained for: its recipe's section, and the folder or hub id of its model, None
     for one without. Raises ModelError where either is gone."""
     reward = (recipe := recipe_of(version)).reward
-    trained = reward.kind == "preference" or (reward.kind == "classifier" and recipe.data.labelled is not None)
-    if trained or REWARD_MODEL in version.tags:
+    if _made_in_a_run(recipe) or REWARD_MODEL in version.tags:
         return reward, _fetched(version, REWARD_MODEL, "its runs kept none")
     return reward, resolve_model(reward.model) if reward.model else None
+
+
+def _made_in_a_run(recipe: Recipe) -> bool:
+    reward = recipe.reward
+    return reward.has_folder or (reward.kind == "classifier" and recipe.data.labelled is not None)
 
 
 def judges_of(recipe: Recipe, made: Iterable[ModelVersion]) -> dict[str, str]:

@@ -110,13 +110,14 @@ def function_source(path: str, setting: str) -> str:
 
 
 def reward_fingerprint(reward: RewardConfig, model: str | None = None) -> str | None:
-    """What identifies this reward: its files' content, its function's source file, or those of all its terms. `model`:
-    where it was trained."""
+    """What identifies this reward: its files' content, its function's source file, or those of all its parts. `model`:
+    where it was trained, or its parts were."""
     from rlhf_lib.models.loading import fingerprint
 
     if reward.kind == "sum":
         terms = reward.terms or []
-        return content_key([(term.model_dump(mode="json"), reward_fingerprint(term.reward)) for term in terms])
+        parts = [(term.model_dump(mode="json"), reward_fingerprint(term.reward)) for term in terms]
+        return content_key(parts, *([fingerprint(model)] if model else []))
     name = model or reward.model
     if reward.kind != "function":
         return fingerprint(name) if name else None

@@ -91,6 +91,11 @@ def test_what_is_not_there_yet_or_dear_is_not_tried(make, tmp_path, monkeypatch)
     assert len(scores) == 6
     assert not can_try(make({"kind": "preference"}, preferences={}))
     assert not can_try(make({"kind": "likelihood", "model": "nobody/not-downloaded"}))
+    for part in ({"kind": "preference"}, likelihood | {"normalize": True}):  # there is nothing to weigh yet
+        called.clear()
+        unmade = {"kind": "sum", "terms": [{"reward": part}, {"reward": function("length")}]}
+        assert try_reward(make(unmade, preferences={}), None) is None
+        assert len(called) == 2  # the function is tried all the same
     monkeypatch.setattr("rlhf_lib.plan.trial.CHEAP", 100)
     assert not can_try(make(terms))
     called.clear()

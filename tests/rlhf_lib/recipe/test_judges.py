@@ -28,6 +28,7 @@ def check(judge: dict, reward: dict, *, pairs: bool = True) -> None:
         (ROBERTA | {"kind": "pair"}, ROBERTA),
         ({"kind": "sum", "terms": [{"reward": COUNT}]}, COUNT),
         (SUM, SUM),
+        (COUNT, {"kind": "sum", "terms": [{"reward": COUNT | {"normalize": True}}]}),
     ],
 )
 def test_the_reward_itself_is_refused(judge, reward):
@@ -41,6 +42,8 @@ def test_the_reward_itself_is_refused(judge, reward):
         (COUNT, ROBERTA),
         (ROBERTA | {"model": "other"}, ROBERTA),
         (HELD_OUT, {"kind": "preference"}),
+        (HELD_OUT, {"kind": "sum", "terms": [{"reward": {"kind": "preference"}}]}),
+        (COUNT, {"kind": "sum", "terms": [{"reward": {"kind": "preference"}}, {"reward": COUNT}]}),
         (HELD_OUT | {"model": "gpt2"}, {"kind": "preference", "model": "gpt2"}),  # the same start, other pairs
         (COUNT, SUM),  # a part of it: reported
     ],
@@ -82,3 +85,17 @@ def test_held_out_pairs_need_pairs():
 def test_judges_are_named_on_the_command_line():
     recipe = load_recipe("embedded", ["evaluation.judges.other.pairs=held_out", "evaluation.judges.other.share=0.25"])
     assert held_out_shares(recipe.evaluation.judges) == {"other": 0.25}
+
+
+def test_a_judges_sum_is_of_existing_models():
+    for part in ({"kind": "preference"}, COUNT | {"normalize": True}):
+        with pytest.raises(ValueError, match="a judge's sum has existing models alone"):
+            JudgeConfig.model_validate({"kind": "sum", "terms": [{"reward": part}]})
+
+
+def test_a_term_that_is_trained_needs_pairs():
+    sums = ["reward.kind=sum", "reward.terms=[{reward: {kind: preference}}]"]
+    nothing = ["data.preferences=null", "policy.train=null", "policy.model=gpt2"]
+    assert list(load_recipe("embedded", sums).reward.learned()) == ["term_0"]
+    with pytest.raises(RecipeError, match=r"a preference term without model needs data\.preferences to train on"):
+        load_recipe("embedded", [*sums, *nothing])

@@ -12,7 +12,7 @@ from tiny_models import one_thread, tiny_gpt2, word_tokenizer  # noqa: F401
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.recipe import RewardConfig
 from rlhf_lib.rewards import sampled_scores
-from rlhf_lib.rewards.build import WeightedSum, build_reward, check_reward
+from rlhf_lib.rewards.build import WeightedSum, build_reward, check_reward, scale_parts
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 
 LN2 = math.log(2)
@@ -115,12 +115,46 @@ def test_sums_are_built_and_checked_from_the_recipe_however_deep(tmp_path):
         check_reward(RewardConfig.model_validate({"kind": "sum", "terms": [{"reward": inner}]}))
 
 
+def test_parts_of_a_run_lie_in_folders_of_their_own():
+    own = {"kind": "preference", "normalize": True}
+    existing = {"kind": "preference", "model": "trained/before"}
+    inner = {"kind": "sum", "terms": [{"reward": existing}, {"reward": own}], "normalize": True}
+    section = RewardConfig.model_validate({"kind": "sum", "terms": [{"reward": existing}, {"reward": inner}]})
+    assert {path: part.model for path, part in section.learned().items()} == {"term_1/term_1": None}
+    assert list(section.scaled()) == ["term_1/term_1", "term_1"]  # a sum is measured after what it adds up
+    alone = RewardConfig(kind="preference", model="gpt2")  # there the model is where training starts
+    assert alone.learned() == {"": alone}
+    assert not RewardConfig.model_validate({"kind": "sum", "terms": [{"reward": existing}]}).has_folder
+
+
+def test_a_term_is_scaled_on_samples_before_it_is_weighed(tmp_path):
+    long = {"kind": "function", "function": f"{__name__}:words"}
+    inner = {"kind": "sum", "normalize": True, "terms": [{"weight": 10, "reward": long | {"normalize": True}}]}
+    section = RewardConfig.model_validate(
+        {"kind": "sum", "terms": [{"weight": 3.0, "reward": inner}, {"weight": 0.5, "reward": long}]}
+    )
+    with pytest.raises(ModelError, match="aren't trained or scaled yet"):
+        build_reward(section)
+    found = scale_parts(section, tmp_path, ["", ""], ["a", "a b c"], [True, True])  # 1 and 3 words
+    assert {path: (scale.mean, scale.std) for path, scale in found.items()} == {
+        "term_0/term_0": (2.0, 1.0),
+        "term_0": (0.0, 10.0),
+    }
+    assert build_reward(section, str(tmp_path))(["", ""], ["a b", "a b c d"]) == [0.5 * 2, 3.0 * 2 + 0.5 * 4]
+
+    (tmp_path / "term_0/normalization.json").unlink()
+    with pytest.raises(ModelError, match=r"term_0/normalization\.json can't be read .* run the reward's recipe again"):
+        build_reward(section, str(tmp_path))
+    with pytest.raises(ModelError, match="term_0/term_0 of the reward: the reward can't be normalized"):
+        scale_parts(section, tmp_path, ["", ""], ["a", "b"], [True, True])
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
         ({"kind": "sum"}, "kind sum needs terms"),
         ({"kind": "sum", "terms": []}, "kind sum needs terms"),
-        ({"kind": "sum", "terms": [{"reward": {"kind": "preference"}}]}, "must be trained already"),
+        ({"kind": "sum", "terms": [{"reward": {"kind": "preference"}}] * 2}, "trains one preference term at most"),
         ({"kind": "function", "function": "a:b", "terms": [{"reward": {"kind": "preference"}}]}, "no other kind"),
         ({"kind": "likelihood"}, "kind likelihood needs model"),
     ],
