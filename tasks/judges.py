@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mlflow
 from prefect import task
 
@@ -13,49 +15,69 @@ from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.runs import PipelineRun
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 def trains_judges(recipe: Recipe) -> bool:
-    """Whether the recipe has judges that are trained here, without which there is no such stage."""
-    return any(judge.pairs is not None for judge in recipe.evaluation.judges.values())
+    """Whether the recipe has judges of which something is made here, without which there is no such stage."""
+    return any(judge.has_folder for judge in recipe.evaluation.judges.values())
 
 
 @task(name="judges", **OPTIONS)
 def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: StartingPolicy) -> JudgeModels:
-    """Train every judge with `pairs: held_out` on its own part of the pairs, from its model or the base model."""
+    """Train every judge with `pairs: held_out` on its own part of the pairs, from its model or the base model, and put
+    the members of ensembles on one scale."""
     from datasets import load_from_disk
 
     from rlhf_lib.data.held_out import share_out
     from rlhf_lib.data.sources import fingerprint
+    from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.models.device import pick_device, pick_dtype
-    from rlhf_lib.training.reward_model import train_reward_model
+    from rlhf_lib.ppo.reference import sample_reference
+    from rlhf_lib.rewards.build import scale_parts
+    from rlhf_lib.training.reward_parts import train_reward_parts
     from rlhf_lib.training.supervised import curve
 
-    assert data.preferences is not None, "the recipe requires pairs for such a judge"
-    train, test = load_from_disk(data.preferences.train), load_from_disk(data.preferences.test)
-    left, shares = share_out(recipe, train)
-    judges = {name: recipe.evaluation.judges[name] for name in shares}
+    judges = {name: judge for name, judge in recipe.evaluation.judges.items() if judge.has_folder}
+    train = test = None
+    at_hand = left = 0
+    shares: dict[str, Dataset] = {}
+    if data.preferences is not None:  # a judge that is trained here requires them
+        train, test = load_from_disk(data.preferences.train), load_from_disk(data.preferences.test)
+        rest, shares = share_out(recipe, train)
+        at_hand, left = len(train), len(rest)
+    scaled = any(judge.scaled() for judge in judges.values())
     device = pick_device(recipe.compute)
     key = JUDGES.key(
         {
             name: judge.model_dump(mode="json", exclude={"checks", "gate", "normalize"})
             for name, judge in judges.items()
         },
-        {name: reward_fingerprint(judge) if judge.model else policy.fingerprint for name, judge in judges.items()},
+        {
+            name: policy.fingerprint if judge.pairs is not None and judge.model is None else reward_fingerprint(judge)
+            for name, judge in judges.items()
+        },
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
-        [fingerprint(train), fingerprint(test)],
+        [fingerprint(rows) for rows in (train, test) if rows is not None],
+        [
+            policy.fingerprint,
+            recipe.generation.model_dump(mode="json"),
+            fingerprint(load_from_disk(policy.prompts.train)),
+        ]
+        if scaled
+        else None,
     )
     with run_stage(JUDGES, run, key=key) as current:
         if current.reused:
             return current.result
-        models: dict[str, str] = {}
         metrics: dict[str, float] = {}
 
         def train_one(name: str, judge: JudgeConfig) -> None:
-            folder = current.folder / name
-            found, log = train_reward_model(
+            found, logs = train_reward_parts(
                 shares[name],
-                judge.model or policy.model,
-                folder,
+                policy.model,
+                current.folder / name,
                 reward=judge,
                 compute=recipe.compute,
                 seed=recipe.seed,
@@ -64,19 +86,26 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
                     {f"{name}/train/{key}": value for key, value in logged.items()}, step
                 ),
             )
-            mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), f"{name}.png")
-            models[name] = str(folder)
+            for path, log in logs.items():
+                mlflow.log_figure(curve(log, "loss", "accuracy", "margin"), f"{name}/{path}".rstrip("/") + ".png")
             metrics.update({f"{name}/{key}": value for key, value in found.items()})
 
-        for name, judge in judges.items():
-            mlflow.log_param(f"judges.{name}", f"{len(shares[name])} of {len(train)} pairs, split off by prompt")
-            train_one(name, judge)
+        for name in shares:
+            mlflow.log_param(f"judges.{name}", f"{len(shares[name])} of {at_hand} pairs, split off by prompt")
+            train_one(name, judges[name])
+        if scaled:
+            queries, sampled = sample_reference(recipe, policy.model, policy.prompts.train)
+            for name, judge in judges.items():
+                with judging(name):
+                    folder = current.folder / name
+                    scales = scale_parts(judge, folder, queries, sampled.texts, sampled.ended, device)
+                metrics |= {f"{name}/{path}/{k}": v for path, scale in scales.items() for k, v in vars(scale).items()}
         current.log_metrics(metrics)
         current.finish(
             JudgeModels(
-                models=models,
+                models={name: str(current.folder / name) for name in judges},
                 pairs={name: len(part) for name, part in shares.items()},
-                left=len(left),
+                left=left,
                 metrics=metrics,
             )
         )

@@ -296,7 +296,9 @@ def _champion_reward(
 
 def _scoring(reward: RewardConfig) -> dict[str, Any]:
     """What of the section decides a score, beside the model's weights."""
-    return reward.model_dump(include={"kind", "label", "output", "function", "terms", "max_length"})
+    return reward.model_dump(
+        include={"kind", "label", "output", "function", "terms", "combine", "uncertainty_weight", "max_length"}
+    )
 
 
 def _metrics(

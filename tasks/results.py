@@ -127,16 +127,17 @@ class RewardChecks(StageResult):
 
 
 class JudgeModels(StageResult):
-    """The judges that are trained here, by name."""
+    """The judges of which something is made here, by name."""
 
     models: dict[str, str] = {}  # folders
-    pairs: dict[str, int] = {}  # how many each was trained on
+    pairs: dict[str, int] = {}  # how many each of those trained here was trained on
     left: int = 0  # pairs for the reward model
 
     @property
     def about(self) -> str:
         return "; ".join(
-            f"{name} trained{_figure(self.metrics, f'{name}/accuracy/held_out', 'held-out accuracy')}"
+            f"{name} {'trained' if name in self.pairs else 'put on one scale'}"
+            f"{_figure(self.metrics, f'{name}/accuracy/held_out', 'held-out accuracy')}"
             for name in self.models
         )
 

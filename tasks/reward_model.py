@@ -21,8 +21,6 @@ from tasks.tracking.runs import PipelineRun
 if TYPE_CHECKING:
     from rlhf_lib.ppo.rollout import Responses
 
-REFERENCE_SAMPLES = 256  # responses of the reference policy, for the normalisation and the checks
-
 
 @task(name="reward_model", **OPTIONS)
 def prepare_reward_model(
@@ -34,6 +32,7 @@ def prepare_reward_model(
     """
     from rlhf_lib.data.losses import training_losses
     from rlhf_lib.models.device import pick_device, pick_dtype
+    from rlhf_lib.ppo.reference import sample_reference
     from rlhf_lib.rewards.build import check_reward, scale_parts
     from rlhf_lib.rewards.check_texts import has_answers
 
@@ -73,7 +72,7 @@ def prepare_reward_model(
             model, metrics = train(recipe, data, policy, current)
         normalization = samples = None
         if samples_needed:
-            queries, sampled = _sample(recipe, policy)
+            queries, sampled = sample_reference(recipe, policy.model, policy.prompts.train)
             if reward.scaled():
                 model = str(current.folder / "model")
                 scales = scale_parts(
@@ -153,28 +152,6 @@ def _train_classifier(
     mlflow.log_figure(label_figure(table), "labels.png")
     mlflow.log_table({key: [row[key] for row in table] for key in table[0]}, "labels.json")
     return str(folder), metrics
-
-
-def _sample(recipe: Recipe, policy: StartingPolicy) -> tuple[list[str], Responses]:
-    """REFERENCE_SAMPLES queries and the reference policy's responses; few prompts are answered several times each."""
-    from datasets import load_from_disk
-
-    from rlhf_lib.models.device import pick_device
-    from rlhf_lib.models.loading import load_policy, load_tokenizer
-    from rlhf_lib.ppo.rollout import sample_responses
-
-    device = pick_device(recipe.compute)
-    prompts = load_from_disk(policy.prompts.train)
-    prompts = prompts.select([i % len(prompts) for i in range(REFERENCE_SAMPLES)])
-    trust = recipe.policy.trust_remote_code
-    sampled = sample_responses(
-        load_policy(policy.model, trust_remote_code=trust).to(device),  # type: ignore[arg-type]
-        load_tokenizer(policy.model, trust),
-        list(prompts["input_ids"]),
-        recipe.generation,
-        seed=recipe.seed,
-    )
-    return list(prompts["query"]), sampled
 
 
 def _normalize(

@@ -110,8 +110,10 @@ def count(policy: Policy, reward: int) -> Parameters:
 
 def reward_parameters(recipe: Recipe, reward: RewardConfig, policy: PreTrainedConfig) -> int:
     """Parameters of the reward's models together; one that is trained here counts as large as it will be."""
-    if reward.kind == "sum":
-        return sum(reward_parameters(recipe, term.reward, policy) for term in reward.terms or [])
+    if reward.kind == "ensemble" and not reward.models:
+        return reward.members * reward_parameters(recipe, reward.preference(reward.model), policy)
+    if reward.parts:
+        return sum(reward_parameters(recipe, part, policy) for part in reward.parts.values())
     if reward.kind == "function":
         return 0
     if (size := reward.train.from_scratch) is not None:  # a RoBERTa: embeddings, then 12 width^2 a block

@@ -16,7 +16,7 @@ from rlhf_lib.models.device import pick_device, pick_dtype
 from rlhf_lib.models.loading import load_config, load_tokenizer, positions
 from rlhf_lib.plan import memory, timing
 from rlhf_lib.plan.memory import Batch
-from rlhf_lib.plan.trial import can_try, try_judges, try_metrics, try_reward
+from rlhf_lib.plan.trial import can_try, leaves, try_judges, try_metrics, try_reward
 from rlhf_lib.recipe import JudgeConfig, Recipe, RewardConfig
 from rlhf_lib.recipe.judges import held_out_shares
 from rlhf_lib.rewards.check_texts import has_answers
@@ -167,7 +167,8 @@ def describe_reward(recipe: Recipe) -> str:
     if recipe.data.labelled is not None:
         return "a classifier trained here on the labelled texts"
     if reward.learned():
-        return f"{_existing(reward)}, one of them trained here on the pairs"
+        which = "one of them trained here on the pairs" if reward.kind == "sum" else "trained here on the pairs"
+        return f"{_existing(reward)}, {which}" + (f", from {reward.model}" if reward.model else "")
     return _existing(reward)
 
 
@@ -176,12 +177,15 @@ def describe_judge(judge: JudgeConfig) -> str:
     if judge.pairs is None:
         return _existing(judge)
     start = f", from {judge.model}" if judge.model else ""
-    return f"trained here on {judge.share:.0%} of the pairs' prompts, which the reward model won't see{start}"
+    several = f"{_existing(judge)}, " if judge.kind == "ensemble" else ""
+    return f"{several}trained here on {judge.share:.0%} of the pairs' prompts, which the reward model won't see{start}"
 
 
 def _existing(reward: RewardConfig) -> str:
     if reward.kind == "sum":
         return f"a sum of {len(reward.terms or [])} rewards"
+    if reward.kind == "ensemble":
+        return f"an ensemble of {len(reward.parts)} models, combined by {reward.combine}"
     return f"function {reward.function}" if reward.kind == "function" else f"{reward.kind} {reward.model}"
 
 
@@ -316,7 +320,9 @@ def _work(recipe: Recipe, made: Prepared, lengths: Mapping[str, Lengths], reward
         mean = min(lengths["reward_model"].mean, lengths["reward_model"].limit)
         pairs, shares = len(made.pairs.train), held_out_shares(recipe.evaluation.judges)
         learners = [(section, 1 - sum(shares.values())) for section in recipe.reward.learned().values()]
-        learners += [(recipe.evaluation.judges[name], share) for name, share in shares.items()]
+        judges = recipe.evaluation.judges
+        learners += [(section, share) for name, share in shares.items() for section in judges[name].learned().values()]
         scored = 2 * sum(passes(learner.train, share * pairs) for learner, share in learners) * mean
     texts = (_perplexity_texts(recipe) or 0) * (lengths["base_model"].mean if "base_model" in lengths else 256)
-    return timing.Work(base_model=base, reward_model=scored, evaluation=texts, reward=reward)
+    models = sum(leaf.kind != "function" for leaf in leaves(recipe.reward))
+    return timing.Work(base_model=base, reward_model=scored, evaluation=texts, reward=reward, models=max(1, models))

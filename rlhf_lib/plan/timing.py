@@ -42,7 +42,8 @@ class Work:
     base_model: float
     reward_model: float
     evaluation: float  # forward alone
-    reward: float | None  # seconds that the reward takes for one response; None: as a forward pass of the policy
+    reward: float | None  # seconds that the reward takes for one response; None: as the policy's forward passes
+    models: int = 1  # in the reward: so many passes
 
 
 def measure(
@@ -97,7 +98,7 @@ def measure(
 def estimate(recipe: Recipe, rates: Rates, batch: Batch, work: Work) -> dict[str, float]:
     """Seconds by stage, and of one step of PPO, from the rates and the work; loading and logging left out."""
     row = batch.prompt + batch.response
-    scored = batch.rows * (work.reward if work.reward is not None else row * rates.forward)
+    scored = batch.rows * (work.reward if work.reward is not None else work.models * row * rates.forward)
     step = rates.sampling + scored + batch.rows * row * (2 * rates.forward + recipe.ppo.ppo_epochs * rates.update)
     settings, chosen = recipe.evaluation, int(recipe.trains_on_chosen)
     answers = (2 + chosen) * settings.prompts  # both models answer, and the trained baseline

@@ -36,7 +36,7 @@ def try_reward(recipe: Recipe, pairs: Dataset | None) -> list[float] | None:
     RewardFailed where it raises.
     """
     whole = can_try(recipe)
-    parts = [recipe.reward] if whole else [part for part in _leaves(recipe.reward) if _is_there(recipe) and cheap(part)]
+    parts = [recipe.reward] if whole else [part for part in leaves(recipe.reward) if _is_there(recipe) and cheap(part)]
     if not parts:
         return None
     texts = trial_texts(recipe, pairs)
@@ -67,7 +67,7 @@ def try_judges(recipe: Recipe, pairs: Dataset | None) -> dict[str, list[float] |
     texts: list[tuple[str, str]] = []
     for name, judge in recipe.evaluation.judges.items():
         found[name] = None
-        if judge.pairs is not None or not all(cheap(part) for part in _leaves(judge)):
+        if judge.pairs is not None or judge.has_folder or not all(cheap(part) for part in leaves(judge)):
             continue
         texts = texts or trial_texts(recipe, pairs)
         queries, responses = [query for query, _ in texts], [response for _, response in texts]
@@ -97,7 +97,7 @@ def _told(reward: RewardConfig) -> Iterator[None]:
     except RLHFError:
         raise
     except Exception as error:
-        names = ", ".join(part.model for part in _leaves(reward) if part.model)
+        names = ", ".join(part.model for part in leaves(reward) if part.model)
         raise ModelError(
             f"the reward model {names} can't score real texts of this recipe ({type(error).__name__}: {error}): do its "
             "weights and its tokenizer belong together?"
@@ -115,7 +115,7 @@ def trial_texts(recipe: Recipe, pairs: Dataset | None) -> list[tuple[str, str]]:
 def can_try(recipe: Recipe) -> bool:
     """Whether the reward is there already, and costs little to call."""
     there = _is_there(recipe) and not recipe.reward.has_folder
-    return there and all(cheap(reward) for reward in _leaves(recipe.reward))
+    return there and all(cheap(reward) for reward in leaves(recipe.reward))
 
 
 def _is_there(recipe: Recipe) -> bool:
@@ -123,8 +123,9 @@ def _is_there(recipe: Recipe) -> bool:
     return recipe.data.labelled is None and recipe.reward.kind != "preference"
 
 
-def _leaves(reward: RewardConfig) -> Sequence[RewardConfig]:
-    return [leaf for part in reward.parts.values() for leaf in _leaves(part)] if reward.parts else [reward]
+def leaves(reward: RewardConfig) -> Sequence[RewardConfig]:
+    """The rewards that it combines in the end: itself, or the innermost terms and members."""
+    return [leaf for part in reward.parts.values() for leaf in leaves(part)] if reward.parts else [reward]
 
 
 def cheap(reward: RewardConfig) -> bool:

@@ -18,8 +18,8 @@ class JudgeConfig(RewardConfig):
 
     pairs: Literal["held_out"] | None = Field(
         None,
-        description="kind preference: held_out trains it here, on pairs that the reward model never sees, split off by "
-        "prompt; null: an existing model",
+        description="kinds preference and ensemble: held_out trains it here, on pairs that the reward model never "
+        "sees, split off by prompt; null: an existing model",
     )
     share: float = Field(0.5, gt=0, lt=1, description="of the training pairs' prompts, with pairs: held_out")
     gate: bool = Field(
@@ -30,15 +30,25 @@ class JudgeConfig(RewardConfig):
 
     @model_validator(mode="after")
     def _has_a_model(self) -> JudgeConfig:
-        if self.pairs is not None and self.kind != "preference":
-            raise ValueError(f"pairs: held_out is for kind preference, not {self.kind}")
-        if self.kind == "preference" and self.model is None and self.pairs is None:
-            raise ValueError("kind preference needs model, or pairs: held_out to train one here")
+        if self.pairs is not None and (self.kind not in ("preference", "ensemble") or self.models):
+            has = f"{self.kind} with models" if self.models else self.kind
+            raise ValueError(f"pairs: held_out is for kind preference, and ensemble without models, not {has}")
+        if self.kind in ("preference", "ensemble") and self.pairs is None:
+            if self.kind == "preference" and self.model is None:
+                raise ValueError("kind preference needs model, or pairs: held_out to train one here")
+            if self.kind == "ensemble" and not self.models:
+                raise ValueError("kind ensemble needs models, or pairs: held_out to train them here")
         if self.kind == "classifier" and self.model is None:
             raise ValueError("kind classifier needs model")
         if self.kind == "sum" and self.has_folder:
-            raise ValueError("a judge's sum has existing models alone: name each one's model, and normalize none")
+            raise ValueError(
+                "a judge's sum has existing models alone: name each one's model, normalize none, leave ensembles out"
+            )
         return self
+
+    def learned(self) -> dict[str, RewardConfig]:
+        """As of any reward; an existing model is one that was trained before."""
+        return {} if self.pairs is None and self.kind != "sum" else super().learned()
 
 
 Judges = Mapping[str, JudgeConfig]
@@ -68,18 +78,18 @@ def held_out_shares(judges: Judges) -> dict[str, float]:
 
 
 def is_rewarded(judge: JudgeConfig, reward: RewardConfig) -> bool:
-    """Whether PPO optimises a part of the judge: a term of the reward's sum."""
-    return reward.kind == "sum" and bool(_parts(judge, held_out="judge") & _parts(reward))
+    """Whether PPO optimises a part of the judge: a term of the reward's sum, or a member of its ensemble."""
+    return bool(reward.parts) and bool(_parts(judge, held_out="judge") & _parts(reward))
 
 
 def _parts(reward: RewardConfig, *, trained: bool = False, held_out: str | None = None) -> set[tuple[str, str | None]]:
     """What the scores come from. `trained`: a classifier that is trained here; `held_out`: the judge's name."""
-    if reward.terms:
+    if isinstance(reward, JudgeConfig) and reward.pairs is not None:
+        return {("held out", held_out)}
+    if reward.parts:
         return {source for path, part in reward.parts.items() for source in _term(part, path in reward.learned())}
     if reward.kind == "function":
         return {("function", reward.function)}
-    if isinstance(reward, JudgeConfig) and reward.pairs is not None:
-        return {("held out", held_out)}
     if trained or (reward.kind == "preference" and held_out is None):
         return {("trained here", None)}
     return {("likelihood" if reward.kind == "likelihood" else "model", reward.model)}

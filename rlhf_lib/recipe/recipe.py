@@ -164,7 +164,8 @@ class Recipe(Section):
         if self.data.prompts.dataset is None:
             raise ValueError("data.prompts.dataset is missing: a hub id or a local folder")
         if self.reward.learned() and self.data.preferences is None:
-            what = "reward.kind preference" if self.reward.kind == "preference" else "a preference term without model"
+            kind = self.reward.kind
+            what = "a preference term without model" if kind == "sum" else f"reward.kind {kind}"
             raise ValueError(f"{what} needs data.preferences to train on")
         if self.policy.train is not None and self.data.preferences is None and self.data.corpus is None:
             raise ValueError("policy.train needs data.preferences or data.corpus to train on")

@@ -159,17 +159,17 @@ class ChecksConfig(Section):
 class RewardConfig(Section):
     """The reward: (queries, responses) in, one number per response out. It sees text, never tokens."""
 
-    kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum"] = Field(
+    kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum", "ensemble"] = Field(
         "preference",
         description="classifier: scores query + response; an existing one, or trained here on data.labelled; "
         "preference: trained here on the pairs; pair: an existing model that encodes (query, response) as a pair; "
         "likelihood: mean log-probability of the text under a language model; function: your own, by import path; sum: "
-        "a weighted sum of these",
+        "a weighted sum of these; ensemble: several preference models, trained here on the same pairs or existing ones",
     )
     model: str | None = Field(
         None,
-        description="hub id or folder; what training starts from for preference (null: the base model) and for "
-        "classifier with data.labelled (null: train.from_scratch)",
+        description="hub id or folder; what training starts from for preference and ensemble (null: the base model) "
+        "and for classifier with data.labelled (null: train.from_scratch)",
     )
     label: str | None = Field(None, description="the classifier's label to reward; null only where it has one output")
     output: Literal["logit", "probability", "softmax"] = Field(
@@ -183,6 +183,18 @@ class RewardConfig(Section):
         description="sum: each {weight, reward}; a preference term without model, one at most, is trained here on the "
         "pairs",
     )
+    members: int = Field(
+        3, ge=2, description="ensemble: preference models that are trained here, each with a seed of its own"
+    )
+    models: list[str] | None = Field(
+        None, description="ensemble: hub ids or folders of existing preference models, instead of members"
+    )
+    combine: Literal["mean", "worst", "uncertainty"] = Field(
+        "mean",
+        description="ensemble: its score from the members', each scaled to mean 0, std 1 on the reference policy's "
+        "samples; worst: the lowest; uncertainty: the mean less uncertainty_weight times the variance over members",
+    )
+    uncertainty_weight: float = Field(0.5, ge=0, description="combine uncertainty: of the members' variance")
     batch_size: Positive = Field(64, description="texts scored together; doesn't change results")
     max_length: Positive | None = Field(
         None, description="tokens that the reward model sees; longer texts are cut on the left"
@@ -200,17 +212,23 @@ class RewardConfig(Section):
     def _complete(self) -> RewardConfig:
         if self.kind in ("pair", "likelihood") and self.model is None:
             raise ValueError(f"kind {self.kind} needs model")
-        if self.train.validation and self.kind != "preference":
-            raise ValueError("train.validation is for kind preference")
+        if self.train.validation and self.kind not in ("preference", "ensemble"):
+            raise ValueError("train.validation is for kinds preference and ensemble")
         if self.train.from_scratch is not None and (self.kind != "classifier" or self.model is not None):
             raise ValueError("train.from_scratch is for kind classifier without model")
         if any(term.reward.kind == "classifier" and term.reward.model is None for term in self.terms or []):
             raise ValueError("a classifier in a sum needs model")
         if (self.kind == "sum") != bool(self.terms):
             raise ValueError("kind sum needs terms, a list of {weight, reward}, and no other kind has them")
-        if self.kind == "sum" and len(self.learned()) > 1:
+        if self.models is not None and (self.kind != "ensemble" or len(self.models) < 2 or self.model is not None):
             raise ValueError(
-                "a sum trains one preference term at most, as all would learn the same pairs: give the others a model"
+                "models is for kind ensemble without model: at least two existing preference models. To train its "
+                "members here, leave models out; model then says what they start from"
+            )
+        if self.kind == "sum" and len({id(section) for section in self.learned().values()}) > 1:
+            raise ValueError(
+                "a sum trains one preference term at most, as all would learn the same pairs: give the "
+                "others a model, or use kind ensemble"
             )
         if self.kind == "function" and not self.function:
             raise ValueError("kind function needs function: package.module:name")
@@ -218,14 +236,25 @@ class RewardConfig(Section):
 
     @property
     def parts(self) -> dict[str, RewardConfig]:
-        """The terms of a sum, by the folder that each has in the folder of the reward's model."""
+        """A sum's terms or an ensemble's members, by the folder that each has in the folder of the reward's model."""
+        if self.kind == "ensemble":
+            models: list[str | None] = [*self.models] if self.models else [None] * self.members
+            return {f"member_{k}": self.preference(model) for k, model in enumerate(models)}
         return {f"term_{i}": term.reward for i, term in enumerate(self.terms or [])}
+
+    def preference(self, model: str | None) -> RewardConfig:
+        """The section of one preference model like the members of this ensemble."""
+        shared = {name: getattr(self, name) for name in ("batch_size", "max_length", "train", "trust_remote_code")}
+        return RewardConfig(kind="preference", model=model, **shared)
 
     def learned(self) -> dict[str, RewardConfig]:
         """The sections of the models that a run trains on pairs, by their path in the folder of the reward's model; ""
-        is that folder itself. A preference model is one, as a term only where it names no model."""
+        is that folder itself. A preference model is one, as a term only where it names no model, and so are the members
+        of an ensemble without models."""
         if self.kind == "preference":
             return {"": self}
+        if self.kind == "ensemble":
+            return {} if self.models else dict.fromkeys(self.parts, self)
         found: dict[str, RewardConfig] = {}
         for name, part in self.parts.items():
             inner = {} if part.kind == "preference" and part.model is not None else part.learned()
@@ -237,7 +266,7 @@ class RewardConfig(Section):
         found: dict[str, RewardConfig] = {}
         for name, part in self.parts.items():
             found |= {f"{name}/{path}": section for path, section in part.scaled().items()}
-            if part.normalize:
+            if part.normalize or self.kind == "ensemble":
                 found[name] = part
         return found
 

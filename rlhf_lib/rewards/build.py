@@ -13,6 +13,7 @@ from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
 from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
+from rlhf_lib.rewards.ensemble import Ensemble
 from rlhf_lib.rewards.failure import explained
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 from rlhf_lib.rewards.normalization import Normalization, fit_normalization, normalized
@@ -27,7 +28,7 @@ def build_reward(
     reward: recipe.RewardConfig, model: str | None = None, device: torch.device | str | None = None
 ) -> Reward:
     """The reward that the section describes, giving raw scores. `model`: where it was trained, null: `reward.model`; of
-    a sum, the folder with what a run has made of its terms (`RewardConfig.parts`).
+    a sum or an ensemble, the folder with what a run has made of its parts (`RewardConfig.parts`).
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
@@ -36,6 +37,8 @@ def build_reward(
     if reward.kind == "sum":
         weights = [term.weight for term in reward.terms or []]
         return WeightedSum(list(zip(weights, _build_parts(reward, model, device), strict=True)))
+    if reward.kind == "ensemble":
+        return Ensemble(_build_parts(reward, model, device), reward.combine, reward.uncertainty_weight)
     name = model or reward.model
     if name is None:
         raise ModelError("the reward model isn't trained yet: run its recipe, or set reward.model to a trained one")
@@ -121,13 +124,13 @@ class WeightedSum:
 def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> None:
     """Raise what `build_reward` would, as far as that can be known without reading weights: a missing model, tokenizer,
     label or function. For a model that is still to be trained, only its starting point is checked, not its labels."""
-    for term in reward.terms or []:
-        check_reward(term.reward)
+    for part in reward.parts.values():
+        check_reward(part)
     if reward.kind == "function":
         function_reward(reward.function or "")
     elif reward.model is not None:
         config = load_config(reward.model, reward.trust_remote_code)
-        load_tokenizer(reward.model, reward.trust_remote_code, need_eos=reward.kind == "preference")
+        load_tokenizer(reward.model, reward.trust_remote_code, need_eos=reward.kind in ("preference", "ensemble"))
         if reward.kind in ("classifier", "pair") and not trained_here:
             label_column(config, reward.label)
 

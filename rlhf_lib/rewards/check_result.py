@@ -33,6 +33,7 @@ FIGURES = {
         "how far the share of pairs in order falls short of what the scores claim",
         "max_calibration_error",
     ),
+    "disagreement": ("the standard deviation over the ensemble's members, of the pairs' answers on average", None),
     "length_bias": ("the absolute rank correlation of score and length", "max_length_correlation"),
     "probes": ("the share of probes in their order", "min_probe_accuracy"),
     "score_spread": ("the standard deviation of the scores", "min_score_std"),

@@ -19,6 +19,7 @@ What is measured:
   calibration      by how much fewer pairs are in order than sigmoid(score difference) claims, beyond chance, see
                    `overconfidence`; beside it the expected calibration error (Naeini 2015; Guo 2017, arXiv:1706.04599)
   score_spread     standard deviation of the scores
+  disagreement     of an ensemble: standard deviation over its members' scores, mean over the pairs' answers; not gated
   length_bias      |rank correlation| of score and length, see `length_bias`; of a handful it is noise, and not gated
   degenerate       how often empty, repeated-word, word-shuffled or over-long responses beat a real one, ties counting
                    half; the worst of these. Over-long ones are few: their rate counts from its interval's lower end,
@@ -41,6 +42,7 @@ from rlhf_lib.rewards.check_pairs import check_pairs
 from rlhf_lib.rewards.check_result import Check, CheckReport, gates_off
 from rlhf_lib.rewards.check_scorer import Pair, Scorer, Text, finite
 from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words
+from rlhf_lib.rewards.ensemble import Ensemble, agreement
 from rlhf_lib.rewards.ngrams import fit_ngrams
 from rlhf_lib.statistics import counted, wilson
 
@@ -82,6 +84,8 @@ def run_checks(
         texts = [(prompt, chosen) for prompt, chosen, _ in pairs]
         ngrams = fit_ngrams(training) if training else None
         check_pairs(report, scorer, checks, pairs, calibrated=calibrated, ngrams=ngrams, seed=seed)
+        if isinstance(reward, Ensemble):
+            _check_members(report, reward, pairs)
         if transfer:
             transfer = [transfer[i] for i in np.random.default_rng([seed, 2]).permutation(len(transfer))]
             check_transfer(report, scorer, checks, transfer[: checks.pairs], ngrams)
@@ -99,6 +103,15 @@ def run_checks(
     report.checks.insert(0, Check.judge("finite_scores", bad, 0, "at most", f"of {scorer.total:,} scores: {where}"))
     report.metrics |= {"nonfinite_scores": bad, "checks_failed": len(report.failed)}
     return report
+
+
+def _check_members(report: CheckReport, ensemble: Ensemble, pairs: Sequence[Pair]) -> None:
+    prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
+    found = agreement(ensemble.scores(prompts, chosen), ensemble.scores(prompts, rejected))
+    report.metrics |= {f"member_{k}/accuracy": share for k, share in enumerate(found.accuracies)}
+    report.metrics["disagreement"] = found.disagreement
+    alone = ", ".join(f"{share:.3f}" for share in found.accuracies)
+    report.add("disagreement", found.disagreement, None, "at most", f"accuracy of each member alone: {alone}")
 
 
 def _check_texts(report: CheckReport, scorer: Scorer, checks: ChecksConfig, texts: Sequence[Text]) -> None:

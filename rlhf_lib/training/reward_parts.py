@@ -1,9 +1,13 @@
-"""The models of a reward that are trained on the same pairs: one, or those in the terms of a sum."""
+"""The models of a reward that are trained on the same pairs: one, or the members of an ensemble.
+
+Members differ by their seed: the new head's weights, the order of the pairs, and which of them validate.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rlhf_lib.training.reward_model import train_reward_model
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from rlhf_lib import recipe
 
 Log = list[dict[str, float]]
+
+SEEDS_APART = 1000  # between members, so that recipes with neighbouring seeds share none
 
 
 def train_reward_parts(
@@ -30,19 +36,29 @@ def train_reward_parts(
 ) -> tuple[dict[str, float], Mapping[str, Log]]:
     """Train each of `reward.learned()` on `pairs`, from its own model or `start`, into its folder below `output`.
 
-    Returns the metrics of `train_reward_model` and, by the part's path, those of each step. Raises as it does.
+    Returns the metrics of `train_reward_model`, of several parts their means and each one's after its path, and by path
+    those of each step. Raises as it does.
     """
-    metrics: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     logs: dict[str, Log] = {}
-    for path, section in reward.learned().items():
-        metrics, logs[path] = train_reward_model(
+    parts = reward.learned()
+    for number, (path, section) in enumerate(parts.items()):
+        found[path], logs[path] = train_reward_model(
             pairs,
             section.model or start,
             output / path,
             reward=section,
             compute=compute,
-            seed=seed,
+            seed=seed + SEEDS_APART * number,
             held_out=held_out,
-            on_log=on_log,
+            on_log=on_log if len(parts) == 1 or on_log is None else _named(path, on_log),
         )
-    return metrics, logs
+    first, *others = found.values()
+    if not others:
+        return first, logs
+    metrics = {key: fmean(each[key] for each in found.values()) for key in first}
+    return metrics | {f"{path}/{key}": value for path, each in found.items() for key, value in each.items()}, logs
+
+
+def _named(path: str, on_log: OnLog) -> OnLog:
+    return lambda step, metrics: on_log(step, {f"{path}/{key}": value for key, value in metrics.items()})

@@ -163,7 +163,7 @@ def judges_of(recipe: Recipe, made: Iterable[ModelVersion]) -> dict[str, str]:
     found: dict[str, str] = {}
     made = list(made)
     for name, judge in recipe.evaluation.judges.items():
-        if judge.pairs is None:
+        if not judge.has_folder:
             continue
         folder = _trained(recipe, made, judge_kind(name))
         if folder is None:

@@ -114,10 +114,10 @@ def reward_fingerprint(reward: RewardConfig, model: str | None = None) -> str | 
     where it was trained, or its parts were."""
     from rlhf_lib.models.loading import fingerprint
 
-    if reward.kind == "sum":
-        terms = reward.terms or []
-        parts = [(term.model_dump(mode="json"), reward_fingerprint(term.reward)) for term in terms]
-        return content_key(parts, *([fingerprint(model)] if model else []))
+    if reward.parts:
+        combined = reward.model_dump(mode="json", include={"terms", "combine", "uncertainty_weight"})
+        parts = [reward_fingerprint(part) for part in reward.parts.values()]
+        return content_key(combined, parts, fingerprint(model) if model else None)
     name = model or reward.model
     if reward.kind != "function":
         return fingerprint(name) if name else None

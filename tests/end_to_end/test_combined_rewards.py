@@ -112,3 +112,52 @@ def test_rlhf_check_tells_what_is_trained_and_tries_the_rest(capsys, run_dir):
     assert cli.main(["check", "embedded", *options(SUM)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "a sum of 2 rewards, one of them trained here on the pairs" in out
+
+
+ENSEMBLE = {
+    "reward.kind": "ensemble",
+    "reward.members": 2,
+    "reward.combine": "uncertainty",
+    "reward.uncertainty_weight": 0.25,
+    "evaluation.judges": {
+        "several": {
+            "kind": "ensemble", "members": 2, "combine": "worst", "pairs": "held_out", "share": 0.4,
+            "train": {"max_steps": 4},
+        }
+    },
+    "registration.name": "several",
+    "registration.gates.min_judge_delta": None,
+}  # fmt: skip
+
+
+def test_an_ensemble_is_trained_checked_judged_by_another_and_found_again(run_dir, capsys):
+    summary = run_dir / "several.json"
+    assert cli.main(["check", "embedded", *options(ENSEMBLE)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "an ensemble of 2 models, combined by uncertainty, trained here on the pairs" in told
+    assert "an ensemble of 2 models, combined by worst, trained here on 40% of the pairs' prompts" in told
+
+    assert cli.main(["run", "embedded", "--summary", str(summary), *options(ENSEMBLE)]) == 0
+    record = json.loads(summary.read_text())
+    run = started(record["mlflow_run_id"])
+    reward = json.loads((Path(record["stages"]["reward_model"]["folder"]) / "record.json").read_text())
+    model, metrics = Path(reward["model"]), run.stage["reward_model"].data.metrics
+    data = json.loads((Path(record["stages"]["data"]["folder"]) / "record.json").read_text())
+    pairs = load_from_disk(data["preferences"]["test"])
+    queries, answers = list(pairs["prompt"]), list(pairs["chosen"])
+    scaled = []
+    for name in ("member_0", "member_1"):
+        raw = np.array(build_reward(RewardConfig(kind="preference"), str(model / name))(queries, answers))
+        scaled.append((raw - metrics[f"{name}/mean"]) / metrics[f"{name}/std"])
+        assert metrics[f"{name}/pairs"] == metrics["pairs"]
+    assert np.abs(scaled[0] - scaled[1]).max() > 1e-3  # seeds of their own
+    by_hand = np.mean(scaled, axis=0) - 0.25 * np.var(scaled, axis=0)
+    whole = build_reward(load_recipe("embedded", settings(ENSEMBLE)).reward, str(model))
+    assert whole(queries, answers) == pytest.approx(by_hand.tolist(), abs=1e-4)
+
+    checks = run.stage["reward_checks"].data.metrics
+    assert {"member_0/accuracy", "member_1/accuracy", "disagreement"} < set(checks)
+    assert record["judges"]["several"]["accuracy_pairs"] == 100
+    capsys.readouterr()
+    assert cli.main(["compare", "several/1", "reference", "--set", "evaluation.prompts=8"]) == 0
+    assert "judge several" in capsys.readouterr().out

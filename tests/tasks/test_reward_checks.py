@@ -136,10 +136,11 @@ def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, t
     from datasets import Dataset
     from prefect import flow
 
+    from rlhf_lib.ppo.reference import REFERENCE_SAMPLES
     from rlhf_lib.training.scratch import train_tokenizer
     from tasks.results import Folders, PreparedData, StartingPolicy
     from tasks.reward_checks import check_reward_model
-    from tasks.reward_model import REFERENCE_SAMPLES, prepare_reward_model
+    from tasks.reward_model import prepare_reward_model
 
     letters = [{"text": letter} for letter in "bcdf"]
     Dataset.from_list(letters).to_json(tmp_path / "letters.jsonl")

@@ -131,3 +131,13 @@ def test_a_reward_that_is_trained_here_is_as_large_as_it_will_be():
         reward_parameters(wanted, preference, config) == trunk - 1
     )  # a score without a bias in place of the value head
     assert reward_parameters(wanted, wanted.reward, config) == 0
+
+
+def test_every_member_of_an_ensemble_counts():
+    wanted = recipe({})
+    config = policy_config(wanted)
+    alone = reward_parameters(wanted, wanted.reward.model_copy(update={"kind": "preference"}), config)
+    several = wanted.reward.model_copy(update={"kind": "ensemble", "members": 4})
+    assert reward_parameters(wanted, several, config) == 4 * alone
+    total = {"kind": "sum", "terms": [{"reward": {"kind": "preference"}}, {"reward": wanted.reward.model_dump()}]}
+    assert reward_parameters(wanted, type(wanted.reward).model_validate(total), config) == alone

@@ -45,6 +45,8 @@ def test_the_stages_by_hand(recipe):
     assert compared["evaluation"] == pytest.approx((3 * 2 + 4) * (2.0 + 0.1) + 2 * 0.3)
     dear = estimate(recipe, rates, batch, Work(base_model=0, reward_model=0, evaluation=0, reward=0.5))
     assert dear["ppo_step"] == pytest.approx(step - 0.1 + 10 * 0.5)
+    several = estimate(recipe, rates, batch, Work(base_model=0, reward_model=0, evaluation=0, reward=None, models=3))
+    assert several["ppo_step"] == pytest.approx(step + 2 * 0.1)
 
 
 def test_the_rates_are_measured_and_a_large_model_is_left_alone(recipe, monkeypatch):
