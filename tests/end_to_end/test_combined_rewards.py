@@ -104,7 +104,7 @@ def test_the_next_run_duels_and_rlhf_compare_finds_the_reward(summed, run_dir, c
     version = mlflow.MlflowClient().get_model_version("summed", "1")
     assert version.tags["reward_model"].startswith("runs:/")
     capsys.readouterr()
-    assert cli.main(["compare", "summed/1", "summed/2", "--set", "evaluation.prompts=8"]) == 0
+    assert cli.main(["compare", "models:/summed/1", "models:/summed/2", "--set", "evaluation.prompts=8"]) == 0
     assert "summed 2" in capsys.readouterr().out
 
 
@@ -159,5 +159,5 @@ def test_an_ensemble_is_trained_checked_judged_by_another_and_found_again(run_di
     assert {"member_0/accuracy", "member_1/accuracy", "disagreement"} < set(checks)
     assert record["judges"]["several"]["accuracy_pairs"] == 100
     capsys.readouterr()
-    assert cli.main(["compare", "several/1", "reference", "--set", "evaluation.prompts=8"]) == 0
+    assert cli.main(["compare", "models:/several/1", "reference", "--set", "evaluation.prompts=8"]) == 0
     assert "judge several" in capsys.readouterr().out
