@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_lib.data.joined import items
 from rlhf_lib.evaluation.results import UNHELD
-from rlhf_lib.recipe import Recipe, leaves
+from rlhf_lib.recipe import Recipe, RewardConfig, leaves
 from rlhf_lib.statistics import Interval, counted, no_interval
 from tasks.results import EvaluationResult, PPOResult, RewardArtifact, RewardChecks, StartingPolicy
 
@@ -52,7 +52,7 @@ def model_card(
         ("base model's fingerprint", policy.fingerprint),
         ("prompts", ", ".join(str(source.dataset) for source, _ in items(recipe.data.prompts))),
         *((f"fingerprint of {key}", value) for key, value in leaves(fingerprints).items()),
-        ("reward", f"{recipe.reward.kind} {recipe.reward.function or recipe.reward.model or ''}".strip()),
+        ("reward", _reward(recipe.reward)),
         ("reward's fingerprint", reward.fingerprint),
         ("reward model's held-out accuracy", accuracy),
         ("PPO", f"{ppo.steps} steps of {settings.batch_size} responses, {settings.ppo_epochs} epochs each"),
@@ -158,3 +158,10 @@ def _interval(ci95: Interval | None, count: int, what: str = "prompt") -> str:
     if ci95 is None:
         return no_interval(count, what)
     return f"95% interval [{cell(ci95[0])}, {cell(ci95[1])}], {counted(count, what)}"
+
+
+def _reward(reward: RewardConfig) -> str:
+    if not reward.parts:
+        return f"{reward.kind} {reward.function or reward.model or ''}".strip()
+    combined = f", combined by {reward.combine}" if reward.kind == "ensemble" else ""
+    return f"{reward.kind} of {len(reward.parts)}{combined}"
