@@ -5,8 +5,12 @@ are mirrors: the same words help or refuse, depending on their order ("I will ..
 neither a marker word nor the length tells the two apart, while a model that reads word order can.
 
 An answer has a core (helpful, half-hearted, unhelpful, or none to speak of) and perhaps a tail (helpful or not); the
-chosen answer has the better core, or the same and the better tail. A few rejected answers sound helpful, but to another
-customer's question or about the wrong item.
+chosen answer has the better core, or the same and the better tail. In a third of the pairs the rejected answer is the
+chosen one with one slip: it names another thing than the customer's, or promises what belongs to another topic. Only
+the prompt tells those apart.
+
+A quarter of the test prompts are about things that no training text names, though it has each of their words. What the
+clauses mean for the customer is in judge.py.
 """
 
 import random
@@ -21,7 +25,8 @@ import yaml
 from rlhf_lib.errors import DataError
 
 NAME = "embedded/customer-service"
-SIZES = {"train": 8_000, "test": 500}
+SIZES = {"train": 8_000, "test": 600}
+NEW_ITEM_EVERY = 4  # test prompts
 
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant:"
 
@@ -38,7 +43,8 @@ class Topic(NamedTuple):
 
     vague: str
     which: str
-    items: Sequence[str]
+    kinds: Sequence[str]
+    things: Sequence[str]
     problems: Sequence[str]
     asks: Sequence[str]
     acts: Sequence[str]
@@ -47,6 +53,19 @@ class Topic(NamedTuple):
     faults: Sequence[str]
     costs: Sequence[str]
     facts: Sequence[Mirror]
+
+    @property
+    def every_item(self) -> list[str]:
+        return [f"{kind} {thing}" for kind in self.kinds for thing in self.things]
+
+    @property
+    def new_items(self) -> list[str]:
+        """The items that no training text contains, though it contains each of their words: one of six."""
+        return [f"{self.kinds[i]} {thing}" for i, thing in enumerate(self.things)]
+
+    @property
+    def items(self) -> list[str]:
+        return [item for item in self.every_item if item not in self.new_items]
 
 
 class Phrases(NamedTuple):
@@ -91,7 +110,7 @@ class Shape(NamedTuple):
     weight: int
     chosen: tuple[str, str]
     rejected: tuple[str, str]
-    slip: str = ""  # the rejected answer is about another "topic" or "item"
+    slip: str = ""  # the rejected answer is the chosen one, but for another "topic" or about another "item"
 
 
 SHAPES = (
@@ -107,17 +126,17 @@ SHAPES = (
     Shape(2, ("~", "+"), ("-", "-")),
     Shape(6, ("+", "+"), ("+", "-")),
     Shape(8, ("+", ""), ("", "")),
-    Shape(1, ("+", "+"), ("+", "+"), "topic"),
-    Shape(1, ("+", ""), ("+", ""), "topic"),
-    Shape(1, ("+", "+"), ("+", "+"), "item"),
-    Shape(1, ("+", ""), ("+", ""), "item"),
+    Shape(6, ("+", "+"), ("+", "+"), "topic"),
+    Shape(6, ("+", ""), ("+", ""), "topic"),
+    Shape(15, ("+", "+"), ("+", "+"), "item"),
+    Shape(15, ("+", ""), ("+", ""), "item"),
 )
 
 
 def load(split: str = "train", seed: int = 0) -> datasets.Dataset:
     """Pairs of whole dialogues: columns `chosen` and `rejected`, which share everything up to the last answer.
 
-    `split` is train (8,000 pairs), test (500 pairs, no prompt of which is in train) or a slice such as train[:100].
+    `split` is train (8,000 pairs), test (600 pairs, no prompt of which is in train) or a slice such as train[:100].
     The same seed gives the same rows. Raises DataError for an unknown split.
     """
     try:
@@ -141,7 +160,8 @@ def _rows(seed: int) -> list[tuple[str, str]]:
     rows: dict[str, tuple[str, str]] = {}
     while len(rows) < sum(SIZES.values()):
         topic = rng.choice(topics())
-        item = rng.choice(topic.items)
+        new = len(rows) >= SIZES["train"] and len(rows) % NEW_ITEM_EVERY == 0
+        item = rng.choice(topic.new_items if new else topic.items)
         prompt = _prompt(rng, topic, item)
         chosen, rejected = _answers(rng, topic, item)
         if chosen != rejected:
@@ -179,16 +199,33 @@ def _prompt(rng: random.Random, topic: Topic, item: str) -> str:
 
 def _answers(rng: random.Random, topic: Topic, item: str) -> tuple[str, str]:
     (shape,) = rng.choices(SHAPES, weights=[s.weight for s in SHAPES])
-    wrong_topic = _other(rng, topics(), topic) if shape.slip == "topic" else topic
-    wrong_item = _other(rng, wrong_topic.items, item) if shape.slip else item
-    while True:
-        chosen = _answer(rng, topic, item, *shape.chosen)
-        rejected = _answer(rng, wrong_topic, wrong_item, *shape.rejected)
-        if not shape.slip or (item in chosen and wrong_item in rejected):  # a slip shows only where things are named
-            return chosen, rejected
+    if shape.slip == "topic":
+        return _wrong_topic(rng, topic, item, shape)
+    if shape.slip == "item":
+        return _wrong_item(rng, topic, item, shape)
+    chosen, rejected = (_answer(rng, topic, *side).format(item=item) for side in (shape.chosen, shape.rejected))
+    return chosen, rejected
 
 
-def _answer(rng: random.Random, topic: Topic, item: str, core: str, tail: str) -> str:
+def _wrong_item(rng: random.Random, topic: Topic, item: str, shape: Shape) -> tuple[str, str]:
+    """The same answer about the customer's item and about another, of this topic or of any."""
+    others = topic if rng.random() < 0.5 else _other(rng, topics(), topic)
+    while "{item}" not in (answer := _answer(rng, topic, *shape.chosen)):  # a slip shows only where things are named
+        pass
+    return answer.format(item=item), answer.format(item=_other(rng, others.items, item))
+
+
+def _wrong_topic(rng: random.Random, topic: Topic, item: str, shape: Shape) -> tuple[str, str]:
+    """The same clauses about the same item, with what another topic would do; pairs without a difference are left out
+    by the caller."""
+    seed = rng.getrandbits(32)
+    other = _other(rng, topics(), topic)
+    chosen, rejected = (_answer(random.Random(seed), about, *shape.chosen) for about in (topic, other))
+    return chosen.format(item=item), rejected.format(item=item)
+
+
+def _answer(rng: random.Random, topic: Topic, core: str, tail: str) -> str:
+    """An answer in which the item is still to be filled in."""
     mirrors = topic.facts if rng.random() < 0.12 else phrases().cores
     answers = {"+": rng.choice(mirrors)[0], "-": rng.choice(mirrors)[1], "~": rng.choice(phrases().half_measures)}
     parts = [
@@ -205,8 +242,7 @@ def _answer(rng: random.Random, topic: Topic, item: str, core: str, tail: str) -
         "fault": rng.choice(topic.faults),
         "cost": rng.choice(topic.costs),
     }
-    # twice: the phrases that fill a slot have {item} in them
-    return _join(*(_sentence(part.format(**values, item="{item}").format(item=item)) for part in parts))
+    return _join(*(_sentence(part.format(**values, item="{item}")) for part in parts))
 
 
 def _sentence(text: str) -> str:
