@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
+    from rlhf_lib.models.critic import Critic
     from rlhf_lib.models.policy import Policy
     from rlhf_lib.ppo.trainer import PPOTrainer
 
@@ -186,14 +187,18 @@ def build_policy(job: Job) -> Policy:
 
     from rlhf_lib.models.loading import load_policy
     from rlhf_lib.models.policy import Policy
+    from rlhf_lib.rewards.critic import load_critic
 
     settings = job.recipe.policy
+    critic: bool | Critic = settings.critic == "separate"
+    if settings.critic == "reward":
+        critic = load_critic(job.recipe, job.reward, job.policy, job.score_constants)
     torch.manual_seed(job.recipe.seed)  # LoRA draws its weights
     return Policy(
         load_policy(job.policy, torch.float32, settings.trust_remote_code),
         settings.lora,
         unfrozen_layers=settings.unfrozen_layers,
-        critic=settings.critic == "separate",
+        critic=critic,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
 

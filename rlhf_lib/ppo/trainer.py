@@ -112,8 +112,7 @@ class PPOTrainer:
             raise RLHFError(f"config.eval_every is {config.eval_every}, and there are no eval_prompts to evaluate on")
         self.processes = Processes(accelerator)
         self.processes.check(batch_size=config.batch_size, mini_batch_size=config.mini_batch_size)
-        self.step = 0
-        self.stopped = False  # by the threshold
+        self.step, self.stopped = 0, False  # stopped: by the threshold
         self.rollout_window: Callable[[], AbstractContextManager] = nullcontext  # see ppo/interrupt.py
         self.reuse_sampled: bool | None = {"recompute": False, "sampling": True}.get(config.old_logprobs)
         self.samples: list[dict] = []
@@ -193,7 +192,8 @@ class PPOTrainer:
                 batch.values_BT, rewards_BT, batch.mask_BT, gamma=self.config.gamma, lam=self.config.lam
             )
             batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
-        with timer("time/ppo/optimize_step"), advice():
+        warming = self.step < self.config.critic_warmup
+        with timer("time/ppo/optimize_step"), advice(), self.processes.learning(self.policy, values_alone=warming):
             updates, target = UpdateStatistics(), self.config.target_kl
             for epoch in range(self.config.ppo_epochs):
                 for rows in self._minibatches(epoch, len(scores_B)):
@@ -202,7 +202,8 @@ class PPOTrainer:
                     break
         batch.bottom = None  # no longer needed, and large
         stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled.ended, updates.means())
-        self.kl_controller.update(stats["objective/kl"], len(scores_B))
+        if not warming:
+            self.kl_controller.update(stats["objective/kl"], len(scores_B))
         self.scheduler.step()
         self.step += 1
         return stats | timer.seconds
@@ -370,8 +371,7 @@ class PPOTrainer:
 
     def _parts(self, batch: Batch) -> Iterator[np.ndarray]:
         """Micro-batches of this process's share of the batch."""
-        share = self.processes.share(len(batch.queries))
-        rows = np.arange(share.start, share.stop)
+        rows = np.arange(len(batch.queries))[self.processes.share(len(batch.queries))]
         return (rows[part] for part in micro_batches(batch.lengths(rows), self.config.micro_batch_tokens))
 
     def _gather(self, parts: Sequence[Tensor]) -> Tensor:

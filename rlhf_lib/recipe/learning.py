@@ -68,8 +68,10 @@ class PolicyConfig(Section):
         description="only the top N blocks learn, or with -N all but the bottom N; tied embeddings and a seq2seq "
         "model's encoder are frozen too. A causal model's frozen part runs once a batch",
     )
-    critic: Literal["shared", "separate"] = Field(
-        "shared", description="the value head's trunk: the policy's, or a copy"
+    critic: Literal["shared", "separate", "reward"] = Field(
+        "shared",
+        description="the value head's trunk: the policy's; a copy; or that of the reward model, whose score head the "
+        "value head then starts as",
     )
     gradient_checkpointing: bool = Field(False, description="less memory, for a second forward pass in each update")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
@@ -142,7 +144,13 @@ class PPOConfig(Section):
     ppo_epochs: Positive = Field(4, description="passes over a batch, each in a fresh order")
     learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, after warm-up")
     value_learning_rate: float | None = Field(
-        None, ge=0, description="the value head's, and that of a separate critic; null: learning_rate"
+        None, ge=0, description="the value head's, and that of a critic with a trunk of its own; null: learning_rate"
+    )
+    critic_warmup: int = Field(
+        0,
+        ge=0,
+        description="steps at the start in which the value function alone learns: the policy stays as it is, and its "
+        "learning-rate schedule and the adaptive KL coefficient begin after them",
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw", description="8bit: the moments take a quarter of the memory (needs bitsandbytes)"
@@ -237,6 +245,16 @@ class PPOConfig(Section):
             raise ValueError(f"keep_best {self.keep_best} needs eval_every")
         if self.keep_best_max_kl is not None and self.keep_best is None:
             raise ValueError("keep_best_max_kl needs keep_best, the statistic to pick a step by, say ppo/mean_scores")
+        if self.critic_warmup and not self.vf_coef:
+            raise ValueError(
+                "critic_warmup trains the value function, which vf_coef 0 switches off: set vf_coef above 0, or "
+                "critic_warmup to 0"
+            )
+        if self.critic_warmup >= self.steps:
+            raise ValueError(
+                f"critic_warmup ({self.critic_warmup}) leaves the policy none of the {self.steps} steps to learn in: "
+                "lower it, or raise steps"
+            )
         if self.mini_batch_size and self.mini_batch_size > self.batch_size:
             raise ValueError(f"mini_batch_size ({self.mini_batch_size}) is more than batch_size ({self.batch_size})")
         return self

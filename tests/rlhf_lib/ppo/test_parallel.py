@@ -154,16 +154,16 @@ def near(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "load", "policy"),
+    ("build", "load", "policy", "ppo"),
     [
-        (tiny_gpt2, AutoModelForCausalLM, {}),
-        (tiny_gpt2, AutoModelForCausalLM, {"unfrozen_layers": 1}),
-        (tiny_t5, AutoModelForSeq2SeqLM, {"lora": {"r": 4, "alpha": 8}}),
+        (tiny_gpt2, AutoModelForCausalLM, {}, {"critic_warmup": 1}),
+        (tiny_gpt2, AutoModelForCausalLM, {"unfrozen_layers": 1}, {}),
+        (tiny_t5, AutoModelForSeq2SeqLM, {"lora": {"r": 4, "alpha": 8}}, {}),
     ],
-    ids=["gpt2", "gpt2, top block", "t5, LoRA"],
+    ids=["gpt2, warm-up of the value head", "gpt2, top block", "t5, LoRA"],
 )
-def test_two_processes_compute_what_one_does(job, build, load, policy):
-    one, two = job("one", 1, build, policy=policy), job("two", 2, build, policy=policy)
+def test_two_processes_compute_what_one_does(job, build, load, policy, ppo):
+    one, two = (job(name, count, build, policy=policy, **ppo) for name, count in (("one", 1), ("two", 2)))
     alone = list(train(one))
     agree(list(train(two)), alone)
     near(learnt(two, load), learnt(one, load))
@@ -223,7 +223,7 @@ def test_an_interrupted_run_keeps_the_step_that_all_processes_have_done(job):
 
 
 def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job, monkeypatch):
-    options = {"steps": 4, "checkpoint_every": 2}
+    options = {"steps": 5, "checkpoint_every": 2, "critic_warmup": 3}  # which goes on after the checkpoint
     whole = job("whole", 1, **options)
     expected = list(train(whole))
 
@@ -237,7 +237,7 @@ def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job,
     monkeypatch.setattr(ppo_run, "launch_command", lambda _job, file: [*worker, str(file)])
     sharded = job("sharded", 2, **options)
     events = list(launch(sharded))
-    assert [event.resumed for event in events] == [True, True, False, False]
+    assert [event.resumed for event in events] == [True, True, False, False, False]
     agree(events, expected)
     near(learnt(sharded), learnt(whole))
 
