@@ -13,6 +13,7 @@ from rlhf_lib.recipe.judges import check_judges
 def check_requirements(recipe: Recipe) -> None:
     """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders."""
     from rlhf_lib.data.corpus import load_texts
+    from rlhf_lib.evaluation.harness import check_tasks
     from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
@@ -25,6 +26,8 @@ def check_requirements(recipe: Recipe) -> None:
     pick_device(recipe.compute)
     check_optimizer(recipe.ppo)
     import_metrics(recipe.evaluation.metrics)
+    if recipe.evaluation.lm_eval is not None:
+        check_tasks(recipe.evaluation.lm_eval)
     if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
         raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file. Name one, or set it to null")
     scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
