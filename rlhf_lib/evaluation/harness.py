@@ -1,5 +1,5 @@
-"""Tasks of EleutherAI's lm-evaluation-harness before and after PPO: whether the policy lost what the reward doesn't look
-at (Biderman et al. 2024, "Lessons from the Trenches on Reproducible Evaluation of Language Models")."""
+"""Tasks of EleutherAI's lm-evaluation-harness before and after PPO: whether the policy lost what the reward doesn't
+look at (Biderman et al. 2024, "Lessons from the Trenches on Reproducible Evaluation of Language Models")."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _values(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's progress bars, which it can't be asked to leave out, and its remarks on how it is called."""
+    """Without the harness's progress bars, which it can't be asked to leave out, and remarks on how it is called."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -53,8 +53,9 @@ def judge(
     """(passed, [{name, figure, threshold, passed, detail}], reason) of a candidate.
 
     `evaluation` holds reward (delta, ci95, prompts), `judges` by name where there are any, perplexity or None,
-    `lm_eval` by task likewise, answer_perplexity where `trained_on` says "answers" (see `gated_perplexity`), diversity and kl of policy against
-    reference, and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass.
+    answer_perplexity where `trained_on` says "answers" (see `gated_perplexity`), diversity and kl of policy against
+    reference, `lm_eval` by task where there are any, and `held_out`: false where the prompts were training prompts,
+    which only `allow_unheld` lets pass.
     `duel` is what `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there
     is none. Its `champion_reward` is the same under the reward that the champion was trained for, {"error": why} where
     that couldn't be had, and absent where it is this policy's own; its `judges` the same by each judge. The champion

@@ -100,7 +100,8 @@ def build_report(
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
-    `baselines`: what cheaper methods get. `tasks`: those of `evaluation.lm_eval`. `warnings`: what weakens the result, in sentences.
+    `baselines`: what cheaper methods get. `tasks`: what changed in those of `evaluation.lm_eval`. `warnings`: what
+    weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [

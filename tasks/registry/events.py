@@ -1,5 +1,5 @@
-"""What Prefect hears of a champion: an event each time that a version becomes one, or a run's version does not, which an
-automation can answer (deploy/automations.yaml)."""
+"""What Prefect hears of a champion: an event each time that a version becomes one, or a run's version does not, which
+an automation can answer (deploy/automations.yaml)."""
 
 from __future__ import annotations
 
