@@ -211,6 +211,6 @@ def _metric(name: str, loaded: Any, wanted: str | None) -> tuple[str, bool]:
             "after: remove it (for perplexity there is evaluation.perplexity)"
         )
     if wanted is not None and wanted not in usable:
-        raise RecipeError(f"{KEY}.metrics.{name}: there is no {wanted}: use {' or '.join(usable)}")
+        raise RecipeError(f"{KEY}.metrics: {name} has no {wanted}: use {' or '.join(usable)}")
     metric = wanted or usable[0]
     return metric, bool(tasks[0].higher_is_better()[metric])

@@ -47,8 +47,13 @@ def task_files(tmp_path_factory):
         "doc_to_target": "{{question}}",
         "metric_list": [{"metric": "word_perplexity"}],
     }
+    fewer = choice | {"task": "fewer_words", "process_docs": "!function pick.first_six"}
     for task in (choice, rolling):
         (root / f"{task['task']}.yaml").write_text(yaml.safe_dump(task | data))
+    six = yaml.safe_dump(fewer | data).replace("'!function pick.first_six'", "!function pick.first_six")
+    (root / "fewer_words.yaml").write_text(six)
+    (root / "pick.py").write_text("def first_six(documents):\n    return documents.select(range(6))\n")
+    (root / "both.yaml").write_text(yaml.safe_dump({"group": "both", "task": ["next_words", "fewer_words"]}))
     missing = choice | {"task": "missing", "dataset_path": "nobody/nothing-here"}
     (root / "missing.yaml").write_text(yaml.safe_dump(missing))
     return root
@@ -95,6 +100,15 @@ def test_examples_before_the_question_are_as_many_as_asked_for(folder):
     assert plain.reference != shot.reference
 
 
+def test_in_a_group_every_document_counts_the_same(folder):
+    models = {"reference": tiny_gpt2(0).eval(), "policy": tiny_gpt2(3).eval()}
+    rows = [([8 + i, 9 + i], i % 2) for i in range(24)]
+    after = likelier(models["policy"], rows, [[5], [6, 7]])
+    (found,) = measure_tasks(models, word_tokenizer(), settings(folder, "both"))
+    assert (found.name, found.documents) == ("both", 30)
+    assert found.policy == pytest.approx((sum(after) + sum(after[:6])) / 30)
+
+
 def test_changes_are_paired_by_document():
     before = {("arc", i): float(i % 2) for i in range(40)}
     after = {("arc", i): float(i < 30) * (i % 2) for i in reversed(range(40))}
@@ -139,7 +153,7 @@ def test_the_gate_holds_for_the_intervals_lower_end(measured, least, passes):
     [
         ({"tasks": ["next_word"]}, RecipeError, "no task next_word: did you mean next_words"),
         ({"tasks": ["texts"]}, RecipeError, "texts has no metric with a value for each document"),
-        ({"metrics": {"next_words": "f1"}}, RecipeError, "metrics.next_words: there is no f1: use acc or acc_norm"),
+        ({"metrics": {"next_words": "f1"}}, RecipeError, "metrics: next_words has no f1: use acc or acc_norm"),
         ({"tasks": ["missing"]}, DataError, "missing can't be opened: .*HF_HUB_OFFLINE is set: run once with the hub"),
     ],
 )
