@@ -159,7 +159,7 @@ def _manager(settings: LmEvalConfig) -> TaskManager:
         if not Path(settings.include_path).is_dir():
             raise RecipeError(f"{KEY}.include_path {settings.include_path}: no such folder")
         own = _listed(settings.include_path, False)
-        if set(settings.tasks) <= set(own.all_subtasks):
+        if all(_complete(own, name) for name in settings.tasks):
             return own
     manager = _listed(settings.include_path, True)
     for name in settings.tasks:
@@ -168,6 +168,14 @@ def _manager(settings: LmEvalConfig) -> TaskManager:
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise RecipeError(f"{KEY}.tasks: the harness has no task {name}: {hint}lm-eval ls tasks lists them")
     return manager
+
+
+def _complete(manager: TaskManager, name: str) -> bool:
+    """Whether the list has the task, or the group with all its tasks."""
+    entry = manager.task_index.get(name)
+    parts = (entry.cfg or {}).get("task") if entry else None
+    inner = parts if isinstance(parts, list) else []
+    return entry is not None and all(isinstance(part, str) and _complete(manager, part) for part in inner)
 
 
 @cache
