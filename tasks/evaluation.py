@@ -57,6 +57,7 @@ def evaluate_policy(
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_policy
+    from rlhf_lib.evaluation.harness import measure_tasks
     from rlhf_lib.evaluation.judges import judge_policy
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
@@ -179,6 +180,10 @@ def evaluate_policy(
                 f"{counts['rule']} (cut: {counts['truncated']:,}; without a token to score: {counts['skipped']:,})."
             )
 
+        tasks = recipe.evaluation.lm_eval
+        kept = measure_tasks(models, tokenizer, tasks, dtype=dtype, seed=recipe.seed) if tasks else []
+        metrics |= flat_metrics({"lm_eval": {found.name: found.record for found in kept}})
+
         asked = recipe.evaluation.probes
         with autocast(device, dtype):
             answers = {name: next_token_differences(model, tokenizer, asked) for name, model in models.items()}
@@ -211,6 +216,7 @@ def evaluate_policy(
             warnings=[*gates_off(recipe.reward.checks), *(warning["message"] for warning in ppo.warnings)],
             answer_perplexity=answer_perplexity,
             baselines=baselines,
+            tasks=kept,
             seed=recipe.seed,
         )
         s.log_metrics(metrics)
@@ -231,6 +237,7 @@ def evaluate_policy(
                 diversity=comparison.diversity,
                 measured={change.key: change.record for change in changes},
                 judges={judgement.name: judgement.record for judgement in judged},
+                lm_eval={found.name: found.record for found in kept},
                 baselines=baselines.record,
                 kl=comparison.kl,
                 report=str(page),

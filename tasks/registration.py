@@ -16,7 +16,7 @@ from prefect import task
 from rlhf_lib.errors import EnvironmentFault, RLHFError
 from rlhf_lib.evaluation.measures import flat_metrics
 from rlhf_lib.recipe import Recipe, RewardConfig
-from tasks.registry import champions, policies, versions
+from tasks.registry import champions, events, policies, versions
 from tasks.registry.model_card import model_card
 from tasks.results import (
     EvaluationResult,
@@ -144,6 +144,9 @@ def register_policy(
         version = str(made.version)
         if promoted and not crowned:
             champions.crown(name, version, "gates", reason)
+        elif not promoted:
+            unchanged: events.Happened = "waiting" if passed else "refused"
+            events.tell(unchanged, name, version, champion=present, why=reason, who=champions.user())
         outcome = {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
         mlflow.set_tags(outcome)
         for key, value in outcome.items():
@@ -314,6 +317,7 @@ def _metrics(
         "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
         "evaluation": evaluation.measured,
         "judge": evaluation.judges,
+        "lm_eval": evaluation.lm_eval,
     }
     if duel and "error" not in duel:
         tree["duel"] = {

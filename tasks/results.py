@@ -194,6 +194,7 @@ class EvaluationResult(StageResult):
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
     baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges
     judges: dict[str, dict[str, Any]] = {}  # by evaluation.judges: reference, policy, delta, ci95, win_rate, ...
+    lm_eval: dict[str, dict[str, Any]] = {}  # by task: metric, reference, policy, delta, ci95, documents
     kl: float  # nats per response
     report: str  # the page's path
     prompts: int = 0
@@ -271,6 +272,7 @@ def run_record(
         "metrics": evaluation and (evaluation.measured or None),
         "baselines": evaluation and (evaluation.baselines or None),
         "judges": evaluation and (evaluation.judges or None),
+        "lm_eval": evaluation and (evaluation.lm_eval or None),
         "evaluation": evaluation
         and {
             "prompts": evaluation.prompts,

@@ -81,6 +81,16 @@ def run_table(record: Record) -> str:
             (name, number(own["reference"]), number(own["policy"]), change(own))
             for name, own in (record.get("metrics") or {}).items()
         ),
+        *(
+            (
+                name,
+                number(found["reference"]),
+                number(found["policy"]),
+                f"{found['metric']}, delta {number(found['delta'], '+.3f')}, "
+                f"{_interval(found['ci95'], found['documents'], '+.3f', 'document')}",
+            )
+            for name, found in (record.get("lm_eval") or {}).items()
+        ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
         *_baseline_rows(record.get("baselines") or {}),
         ("reward model", "", number(learned["accuracy"]), accuracy),

@@ -54,7 +54,8 @@ def judge(
 
     `evaluation` holds reward (delta, ci95, prompts), `judges` by name where there are any, perplexity or None,
     answer_perplexity where `trained_on` says "answers" (see `gated_perplexity`), diversity and kl of policy against
-    reference, and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass.
+    reference, `lm_eval` by task where there are any, and `held_out`: false where the prompts were training prompts,
+    which only `allow_unheld` lets pass.
     `duel` is what `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there
     is none. Its `champion_reward` is the same under the reward that the champion was trained for, {"error": why} where
     that couldn't be had, and absent where it is this policy's own; its `judges` the same by each judge. The champion
@@ -79,6 +80,9 @@ def judge(
         if gates.min_judge_delta is not None and judged["only_reports"] is None:
             least, found = _gain(judged, "the reference", f"the mean gained by judge {name}")
             results.append(Gate.judge(f"judge/{name}", least, "above", gates.min_judge_delta, found))
+    for name, found in (evaluation.get("lm_eval") or {}).items():
+        if gates.min_lm_eval_delta is not None:
+            results.append(_keeps(name, found, gates.min_lm_eval_delta))
     ratio, found = _ratio(what, perplexity.get("reference"), perplexity.get("policy"))
     if ratio is not None and gates.max_perplexity_ratio is not None:
         results.append(Gate.judge("max_perplexity_ratio", ratio, "at most", gates.max_perplexity_ratio, found))
@@ -140,6 +144,21 @@ def _wins_duel(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> Gat
         return Gate(name, None, 0.0, False, f"{fit}, but there must be at least {gates.min_prompts} (min_prompts)")
     least, found = _gain(duel, champion)
     return Gate.judge(name, least, "above", 0.0, found)
+
+
+def _keeps(name: str, found: Mapping[str, Any], threshold: float) -> Gate:
+    """A task of the harness; of a metric where less is better, the difference counts the other way round."""
+    sign = 1.0 if found["higher_is_better"] else -1.0
+    delta, documents = sign * found["delta"], found["documents"]
+    way = "policy less reference" if found["higher_is_better"] else "reference less policy"
+    told = f"{found['metric']} on {name}, {way}, is {delta:+.4g}"
+    if not found["ci95"]:
+        least, told = delta, f"{told} ({no_interval(documents, 'document')}); it"
+    else:
+        least, most = sorted(sign * end for end in found["ci95"])
+        interval = f"95% interval {least:.4g} to {most:.4g}, {counted(documents, 'document')}"
+        told = f"{told} ({interval}); the interval's lower end"
+    return Gate.judge(f"lm_eval/{name}", least, "above", threshold, told)
 
 
 def _gain(gained: Mapping[str, Any], over: str, what: str = "the mean score gained") -> tuple[float, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lib.evaluation.baselines import Baselines
+from rlhf_lib.evaluation.harness import TaskChange
 from rlhf_lib.evaluation.judges import Judgement
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
@@ -61,6 +62,7 @@ class BeforeAfterReport:
     baselines: Baselines
     judges: Sequence[Judgement] = ()
     warnings: Sequence[str] = ()
+    tasks: Sequence[TaskChange] = ()
 
     @property
     def told(self) -> list[str]:
@@ -88,6 +90,7 @@ def build_report(
     answer_perplexity: Mapping[str, float] | None = None,
     baselines: Baselines | None = None,
     judges: Sequence[Judgement] = (),
+    tasks: Sequence[TaskChange] = (),
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -97,7 +100,8 @@ def build_report(
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
-    `baselines`: what cheaper methods get. `warnings`: what weakens the result, in sentences.
+    `baselines`: what cheaper methods get. `tasks`: what changed in those of `evaluation.lm_eval`. `warnings`: what
+    weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -133,13 +137,14 @@ def build_report(
         *_DEFINITIONS,
         *([_JUDGES] if judges else []),
         *([_METRICS] if metrics else []),
+        *([_TASKS] if tasks else []),
         *([_PROBES] if probes else []),
     ]
     definitions += [_SHIFTS] if moved else []
     baselines = baselines or Baselines()
     told = [*notes, *baselines.notes(), *definitions]
     return BeforeAfterReport(
-        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, judges, warnings
+        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, judges, warnings, tasks
     )
 
 
@@ -175,6 +180,10 @@ _METRICS = (
     "Your metrics: means over the responses to which each applies; change and interval, a paired bootstrap's, over the "
     "prompts where it applies both before and after. There is no interval for a handful of prompts, nor for a metric "
     "with one value for all responses."
+)
+_TASKS = (
+    "Tasks of lm-evaluation-harness: the mean of the metric over the documents; change and interval, a paired "
+    "bootstrap's over the documents of both."
 )
 _PROBES = (
     "Next token: the logit of the first word less that of the second, as the token after the prompt; of a word that "

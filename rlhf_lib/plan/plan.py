@@ -208,6 +208,7 @@ def gate_thresholds(recipe: Recipe) -> dict[str, float]:
     """The gates that a version must pass to become champion, under their keys in `registration.gates`."""
     unmeasured = {"max_perplexity_ratio"} if recipe.evaluation.perplexity is None else set()
     unmeasured |= set() if recipe.evaluation.judges else {"min_judge_delta"}
+    unmeasured |= set() if recipe.evaluation.lm_eval else {"min_lm_eval_delta"}
     unmeasured |= {"min_prompts"} if recipe.data.prompts.unheld else set()
     return {key: value for key, value in _thresholds(recipe.registration.gates).items() if key not in unmeasured}
 

@@ -15,6 +15,7 @@ from rlhf_lib.recipe.judges import check_judges
 def check_requirements(recipe: Recipe) -> None:
     """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders."""
     from rlhf_lib.data.corpus import load_texts
+    from rlhf_lib.evaluation.harness import check_tasks
     from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
@@ -29,6 +30,8 @@ def check_requirements(recipe: Recipe) -> None:
     check_optimizer(recipe.ppo)
     import_metrics(recipe.evaluation.metrics)
     check_accelerate(recipe)
+    if recipe.evaluation.lm_eval is not None:
+        check_tasks(recipe.evaluation.lm_eval)
     scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
     seq2seq = scratch is not None and scratch.architecture == "t5"
     if recipe.policy.model is not None:

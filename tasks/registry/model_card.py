@@ -39,6 +39,10 @@ def model_card(
     before_after = [
         ("reward", learned["reference"], learned["policy"]),
         *((f"judge {name}", found["reference"], found["policy"]) for name, found in evaluation.judges.items()),
+        *(
+            (f"{found['metric']} on {name}", found["reference"], found["policy"])
+            for name, found in evaluation.lm_eval.items()
+        ),
         ("perplexity (by token)", checked.get("reference"), checked.get("policy")),
         ("perplexity (mean of texts)", checked.get("mean_per_text_reference"), checked.get("mean_per_text_policy")),
         ("perplexity of the answers (by token)", answers.get("reference"), answers.get("policy")),

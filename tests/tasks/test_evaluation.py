@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from mlflow.artifacts import download_artifacts
 from prefect import flow
@@ -17,7 +18,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from rlhf_lib.evaluation.perplexity import Perplexity
 from rlhf_lib.recipe import Recipe
 from tasks.evaluation import evaluate_policy
-from tasks.results import EvaluationResult, Folders, PPOResult, PreparedData, RewardArtifact, StartingPolicy
+from tasks.results import (
+    EvaluationResult,
+    Folders,
+    PPOResult,
+    PreparedData,
+    RewardArtifact,
+    StartingPolicy,
+    run_record,
+)
 from tasks.tracking.runs import PipelineRun
 
 WORDS = ["<eos>", *"abcdefghijklmnopqrs"]
@@ -42,6 +51,21 @@ def folders(tmp_path_factory):
     Dataset.from_dict({"query": queries, "prompt": queries, "input_ids": ids}).save_to_disk(root / "prompts")
     (root / "texts").mkdir()
     Dataset.from_dict({"chosen": ["a b c", "d e " * 20, ""]}).to_json(root / "texts" / "test.jsonl")
+    (root / "tasks").mkdir()
+    Dataset.from_dict({"question": queries}).to_json(root / "tasks" / "questions.jsonl")
+    mean = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+    task = {
+        "task": "avoids_a",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(root / "tasks" / "questions.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["a", "p"],
+        "doc_to_target": 1,
+        "metric_list": [mean],
+    }
+    (root / "tasks" / "avoids_a.yaml").write_text(yaml.safe_dump(task))
     return root
 
 
@@ -68,7 +92,8 @@ def evaluated(folders, prefect_server, mlflow_store):
         "policy": {"model": str(folders / "reference")},
         "reward": {"kind": "function", "function": f"{__name__}:count_a"},
         "generation": {"max_new_tokens": 6},
-        "evaluation": {"prompts": 32, "perplexity": {}, "metrics": [f"{__name__}:metric_fn"]},
+        "evaluation": {"prompts": 32, "perplexity": {}, "metrics": [f"{__name__}:metric_fn"]}
+        | {"lm_eval": {"tasks": ["avoids_a"], "include_path": str(folders / "tasks")}},
         "compute": {"device": "cpu", "precision": "fp32"},
     }
 
@@ -78,6 +103,7 @@ def evaluated(folders, prefect_server, mlflow_store):
         if not with_perplexity:
             recipe.evaluation.perplexity = None
             recipe.evaluation.metrics = []
+            recipe.evaluation.lm_eval = None
             recipe.evaluation.best_of = None
         with mlflow.start_run() as parent:
             run = PipelineRun(run_dir=str(folders / "runs"), parent_run_id=parent.info.run_id)
@@ -161,6 +187,21 @@ def test_metrics_of_one_s_own_are_before_and_after(evaluated):
     assert table["letters/a_after"].tolist() == table["score_after"].tolist()
     assert without.measured == {}
     assert not [name for name in without.metrics if name.startswith("evaluation/")]
+
+
+def test_a_task_of_the_harness_is_in_the_record_the_metrics_and_the_report(evaluated):
+    """The policy learned to say `a`, and so unlearned the task whose answer it isn't."""
+    record, without = evaluated[0][True], evaluated[0][False]
+    found = record.lm_eval["avoids_a"]
+    assert (found["metric"], found["documents"], found["higher_is_better"]) == ("acc", 36, 1)
+    assert found["delta"] == pytest.approx(found["policy"] - found["reference"])
+    assert found["ci95"][1] < 0
+    assert record.metrics["lm_eval/avoids_a/delta"] == found["delta"]
+    assert record.metrics["lm_eval/avoids_a/ci95_low"] == found["ci95"][0]
+    page = Path(record.report).read_text(encoding="utf-8")
+    assert "<tr><td>avoids_a</td><td>acc</td>" in page
+    assert run_record("counting", "", {"evaluation": record})["lm_eval"] == record.lm_eval
+    assert without.lm_eval == {}
 
 
 def test_a_figure_that_does_not_apply_is_left_out(evaluated):
