@@ -32,7 +32,7 @@ WORDS, MOST = 4, 10  # words in a phrase, phrases
 LEAST_SHARE = 0.02  # of the policy's answers that hold a phrase, and five answers at least
 SAME_ANSWERS = 0.8  # Jaccard similarity of two phrases' answers from which they count as one
 RESAMPLES = 1000
-WARN_SHARE = 0.5  # of the gain: see docs/log.md
+WARN_SHARE = 0.5  # of the gain, most of it: a rule of thumb
 
 Floats = NDArray[np.float64]
 
