@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 if TYPE_CHECKING:
-    from rlhf_lib.recipe.data import NearDuplicatesConfig
+    from rlhf_lib.recipe import NearDuplicatesConfig
 
 HASHES = 128  # of a MinHash
 _MISSED = 0.99  # weight of a missed pair against that of a needless candidate: those are only counted

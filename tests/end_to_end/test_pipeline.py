@@ -66,6 +66,7 @@ RECORD = {
     "metrics": None,
     "baselines": {f"best_of_{n}" for n in (1, 2, 4)},
     "judges": None,
+    "phrases": None,
     "evaluation": {"prompts", "distinct_prompts", "held_out"},
     "until": None,
     "stages": set(STAGES),

@@ -10,7 +10,7 @@ from rlhf_lib.data.losses import data_losses, table
 from rlhf_lib.data.near_duplicates import NearDuplicate, jaccard, near_duplicates, shingles
 from rlhf_lib.data.prompts import load_prompts
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe.data import NearDuplicatesConfig
+from rlhf_lib.recipe import NearDuplicatesConfig
 from tests.rlhf_lib.data.test_prompts import make
 
 DEFAULT = NearDuplicatesConfig()
