@@ -62,6 +62,7 @@ def evaluate_policy(
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
     from rlhf_lib.evaluation.perplexity import measure_perplexity
+    from rlhf_lib.evaluation.phrases import phrases_behind_gain
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
     from rlhf_lib.evaluation.results import SFT_ON_CHOSEN
@@ -195,6 +196,13 @@ def evaluate_policy(
             metrics |= {f"probes/{i}/reference": probe.reference, f"probes/{i}/policy": probe.policy}
 
         before, after = comparison.reference, comparison.policy
+        phrases = phrases_behind_gain(
+            before.texts, after.texts, comparison.deltas, prompts=comparison.queries, seed=recipe.seed
+        )
+        metrics |= phrases.metrics
+        warnings = [{"kind": "phrases", "message": phrases.warning}] if phrases.warning else []
+        for warning in warnings:
+            logger.warning("evaluation: %s", warning["message"])
         drawings = {
             "scores": plots.score_histogram(before.scores, after.scores),
             "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95, comparison.reward.prompts),
@@ -213,7 +221,11 @@ def evaluate_policy(
             probes=probes,
             metrics=changes,
             judges=judged,
-            warnings=[*gates_off(recipe.reward.checks), *(warning["message"] for warning in ppo.warnings)],
+            warnings=[
+                *gates_off(recipe.reward.checks),
+                *(warning["message"] for warning in [*ppo.warnings, *warnings]),
+            ],
+            phrases=phrases,
             answer_perplexity=answer_perplexity,
             baselines=baselines,
             tasks=kept,
@@ -238,6 +250,8 @@ def evaluate_policy(
                 measured={change.key: change.record for change in changes},
                 judges={judgement.name: judgement.record for judgement in judged},
                 lm_eval={found.name: found.record for found in kept},
+                phrases=phrases.record,
+                warnings=warnings,
                 baselines=baselines.record,
                 kl=comparison.kl,
                 report=str(page),

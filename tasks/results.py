@@ -195,6 +195,8 @@ class EvaluationResult(StageResult):
     baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges
     judges: dict[str, dict[str, Any]] = {}  # by evaluation.judges: reference, policy, delta, ci95, win_rate, ...
     lm_eval: dict[str, dict[str, Any]] = {}  # by task: metric, reference, policy, delta, ci95, documents
+    phrases: dict[str, Any] = {}  # phrases, share of the gain, ci95, answers
+    warnings: list[dict[str, Any]] = []  # kind, message
     kl: float  # nats per response
     report: str  # the page's path
     prompts: int = 0
@@ -263,7 +265,7 @@ def run_record(
             "kl": evaluation.kl if evaluation else ppo.kl,
             "warnings": len(ppo.warnings),
         },
-        "warnings": ppo and ppo.warnings,
+        "warnings": ppo and [*ppo.warnings, *(evaluation.warnings if evaluation else [])],
         "reward": evaluation and evaluation.reward,
         "perplexity": evaluation and evaluation.perplexity,
         "answer_perplexity": evaluation and evaluation.answer_perplexity,
@@ -273,6 +275,7 @@ def run_record(
         "baselines": evaluation and (evaluation.baselines or None),
         "judges": evaluation and (evaluation.judges or None),
         "lm_eval": evaluation and (evaluation.lm_eval or None),
+        "phrases": evaluation and (evaluation.phrases or None),
         "evaluation": evaluation
         and {
             "prompts": evaluation.prompts,

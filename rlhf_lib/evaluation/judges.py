@@ -19,6 +19,7 @@ from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.recipe.judges import JudgeConfig, is_rewarded
 from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
 from rlhf_lib.rewards.build import build_reward
+from rlhf_lib.rewards.check_baselines import longer_wins
 from rlhf_lib.rewards.check_measures import pairwise_outcomes
 from rlhf_lib.statistics import LEAST_FOR_INTERVAL, Interval, counted, mean_interval, no_interval, rank_correlation
 
@@ -31,12 +32,15 @@ _RIDGE = 1e-6  # on the slope alone: it is finite where length tells the winner
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often a judge prefers the chosen answer of a pair, ties counting half; the interval is clustered by prompt,
+    """How often a judge prefers the chosen answer of a pair, ties counting half, and how often the longer answer is the
+    chosen one. `gain_ci95`: of the difference between the two on the same pairs. The intervals are clustered by prompt,
     None for a handful of them."""
 
     share: float
     ci95: Interval | None
     pairs: int
+    length_rule: float
+    gain_ci95: Interval | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Judgement:
             "accuracy": accuracy and accuracy.share,
             "accuracy_ci95": accuracy and accuracy.ci95 and list(accuracy.ci95),
             "accuracy_pairs": accuracy and accuracy.pairs,
+            "length_accuracy": accuracy and accuracy.length_rule,
+            "gain_over_length_ci95": accuracy and accuracy.gain_ci95 and list(accuracy.gain_ci95),
             "only_reports": self.only_reports or None,
         }
 
@@ -171,28 +177,43 @@ def pair_accuracy(judge: Reward, name: str, pairs: Dataset, most: int) -> Accura
     pairs = pairs.select(range(min(most, len(pairs))))
     prompts = list(pairs["prompt"])
     chosen, rejected = (np.array(ask(judge, name, prompts, pairs[side])) for side in ("chosen", "rejected"))
-    right = pairwise_outcomes(chosen, rejected).tolist()
-    return Accuracy(float(np.mean(right)), mean_interval(right, clusters=prompts), len(right))
+    right_N = pairwise_outcomes(chosen, rejected)
+    longer_N = longer_wins(list(zip(prompts, pairs["chosen"], pairs["rejected"], strict=True)))
+    return Accuracy(
+        float(right_N.mean()),
+        mean_interval(right_N.tolist(), clusters=prompts),
+        len(right_N),
+        float(longer_N.mean()),
+        mean_interval((right_N - longer_N).tolist(), clusters=prompts),
+    )
 
 
 def why_only_reports(judge: JudgeConfig, reward: RewardConfig, accuracy: Accuracy | None) -> str:
     """Why the judge's gain may not decide on promotion; empty if it may. `accuracy`: on pairs that it never saw, None
-    where the recipe has none."""
+    where the recipe has none. It must be surely above a coin's, and above that of the rule "the longer answer wins":
+    a judge that knows no more would promote a policy for writing more."""
     if not judge.gate:
         return "its gate is false"
     if is_rewarded(judge, reward):
         return "it is a part of the reward"
     if accuracy is None:
         return ""
-    if accuracy.ci95 is None:
+    if accuracy.ci95 is None or accuracy.gain_ci95 is None:
         return f"its accuracy isn't known: {no_interval(accuracy.pairs, 'test pair')}"
-    if accuracy.ci95[0] > 0.5:
-        return ""
     low, high = accuracy.ci95
-    return (
-        f"it prefers the better answer in {accuracy.share:.0%} of {counted(accuracy.pairs, 'test pair')} (95% interval "
-        f"{low:.0%} to {high:.0%}), not surely more often than a coin"
-    )
+    told = f"{accuracy.share:.0%} of {counted(accuracy.pairs, 'test pair')}"
+    failed = []
+    if low <= 0.5:
+        failed.append(
+            f"it prefers the better answer in {told} (95% interval {low:.0%} to {high:.0%}), not surely more often "
+            "than a coin"
+        )
+    low, high = accuracy.gain_ci95
+    if low <= 0:
+        than = f"the rule that the longer answer wins ({accuracy.length_rule:.0%}"
+        gain = f"95% interval of the difference {low:+.1%} to {high:+.1%})"
+        failed.append(f"it is right on {told}, not surely more than {than}; {gain}")
+    return "; ".join(failed)
 
 
 def judge_policy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lib.evaluation.baselines import Baselines
@@ -14,6 +14,7 @@ from rlhf_lib.evaluation.judges import Judgement
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
 from rlhf_lib.evaluation.page import markdown, page, shortened
+from rlhf_lib.evaluation.phrases import Phrases
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult
 from rlhf_lib.recipe import Recipe
@@ -63,6 +64,7 @@ class BeforeAfterReport:
     judges: Sequence[Judgement] = ()
     warnings: Sequence[str] = ()
     tasks: Sequence[TaskChange] = ()
+    phrases: Phrases = field(default_factory=Phrases)
 
     @property
     def told(self) -> list[str]:
@@ -91,6 +93,7 @@ def build_report(
     baselines: Baselines | None = None,
     judges: Sequence[Judgement] = (),
     tasks: Sequence[TaskChange] = (),
+    phrases: Phrases | None = None,
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -100,8 +103,8 @@ def build_report(
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
-    `baselines`: what cheaper methods get. `tasks`: what changed in those of `evaluation.lm_eval`. `warnings`: what
-    weakens the result, in sentences.
+    `baselines`: what cheaper methods get. `tasks`: what changed in those of `evaluation.lm_eval`. `phrases`: which
+    carry the gain. `warnings`: what weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -141,10 +144,25 @@ def build_report(
         *([_PROBES] if probes else []),
     ]
     definitions += [_SHIFTS] if moved else []
+    phrases = phrases or Phrases()
+    definitions += [_PHRASES] if phrases.phrases else []
     baselines = baselines or Baselines()
     told = [*notes, *baselines.notes(), *definitions]
     return BeforeAfterReport(
-        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, judges, warnings, tasks
+        title,
+        comparison,
+        rows,
+        groups,
+        told,
+        perplexity,
+        probes,
+        moved,
+        metrics,
+        baselines,
+        judges,
+        warnings,
+        tasks,
+        phrases,
     )
 
 
@@ -192,6 +210,12 @@ _PROBES = (
 _SHIFTS = (
     "Words that moved: z-scores of the log-odds ratio under a Dirichlet prior (Monroe et al. 2008), those beyond 1.96; "
     "with many words some pass by chance."
+)
+_PHRASES = (
+    "Phrases behind the gain: the runs of four words whose share of the answers rose most. Earns: the slope of least "
+    "squares, of what each prompt's score gained on which phrases came into its answer or left it; their share of the "
+    "gain is the slopes times the changes in share, over the mean gain (Kitagawa 1955, Oaxaca 1973). A phrase stands "
+    "for whatever comes with it."
 )
 
 

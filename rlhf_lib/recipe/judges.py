@@ -25,7 +25,8 @@ class JudgeConfig(RewardConfig):
     gate: bool = Field(
         True,
         description="false: it only reports. Where there are test pairs, so does a judge whose accuracy on them isn't "
-        "surely above one half, and always one that is a term of the reward's sum",
+        "surely above one half, and above that of the rule 'the longer answer wins'; and always one that is a term of "
+        "the reward's sum",
     )
 
     @model_validator(mode="after")

@@ -67,6 +67,7 @@ RECORD = {
     "baselines": {f"best_of_{n}" for n in (1, 2, 4)},
     "judges": None,
     "lm_eval": None,
+    "phrases": None,
     "evaluation": {"prompts", "distinct_prompts", "held_out"},
     "until": None,
     "stages": set(STAGES),
