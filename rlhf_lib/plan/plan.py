@@ -187,8 +187,9 @@ def describe_judge(judge: JudgeConfig, prompts: int, pairs: int) -> str:
         wanted = requests_at_most(judge, prompts, pairs)
         parts = [f"{count:,} {_ASKED[what]}" for what, count in wanted.items() if count]
         return (
-            f"{judge.model} at {judge.endpoint.host}; {where_texts_go(judge)}; {sum(wanted.values()):,} requests at "
-            f"most ({', '.join(parts)}; max_requests {judge.endpoint.max_requests:,}), and some more for unreadable replies"
+            f"{judge.model} at {judge.endpoint.host}; {where_texts_go(judge)}; {sum(wanted.values()):,} requests "
+            f"({', '.join(parts)}), more for replies that can't be read, never more than max_requests "
+            f"({judge.endpoint.max_requests:,})"
         )
     if judge.pairs is None:
         return _existing(judge)

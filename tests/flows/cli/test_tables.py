@@ -28,6 +28,9 @@ def test_metrics_of_one_s_own_are_in_the_table_of_a_run():
         "judge", "fair", "0.100", "0.300",
         "delta -0.200, wins 25%, 95% [-0.300, -0.100], 60 prompts; only reports",
     ]  # fmt: skip
+    failed = dict.fromkeys(judged) | {"failed": "it was down"}
+    down = run_table({**record, "judges": {"fair": failed}}).splitlines()[2]
+    assert down.split(None, 4) == ["judge", "fair", "-", "-", "failed: it was down"]
     assert run_table({**record, "metrics": None}).count("\n") == len(lines) - 3
     warned = run_table({**record, "warnings": [{"kind": "critic"}, {"kind": "length"}]}).splitlines()
     assert [" ".join(line.split()) for line in warned if line not in lines] == [

@@ -118,21 +118,21 @@ def rows(count):
 
 def test_a_budget_is_counted_before_it_is_spent_and_whole_prompts_fit_in(tmp_path):
     with llm_server() as server:
-        poor = judge(server, tmp_path, max_requests=51, concurrency=3)
-        found = poor.compare(*rows(40))
-        assert len(server.bodies) == 50
-        assert (found.record["judged"], found.record["over_budget"], poor.left) == (25, 15, 1)
+        poor = judge(server, tmp_path, max_requests=43, concurrency=3)
+        found = poor.compare(*rows(24))
+        assert len(server.bodies) == 42
+        assert (found.record["judged"], found.record["over_budget"], poor.left) == (21, 3, 1)
         assert {found.values[i] for i in found.known} == {1.0}
         poor.check(found)
-        rest = judge(server, tmp_path, run="next", max_requests=51).compare(*rows(40))  # what was paid for is there
-        assert (rest.record["judged"], rest.record["requests"], len(server.bodies)) == (40, 30, 80)
+        rest = judge(server, tmp_path, run="next", max_requests=43).compare(*rows(24))  # what was paid for is there
+        assert (rest.record["judged"], rest.record["requests"], len(server.bodies)) == (24, 6, 48)
         few = judge(server, tmp_path, run="poorer", max_requests=10, max_tokens=5)
-        allowed = few.compare(*rows(40))
+        allowed = few.compare(*rows(24))
         with pytest.raises(JudgeFailed) as raised:
             few.check(allowed)
         assert str(raised.value) == (
-            "evaluation.judges.fair.llm.max_requests (10) allows 5 of 40 prompts here, and fewer than 20 tell nothing: "
-            "raise it to 80 or more, or lower evaluation.prompts"
+            "evaluation.judges.fair.llm.max_requests (10) allows 5 of 24 prompts here, and fewer than 20 tell nothing: "
+            "raise it to 48 or more, or lower evaluation.prompts"
         )
 
 
