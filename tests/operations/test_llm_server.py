@@ -21,7 +21,7 @@ from rlhf_lib.evaluation.opinions import check_judge
 from rlhf_lib.recipe import JudgeConfig
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
-STARTS = 240.0  # seconds
+STARTS = 400.0  # seconds
 
 
 @pytest.fixture(scope="module")
