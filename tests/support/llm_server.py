@@ -49,7 +49,7 @@ class Server:
     """`bodies`, `keys`: of the chat requests that came, in their order. `busiest`: most of them at once."""
 
     rule: Rule = overlap
-    models: list[str] = field(default_factory=lambda: ["m"])
+    models: list[str] | None = field(default_factory=lambda: ["m"])  # None: listing them fails
     script: list[int | str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -93,6 +93,9 @@ def llm_server(rule: Rule = overlap, **options: Any) -> Iterator[Server]:
         def do_GET(self) -> None:
             if self.path != "/v1/models":
                 self._send(404, {"error": {"message": "no such path"}})
+                return
+            if state.models is None:
+                self._send(500, {"error": {"message": _WORDS[500]}})
                 return
             models = [{"id": name, "object": "model", "created": 0, "owned_by": "t"} for name in state.models]
             self._send(200, {"object": "list", "data": models})

@@ -70,7 +70,7 @@ class Endpoint:
         """Ask which models there are, once and for a few seconds. Returns what should make people wonder, empty if
         nothing. Raises JudgeFailed where the endpoint can't be reached or refuses the key, or OpenAI lacks the model.
         """
-        from openai import NotFoundError
+        from openai import InternalServerError, NotFoundError
 
         patient = self._client.with_options(timeout=min(_LOOK_SECONDS, self.settings.timeout), max_retries=1)
         with self._told():
@@ -78,6 +78,8 @@ class Endpoint:
                 served = sorted(model.id for model in patient.models.list())
             except NotFoundError:
                 return ""  # it answers, and doesn't tell
+            except InternalServerError as error:  # as transformers serve without a hub cache, which serves all the same
+                return f"{self.key}: {self.settings.host} fails to list its models ({_said(error)}); it may serve them"
         if not served or self.model in served:
             return ""
         if self.settings.base_url is None:
