@@ -236,7 +236,7 @@ def test_it_is_looked_for_before_anything_costly(monkeypatch):
         )
         assert check_judge("fair", section(server.url.removesuffix("/v1"))) == ""  # no list there
         server.models = None
-        assert "fails to list its models (HTTP 500: The server had an error)" in check_judge("fair", section(server.url))
+        assert "fails to list its models (HTTP 500: The server" in check_judge("fair", section(server.url))
         assert server.bodies == []
     with pytest.raises(JudgeFailed, match=r"^evaluation\.judges\.fair: http.* can't be reached"):
         check_judge("fair", section(server.url))
