@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.logging import get_run_logger
 
+from rlhf_lib.errors import JudgeFailed
 from rlhf_lib.recipe import Recipe
 from tasks.results import (
     EvaluationResult,
@@ -19,10 +21,11 @@ from tasks.results import (
     StartingPolicy,
     TrainedBaseline,
 )
-from tasks.stage.keys import EVALUATION, function_source, reward_fingerprint
+from tasks.stage.keys import EVALUATION, function_source, judge_fingerprint
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.reports import publish
+from tasks.tracking.run_folder import open_verdicts
 from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlhf_lib.evaluation.baselines import Baselines
+    from rlhf_lib.evaluation.opinions import Judge
     from rlhf_lib.evaluation.results import BeforeAfter
     from rlhf_lib.rewards import Reward
 
@@ -61,6 +65,7 @@ def evaluate_policy(
     from rlhf_lib.evaluation.judges import judge_policy
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
+    from rlhf_lib.evaluation.opinions import scorers
     from rlhf_lib.evaluation.perplexity import measure_perplexity
     from rlhf_lib.evaluation.phrases import phrases_behind_gain
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
@@ -89,7 +94,7 @@ def evaluate_policy(
     measured = [function_source(path, "evaluation.metrics") for path in recipe.evaluation.metrics]
     trained = judges.models if judges else {}
     asked_judges = {
-        name: reward_fingerprint(judge, trained.get(name)) for name, judge in recipe.evaluation.judges.items()
+        name: judge_fingerprint(judge, trained.get(name)) for name, judge in recipe.evaluation.judges.items()
     }
     chosen = sft_on_chosen.fingerprint if sft_on_chosen else None
     inputs = (ppo.model_dump(mode="json"), reward.fingerprint, texts, given, measured, asked_judges, chosen)
@@ -134,15 +139,15 @@ def evaluate_policy(
         changes = metric_changes(*own, comparison.queries, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
         pairs = load_from_disk(data.preferences.test) if data and data.preferences else None
-        referees = {
-            name: build_reward(one, trained.get(name), device) for name, one in recipe.evaluation.judges.items()
-        }
+        referees = _judges(recipe, trained, device, run)
         judged, opinions = judge_policy(recipe, comparison, referees, pairs)
         metrics |= flat_metrics({"judge": {judgement.name: judgement.record for judgement in judged}})
         for judgement in judged:
             logger.info(judgement.told(comparison.reward))
 
-        baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, referees)
+        baselines = _baselines(
+            recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, scorers(referees)
+        )
         metrics |= flat_metrics(baselines.metrics)
         if baselines.same_kl:
             logger.info("evaluation: %s", baselines.same_kl.answer)
@@ -271,6 +276,22 @@ def perplexity_record(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     }
 
 
+def _judges(
+    recipe: Recipe, trained: Mapping[str, str], device: torch.device, run: PipelineRun
+) -> dict[str, Judge | JudgeFailed]:
+    """By name; for a language model that can't be had, why."""
+    from rlhf_lib.evaluation.opinions import build_judge
+
+    found: dict[str, Judge | JudgeFailed] = {}
+    for name, judge in recipe.evaluation.judges.items():
+        verdicts = partial(open_verdicts, run.run_dir)
+        try:
+            found[name] = build_judge(name, judge, trained.get(name), device, verdicts=verdicts, run=run.parent_run_id)
+        except JudgeFailed as error:
+            found[name] = error
+    return found
+
+
 def _baselines(
     recipe: Recipe,
     reference: PreTrainedModel,
@@ -281,8 +302,8 @@ def _baselines(
     dtype: torch.dtype,
     judges: Mapping[str, Reward] | None = None,
 ) -> Baselines:
-    """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges; best-of-n
-    takes a prompt that is asked repeatedly once."""
+    """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges that
+    score one answer alone; best-of-n takes a prompt that is asked repeatedly once."""
     from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
     from rlhf_lib.evaluation.best_of_n import sample_best_of_n
 

@@ -32,6 +32,7 @@ from tasks.stage.keys import REGISTRATION, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking import run_logger
+from tasks.tracking.run_folder import open_verdicts
 from tasks.tracking.runs import PipelineRun, mlflow_link
 
 if TYPE_CHECKING:
@@ -81,13 +82,17 @@ def register_policy(
         crowned = half is not None and present == str(half.version)
         if crowned:
             present = None
-        gating = [title for title, found in evaluation.judges.items() if found["only_reports"] is None]
+        gating = [
+            title
+            for title, found in evaluation.judges.items()
+            if found["only_reports"] is None and not found.get("failed")
+        ]
         if recipe.registration.gates.min_judge_delta is None:
             gating = []
         referees = {title: judges.models.get(title) if judges else None for title in gating}
         duel = None
         if present:
-            duel = _duel(recipe, reward, referees, ppo.policy, name, present, prompts, s.folder)
+            duel = _duel(recipe, run, reward, referees, ppo.policy, name, present, prompts, s.folder)
         passed, gates, reason = judge(recipe.registration.gates, evaluation.model_dump(), duel)
         promoted = passed and recipe.registration.promote
         if passed and not promoted:
@@ -231,6 +236,7 @@ def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_id
 
 def _duel(
     recipe: Recipe,
+    run: PipelineRun,
     reward: RewardArtifact,
     judges: Mapping[str, str | None],
     candidate: str,
@@ -241,6 +247,7 @@ def _duel(
 ) -> dict[str, Any]:
     """Candidate against champion, under the reward of either and the `judges` (where each was trained, by name); a
     champion that can't be compared keeps its place and doesn't stop the run."""
+    from rlhf_lib.evaluation.opinions import build_judge
     from rlhf_lib.evaluation.promotion import compare_policies
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
@@ -261,7 +268,15 @@ def _duel(
             trust_remote_code=recipe.policy.trust_remote_code,
             champion_reward=theirs,
             judges={
-                title: partial(build_reward, recipe.evaluation.judges[title], folder, device)
+                title: partial(
+                    build_judge,
+                    title,
+                    recipe.evaluation.judges[title],
+                    folder,
+                    device,
+                    verdicts=partial(open_verdicts, run.run_dir),
+                    run=run.parent_run_id,
+                )
                 for title, folder in judges.items()
             },
         )

@@ -139,6 +139,7 @@ def build_report(
     definitions = [
         *_DEFINITIONS,
         *([_JUDGES] if judges else []),
+        *([_COMPARED] if any(judged.asked for judged in judges) else []),
         *([_METRICS] if metrics else []),
         *([_TASKS] if tasks else []),
         *([_PROBES] if probes else []),
@@ -193,6 +194,10 @@ _JUDGES = (
     "regression of winning on the difference in length, at a difference of 0, as in AlpacaEval 2 (Dubois et al. 2024). "
     "Rank correlation: Spearman's, of what each prompt gained by the reward and by the judge. Accuracy: how often the "
     "judge prefers the chosen answer of a test pair."
+)
+_COMPARED = (
+    "A judge that is a language model compares two answers, in both orders: one that wins in both scores 1 and the "
+    "other 0; where the orders don't agree, or it sees a tie, both score 0.5. It has no opinion of the baselines."
 )
 _METRICS = (
     "Your metrics: means over the responses to which each applies; change and interval, a paired bootstrap's, over the "
@@ -273,8 +278,11 @@ def build_comparison_report(
     if "KL" in rows:
         rows = {f"KL to {comparison.anchor}" if name == "KL" else name: values for name, values in rows.items()}
     for name, found in (judges or {}).items():
-        rows[f"judge {name}, mean score"] = [found[0].gained.reference, *(judged.gained.policy for judged in found)]
-        rows[f"judge {name}, wins"] = [None, *(judged.gained.win_rate for judged in found)]
+        gains = [judged.gained for judged in found]
+        if found[0].asked is None:  # a language model's score is what it wins, which the next row tells
+            first = gains[0].reference if gains[0] else None
+            rows[f"judge {name}, mean score"] = [first, *(gained.policy if gained else None for gained in gains)]
+        rows[f"judge {name}, wins"] = [None, *(gained.win_rate if gained else None for gained in gains)]
         rows[f"judge {name}, wins at equal length"] = [None, *(judged.length_controlled for judged in found)]
     results = comparison.results
     scores = [result.sampled.scores for result in results]
@@ -287,6 +295,7 @@ def build_comparison_report(
     }
     told = [*notes, *_COMPARISON_DEFINITIONS, *([] if comparison.same_tokens else [_OTHER_TOKENS])]
     told += [_JUDGES] if judges else []
+    told += [_COMPARED] if any(judged.asked for found in (judges or {}).values() for judged in found) else []
     verdicts = [
         judged.told(result.gain, result.name, results[0].name)
         for found in (judges or {}).values()

@@ -12,11 +12,12 @@ from rlhf_lib.recipe import Recipe
 from rlhf_lib.recipe.judges import check_judges
 
 
-def check_requirements(recipe: Recipe) -> None:
-    """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders."""
+def check_requirements(recipe: Recipe) -> list[str]:
+    """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders. Returns
+    what should make people wonder, a sentence each."""
     from rlhf_lib.data.corpus import load_texts
     from rlhf_lib.evaluation.harness import check_tasks
-    from rlhf_lib.evaluation.judges import judging
+    from rlhf_lib.evaluation.opinions import check_judge
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_config, load_tokenizer
@@ -40,9 +41,6 @@ def check_requirements(recipe: Recipe) -> None:
         probe_tokens(recipe.evaluation.probes, tokenizer)
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
     check_critic(recipe)
-    for name, judge in recipe.evaluation.judges.items():
-        with judging(name):
-            check_reward(judge, trained_here=judge.pairs is not None)
     check_distinct(recipe)
     if recipe.policy.lora is not None or recipe.policy.unfrozen_layers is not None:
         with suppress(NoOutline):
@@ -54,6 +52,8 @@ def check_requirements(recipe: Recipe) -> None:
             seed=recipe.seed,
             prompts=recipe.data.prompts if seq2seq else None,
         )
+    remarks = [check_judge(name, judge) for name, judge in recipe.evaluation.judges.items()]
+    return [remark for remark in remarks if remark]
 
 
 def check_accelerate(recipe: Recipe) -> None:

@@ -31,6 +31,7 @@ from rlhf_lib.recipe.learning import (
     PPOConfig,
     TrainConfig,
 )
+from rlhf_lib.recipe.llm_judge import LLMJudgeConfig
 from rlhf_lib.recipe.loading import flatten, leaves, load_recipe, shipped
 from rlhf_lib.recipe.recipe import (
     ComputeConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "GenerationConfig",
     "JoinedSetConfig",
     "JudgeConfig",
+    "LLMJudgeConfig",
     "LabelledConfig",
     "LengthSamplerConfig",
     "LmEvalConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from rlhf_lib.recipe.llm_judge import LLMJudgeConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
 JudgeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -16,6 +17,12 @@ class JudgeConfig(RewardConfig):
     """A reward that PPO doesn't optimise, asked for its own opinion of the policy. The keys are those of `reward`;
     normalize is ignored, and so are the checks, except checks.pairs."""
 
+    kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum", "ensemble", "llm"] = Field(  # type: ignore[assignment]
+        "preference",
+        description="as of reward, or llm: a language model behind an OpenAI-compatible endpoint, named by model, "
+        "compares two answers at a time",
+    )
+    llm: LLMJudgeConfig | None = None
     pairs: Literal["held_out"] | None = Field(
         None,
         description="kinds preference and ensemble: held_out trains it here, on pairs that the reward model never "
@@ -39,13 +46,20 @@ class JudgeConfig(RewardConfig):
                 raise ValueError("kind preference needs model, or pairs: held_out to train one here")
             if self.kind == "ensemble" and not self.models:
                 raise ValueError("kind ensemble needs models, or pairs: held_out to train them here")
-        if self.kind == "classifier" and self.model is None:
-            raise ValueError("kind classifier needs model")
+        if self.kind in ("classifier", "llm") and self.model is None:
+            raise ValueError(f"kind {self.kind} needs model")
         if self.kind == "sum" and self.has_folder:
             raise ValueError(
                 "a judge's sum has existing models alone: name each one's model, normalize none, leave ensembles out"
             )
+        if self.llm is not None and self.kind != "llm":
+            raise ValueError(f"the section llm is for kind llm, not {self.kind}")
         return self
+
+    @property
+    def endpoint(self) -> LLMJudgeConfig:
+        """How a judge of kind llm is asked."""
+        return self.llm or LLMJudgeConfig()
 
     def learned(self) -> dict[str, RewardConfig]:
         """As of any reward; an existing model is one that was trained before."""
@@ -85,6 +99,8 @@ def is_rewarded(judge: JudgeConfig, reward: RewardConfig) -> bool:
 
 def _parts(reward: RewardConfig, *, trained: bool = False, held_out: str | None = None) -> set[tuple[str, str | None]]:
     """What the scores come from. `trained`: a classifier that is trained here; `held_out`: the judge's name."""
+    if isinstance(reward, JudgeConfig) and reward.kind == "llm":
+        return {("llm", reward.model)}
     if isinstance(reward, JudgeConfig) and reward.pairs is not None:
         return {("held out", held_out)}
     if reward.parts:

@@ -8,14 +8,13 @@ from datasets import Dataset
 from rlhf_lib.errors import ModelError, RewardFailed
 from rlhf_lib.evaluation.judges import (
     Accuracy,
-    ask,
     judge_policy,
     judgement,
-    judging,
     length_controlled_win_rate,
     pair_accuracy,
     why_only_reports,
 )
+from rlhf_lib.evaluation.opinions import ask, judging
 from rlhf_lib.evaluation.report import build_report
 from rlhf_lib.evaluation.results import Sampled
 from rlhf_lib.recipe import JudgeConfig, RewardConfig, load_recipe

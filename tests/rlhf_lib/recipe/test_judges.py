@@ -99,3 +99,39 @@ def test_a_term_that_is_trained_needs_pairs():
     assert list(load_recipe("embedded", sums).reward.learned()) == ["term_0"]
     with pytest.raises(RecipeError, match=r"a preference term without model needs data\.preferences to train on"):
         load_recipe("embedded", [*sums, *nothing])
+
+
+@pytest.mark.parametrize(
+    ("llm", "says"),
+    [
+        ("{}", None),
+        ("{base_url: 'http://127.0.0.1:8000/v1/', api_key_env: MY_TOKEN, temperature: null}", None),
+        ("{prompt: '{conversation} {answer_a} {answer_b}: [[A]], [[B]], [[C]]?'}", None),
+        ("{base_url: '127.0.0.1:8000'}", "base_url must begin with http:// or https://"),
+        ("{base_url: 'http://me:secret@host/v1'}", "holds a password or token"),
+        ("{api_key_env: my_key}", "llm.api_key_env: api_key_env is the name of an environment variable"),
+        ("{api_key_env: sk-abcdefghijklmnopqrstuvwxyz}", "holds a password or token (***)"),
+        ("{prompt: '{conversation} {answer_a}: [[A]] or [[B]]?'}", "prompt lacks {answer_b}, [[C]]: it must hold"),
+        ("{max_request: 5}", "unknown key 'evaluation.judges.fair.llm.max_request': did you mean 'max_requests'?"),
+    ],
+)
+def test_a_language_model_s_section(llm, says):
+    override = f"evaluation.judges.fair={{kind: llm, model: m, llm: {llm}}}"
+    if says is None:
+        judge = load_recipe("embedded", [override]).evaluation.judges["fair"]
+        assert judge.endpoint.url in ("https://api.openai.com/v1", "http://127.0.0.1:8000/v1")
+        return
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("embedded", [override])
+    assert says in str(raised.value)
+
+
+def test_a_language_model_s_keys_are_its_own():
+    with pytest.raises(RecipeError, match="kind llm needs model"):
+        load_recipe("embedded", ["evaluation.judges.fair.kind=llm"])
+    with pytest.raises(RecipeError, match="the section llm is for kind llm, not function"):
+        load_recipe("embedded", ["evaluation.judges.fair={kind: function, function: 'a:b', llm: {}}"])
+    with pytest.raises(RecipeError, match=r"reward\.kind"):
+        load_recipe("embedded", ["reward.kind=llm"])
+    judge = JudgeConfig.model_validate({"kind": "llm", "model": "m"})
+    assert (judge.endpoint.key_variable, judge.endpoint.host) == ("OPENAI_API_KEY", "api.openai.com")
