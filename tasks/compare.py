@@ -60,9 +60,9 @@ def plan_comparison(
 ) -> Plan:
     """Resolve what the user wrote: `names` are registry URIs, hub ids, folders, or `reference`; without a `recipe` the
     first registered version's own is used. Raises ModelError naming the first that isn't available."""
-    from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.models.loading import load_config, load_tokenizer
     from rlhf_lib.rewards.build import check_reward
+    from rlhf_lib.rewards.judging import judging
 
     if len(names) < 2:
         raise ModelError(f"can't compare {' '.join(names) or 'nothing'} with nothing: name at least two models")

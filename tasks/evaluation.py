@@ -60,6 +60,8 @@ def evaluate_policy(
     from rlhf_lib.evaluation.judges import judge_policy
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
+    from rlhf_lib.evaluation.overoptimization import Course
+    from rlhf_lib.evaluation.overoptimization_plot import overoptimization
     from rlhf_lib.evaluation.perplexity import measure_perplexity
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
@@ -197,6 +199,9 @@ def evaluate_policy(
         }
         if baselines.best:
             drawings["baselines"] = plots.baseline_curve(baselines)
+        course = Course.of(ppo.evaluations, ppo.kept_step or ppo.steps, ppo.evaluated_on or "", ppo.stopped)
+        if course:
+            drawings["overoptimization"] = overoptimization(course, baselines.best, comparison, judged)
         if probes:
             drawings["probes"] = plots.probe_chart(probes)
             mlflow.log_dict({"probes": [asdict(probe) for probe in probes]}, "probes.json")
@@ -211,6 +216,7 @@ def evaluate_policy(
             warnings=[*gates_off(recipe.reward.checks), *(warning["message"] for warning in ppo.warnings)],
             answer_perplexity=answer_perplexity,
             baselines=baselines,
+            course=course,
             seed=recipe.seed,
         )
         s.log_metrics(metrics)

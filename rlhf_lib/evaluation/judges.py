@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +10,14 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from rlhf_lib.errors import RLHFError
 from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, Sampled
 from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.recipe.judges import JudgeConfig, is_rewarded
-from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.rewards.check_measures import pairwise_outcomes
+from rlhf_lib.rewards.judging import ask
 from rlhf_lib.statistics import LEAST_FOR_INTERVAL, Interval, counted, mean_interval, no_interval, rank_correlation
 
 if TYPE_CHECKING:
@@ -85,27 +83,6 @@ class Judgement:
             says = f"sees no sure difference between {policy} and {reference}{though}"
         silent = f" It only reports: {self.only_reports}." if self.only_reports else ""
         return f"Judge {self.name} {says}: {gained.delta:+.3g} (95% interval {low:+.3g} to {high:+.3g}).{silent}"
-
-
-@contextmanager
-def judging(name: str) -> Iterator[None]:
-    """Name the judge, and its keys instead of the reward's, in what is raised."""
-    try:
-        yield
-    except RLHFError as error:
-        own = f"evaluation.judges.{name}"
-        told = re.sub(r"\breward\.(?=[a-z])", f"{own}.", str(error))
-        raise type(error)(told if own in told else f"{own}: {told}") from error
-
-
-def ask(
-    judge: Reward, name: str, queries: Sequence[str], texts: Sequence[str], ended: Sequence[bool] | None = None
-) -> list[float]:
-    """The judge's scores of the responses `texts` (N,), of which some `ended` themselves (None: all). Raises ModelError
-    unless they are N finite numbers."""
-    with judging(name):
-        given = sampled_scores(judge, queries, texts, [True] * len(texts) if ended is None else ended)
-        return checked_scores(given, queries, texts, f"of judge {name}").tolist()
 
 
 def opinions(judge: Reward, name: str, comparison: Comparison) -> list[list[float]]:
@@ -175,11 +152,16 @@ def pair_accuracy(judge: Reward, name: str, pairs: Dataset, most: int) -> Accura
     return Accuracy(float(np.mean(right)), mean_interval(right, clusters=prompts), len(right))
 
 
-def why_only_reports(judge: JudgeConfig, reward: RewardConfig, accuracy: Accuracy | None) -> str:
+def why_only_reports(
+    judge: JudgeConfig, reward: RewardConfig, accuracy: Accuracy | None, acts: str | None = None
+) -> str:
     """Why the judge's gain may not decide on promotion; empty if it may. `accuracy`: on pairs that it never saw, None
-    where the recipe has none."""
+    where the recipe has none. `acts`: what it decides in PPO (`PPOConfig.acting_judges`): the policy was selected by
+    it, and so its own figure is too good."""
     if not judge.gate:
         return "its gate is false"
+    if acts is not None:
+        return f"it {acts}"
     if is_rewarded(judge, reward):
         return "it is a part of the reward"
     if accuracy is None:
@@ -211,7 +193,7 @@ def judge_policy(
         accuracy = pair_accuracy(judge, name, pairs, settings.checks.pairs) if pairs is not None else None
         before, after = (ask(judge, name, queries, side.texts, side.ended) for side in sides)
         columns |= {f"judge/{name}_before": before, f"judge/{name}_after": after}
-        silent = why_only_reports(settings, recipe.reward, accuracy)
+        silent = why_only_reports(settings, recipe.reward, accuracy, recipe.ppo.acting_judges.get(name))
         found.append(
             judgement(name, queries, *sides, (before, after), accuracy=accuracy, only_reports=silent, seed=recipe.seed)
         )

@@ -12,6 +12,7 @@ from rlhf_lib.evaluation.baselines import Baselines
 from rlhf_lib.evaluation.judges import Judgement
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
+from rlhf_lib.evaluation.overoptimization import Course
 from rlhf_lib.evaluation.page import markdown, page, shortened
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult
@@ -61,6 +62,7 @@ class BeforeAfterReport:
     baselines: Baselines
     judges: Sequence[Judgement] = ()
     warnings: Sequence[str] = ()
+    course: Course | None = None
 
     @property
     def told(self) -> list[str]:
@@ -88,6 +90,7 @@ def build_report(
     answer_perplexity: Mapping[str, float] | None = None,
     baselines: Baselines | None = None,
     judges: Sequence[Judgement] = (),
+    course: Course | None = None,
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -97,7 +100,8 @@ def build_report(
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
-    `baselines`: what cheaper methods get. `warnings`: what weakens the result, in sentences.
+    `baselines`: what cheaper methods get. `course`: what reward and judges gave while PPO learnt.
+    `warnings`: what weakens the result, in sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -132,6 +136,7 @@ def build_report(
     definitions = [
         *_DEFINITIONS,
         *([_JUDGES] if judges else []),
+        *([course.note] if course else []),
         *([_METRICS] if metrics else []),
         *([_PROBES] if probes else []),
     ]
@@ -139,7 +144,7 @@ def build_report(
     baselines = baselines or Baselines()
     told = [*notes, *baselines.notes(), *definitions]
     return BeforeAfterReport(
-        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, judges, warnings
+        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, judges, warnings, course
     )
 
 

@@ -13,7 +13,6 @@ from rlhf_lib.recipe.judges import check_judges
 def check_requirements(recipe: Recipe) -> None:
     """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders."""
     from rlhf_lib.data.corpus import load_texts
-    from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_config, load_tokenizer
@@ -21,6 +20,7 @@ def check_requirements(recipe: Recipe) -> None:
     from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.optimizer import check_optimizer
     from rlhf_lib.rewards.build import check_reward
+    from rlhf_lib.rewards.judging import judging
 
     pick_device(recipe.compute)
     check_optimizer(recipe.ppo)

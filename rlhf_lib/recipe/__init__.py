@@ -28,6 +28,7 @@ from rlhf_lib.recipe.learning import (
     LoraConfig,
     PolicyConfig,
     PPOConfig,
+    StopWhenConfig,
     TrainConfig,
 )
 from rlhf_lib.recipe.loading import flatten, leaves, load_recipe, shipped
@@ -78,6 +79,7 @@ __all__ = [
     "RewardTrainingConfig",
     "Section",
     "SourceConfig",
+    "StopWhenConfig",
     "TermConfig",
     "TokenProbeConfig",
     "TrainConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from rlhf_lib.recipe.learning import PPOConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
 JudgeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -58,6 +59,15 @@ def check_judges(judges: Judges, reward: RewardConfig, *, pairs: bool, labelled:
         raise ValueError(
             "the judges' shares leave no pairs to train the reward model on: lower evaluation.judges.*.share"
         )
+
+
+def check_acting(judges: Judges, ppo: PPOConfig) -> None:
+    """Raises ValueError where PPO is to act on a judge that there isn't."""
+    for name, does in ppo.acting_judges.items():
+        if name not in judges:
+            key = "ppo.keep_best" if "keep_best" in does else "ppo.stop_when.judge"
+            there = f"they are {', '.join(judges)}" if judges else "there are none"
+            raise ValueError(f"{key}: {name} is none of evaluation.judges ({there}): name one, or add it there")
 
 
 def held_out_shares(judges: Judges) -> dict[str, float]:

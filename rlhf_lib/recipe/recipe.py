@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
-from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_judges
+from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_acting, check_judges
 from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
@@ -57,7 +57,8 @@ class EvaluationConfig(Section):
     judges: dict[JudgeName, JudgeConfig] = Field(
         {},
         description="rewards that PPO doesn't optimise, by name: what each gives before and after, beside the reward; "
-        "the gate registration.gates.min_judge_delta holds for each",
+        "the gate registration.gates.min_judge_delta holds for each, unless ppo.keep_best or ppo.stop_when goes by it. "
+        "With ppo.eval_every they are asked while PPO learns, too",
     )
     probes: list[TokenProbeConfig] = Field([], description="differences of next-token logits, shown in the report")
     best_of: int | None = Field(
@@ -181,6 +182,7 @@ class Recipe(Section):
         if self.reward.train.from_scratch is not None and not labelled:
             raise ValueError("reward.train.from_scratch needs data.labelled to train on")
         check_judges(self.evaluation.judges, self.reward, pairs=self.data.preferences is not None, labelled=labelled)
+        check_acting(self.evaluation.judges, self.ppo)
         return self
 
     @property

@@ -8,10 +8,8 @@ from datasets import Dataset
 from rlhf_lib.errors import ModelError, RewardFailed
 from rlhf_lib.evaluation.judges import (
     Accuracy,
-    ask,
     judge_policy,
     judgement,
-    judging,
     length_controlled_win_rate,
     pair_accuracy,
     why_only_reports,
@@ -20,6 +18,7 @@ from rlhf_lib.evaluation.report import build_report
 from rlhf_lib.evaluation.results import Sampled
 from rlhf_lib.recipe import JudgeConfig, RewardConfig, load_recipe
 from rlhf_lib.rewards.build import build_reward
+from rlhf_lib.rewards.judging import ask, judging
 from rlhf_lib.statistics import paired_bootstrap
 from tests.rlhf_lib.evaluation.test_metrics import compared
 
