@@ -99,7 +99,7 @@ class Course:
         """How it was measured."""
         return (
             f"While it learnt: means over {_PROMPTS[self.prompts]}, answered with the same random numbers each time "
-            "(ppo.eval_every, ppo.eval_prompts). A peak is the highest of several noisy means, and so somewhat too high."
+            "(ppo.eval_every, ppo.eval_prompts). A peak is the highest of several noisy means, so somewhat too high."
         )
 
     def _at(self, index: int) -> str:

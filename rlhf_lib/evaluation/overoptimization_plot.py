@@ -15,7 +15,8 @@ from rlhf_lib.evaluation.plots import AFTER, BEFORE, INK
 from rlhf_lib.evaluation.results import BeforeAfter
 from rlhf_lib.recipe.learning import JUDGE
 
-_WIDTH, _HEIGHT, _DPI = 4.4, 2.1, 180
+_WIDTH, _HEIGHT, _DPI = 4.4, 1.8, 180
+_ABOVE, _BELOW = 0.55, 0.22  # inches for the legend and the axis label that all panels share
 _LABELLED = 6  # steps that carry their number, at most
 
 
@@ -26,7 +27,7 @@ def overoptimization(
     exported step, the judge's peak, best-of-n by the reward, and what the evaluation found of the exported policy."""
     final = {REWARD: comparison.reward.delta} | {f"{JUDGE}{each.name}": each.gained.delta for each in judged}
     figure, every = panels(
-        len(course.values), _WIDTH, _HEIGHT, columns=1, left=0.75, right=0.2, bottom=0.45, top=0.4, dpi=_DPI
+        len(course.values), _WIDTH, _HEIGHT, columns=1, left=0.75, right=0.2, bottom=0.28, top=0.3, dpi=_DPI
     )
     for axes, name in zip(every, course.values, strict=True):
         title = "Reward, which PPO optimises" if name == REWARD else f"Judge {name.removeprefix(JUDGE)}"
@@ -47,9 +48,11 @@ def overoptimization(
     for axes in every:
         axes.set_xlim(low, high)
     every[-1].set_xlabel("square root of the KL to the reference, nats", fontsize=9, color=INK)
+    for axes in every[:-1]:
+        axes.tick_params(labelbottom=False)
     marks = {label: mark for axes in every for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    height = figure.get_size_inches()[1] + 0.55  # the legend's, above all panels
-    _grow(figure, every, height)
+    _grow(figure, every)
+    height = figure.get_size_inches()[1]
     figure.legend(
         marks.values(), marks.keys(), loc="upper left", bbox_to_anchor=(0.02, 1 - 0.05 / height), ncols=2, fontsize=7.5,
         frameon=False, columnspacing=1.2, handletextpad=0.5, borderaxespad=0,
@@ -68,14 +71,15 @@ def _path(axes: Axes, course: Course, name: str) -> None:
             label=f"exported step ({course.kept})",
         )  # fmt: skip
         axes.axvline(roots[kept], color=INK, linewidth=0.8, linestyle=":", zorder=1)
-    shown = {*range(0, len(gains), -(-len(gains) // _LABELLED)), len(gains) - 1}
+    apart = -(-len(gains) // _LABELLED)
+    shown = {*range(0, len(gains) - apart // 2 - 1, apart), len(gains) - 1}
     if name != REWARD:
         top = course.peak(name)
-        shown.add(top)
+        shown = {i for i in shown if abs(i - top) > apart // 2} | {top}
         axes.scatter(roots[top], gains[top], marker="^", s=34, color=AFTER, zorder=4, label="the judge's peak")
     for i in sorted(shown):
         axes.annotate(
-            str(course.steps[i]), (roots[i], gains[i]), (0, 6), textcoords="offset points", ha="center", fontsize=6.5,
+            str(course.steps[i]), (roots[i], gains[i]), (0, -10), textcoords="offset points", ha="center", fontsize=6.5,
             color=INK,
         )  # fmt: skip
 
@@ -90,22 +94,15 @@ def _best_of_n(axes: Axes, best: BestOfN | None, name: str) -> None:
     points = [(kl_bound(n) ** 0.5, value - values[1]) for n, value in values.items() if value is not None]  # type: ignore[operator]
     if not points:
         return
-    axes.plot(
-        *zip(*points, strict=True),
-        color=BEFORE,
-        linewidth=1.4,
-        marker="s",
-        markersize=3,
-        label="best of n, by the reward",
-    )
-    most, (place, gain) = best.most, points[-1]
-    axes.annotate(f"n = {most}", (place, gain), (3, -9), textcoords="offset points", fontsize=6.5, color=BEFORE)
+    label = f"best of n by the reward, n to {best.most}"
+    axes.plot(*zip(*points, strict=True), color=BEFORE, linewidth=1.4, marker="s", markersize=3, label=label)
 
 
-def _grow(figure: Figure, every: Sequence[Axes], height: float) -> None:
-    """Make the figure so high (inches), its axes keeping their size and their distance from the lower edge."""
+def _grow(figure: Figure, every: Sequence[Axes]) -> None:
+    """Make room above and below the panels, which keep their size."""
     width, before = figure.get_size_inches()
+    height = before + _ABOVE + _BELOW
     figure.set_size_inches(width, height)
     for axes in every:
         left, bottom, across, up = axes.get_position().bounds
-        axes.set_position((left, bottom * before / height, across, up * before / height))
+        axes.set_position((left, (bottom * before + _BELOW) / height, across, up * before / height))
