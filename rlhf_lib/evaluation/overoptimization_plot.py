@@ -77,7 +77,7 @@ def _path(axes: Axes, course: Course, name: str) -> None:
         top = course.peak(name)
         shown = {i for i in shown if abs(i - top) > apart // 2} | {top}
         axes.scatter(roots[top], gains[top], marker="^", s=34, color=AFTER, zorder=4, label="the judge's peak")
-    for i in sorted(shown):
+    for i in sorted(shown - {course.steps.index(course.kept)} if course.kept in course.steps else shown):
         axes.annotate(
             str(course.steps[i]), (roots[i], gains[i]), (0, -10), textcoords="offset points", ha="center", fontsize=6.5,
             color=INK,

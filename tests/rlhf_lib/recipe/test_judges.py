@@ -49,6 +49,23 @@ def test_anything_else_may_judge(judge, reward):
     check(judge, reward)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("ppo.keep_best=judge/gold", r"ppo\.keep_best: gold is none of evaluation\.judges \(they are mine\): name one"),
+        ("ppo.keep_best=eval/judge/gold", r"ppo\.keep_best: gold is none of evaluation\.judges"),
+        ("ppo.stop_when={judge: gold}", r"ppo\.stop_when\.judge: gold is none of evaluation\.judges"),
+    ],
+)
+def test_ppo_can_act_on_a_judge_alone_that_there_is(settings, says):
+    judges = "evaluation.judges={mine: {kind: function, function: 'words:count'}}"
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("embedded", [judges, "ppo.eval_every=5", settings])
+    recipe = load_recipe("embedded", [judges, "ppo.eval_every=5", settings.replace("gold", "mine")])
+    (does,) = recipe.ppo.acting_judges.values()
+    assert ("keep_best" in does) == ("keep_best" in settings)
+
+
 def test_a_part_of_the_reward_is_known_as_such():
     reward = RewardConfig.model_validate(SUM)
     assert is_rewarded(JudgeConfig.model_validate(COUNT), reward)
