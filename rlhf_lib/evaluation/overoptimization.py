@@ -71,7 +71,7 @@ class Course:
         if top == last:
             return (
                 f"Judge {judge} was highest at the last evaluation ({self._at(last)}): {values[last] - values[0]:+.3g} "
-                f"since {self._at(0)}, and {rewards[last] - rewards[0]:+.3g} by the reward."
+                f"from {self._at(0)}, and {rewards[last] - rewards[0]:+.3g} by the reward."
             )
         moved = rewards[last] - rewards[top]
         beside = "while the reward rose" if moved > 0 else "as the reward fell" if moved < 0 else "at the same reward"

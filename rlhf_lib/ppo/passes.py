@@ -76,7 +76,8 @@ class ScoringPasses:
         """Micro-batches of this process's share of the batch."""
         share = self.processes.share(len(batch.queries))
         rows = np.arange(share.start, share.stop)
-        return (rows[part] for part in micro_batches(batch.lengths(rows), self.micro_batch_tokens))
+        parts = micro_batches(batch.lengths(rows), self.micro_batch_tokens)
+        return (rows[part] for part in parts if len(rows))
 
     def _gather(self, parts: Sequence[Tensor]) -> Tensor:
         """Flat values of this process's share, which may be empty, to those of the whole batch."""

@@ -325,6 +325,8 @@ class PPOTrainer:
         queries, texts = [row["query"] for row in rows][share], sampled.texts[share]
 
         def scored() -> list[float]:
+            if not queries:  # fewer rows than processes
+                return []
             if judge is not None:
                 return ask(self.judges[judge], judge, queries, texts, sampled.ended[share])
             given = sampled_scores(self.reward, queries, texts, sampled.ended[share])

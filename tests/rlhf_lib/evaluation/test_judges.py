@@ -127,6 +127,8 @@ def test_which_judges_only_report(judge, accuracy, says):
     )
     settings = JudgeConfig.model_validate({"kind": "function", "function": "a:c"} | judge)
     assert why_only_reports(settings, reward, accuracy) == says
+    acted = why_only_reports(settings, reward, accuracy, "picks the step that is exported (ppo.keep_best)")
+    assert acted == (says if says == "its gate is false" else "it picks the step that is exported (ppo.keep_best)")
 
 
 def brevity(queries, responses):
