@@ -18,6 +18,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
+from rlhf_lib.recipe.learning import JUDGE
 from tasks.results import JudgeModels, PPOResult, PreparedData, RewardArtifact, StartingPolicy
 from tasks.stage.keys import PPO, reward_fingerprint
 from tasks.stage.options import OPTIONS
@@ -206,6 +207,7 @@ class Telling:
         self.history.append(stats)
         self.curves.add(progress.step, stats)
         shown = {name: stats[key] for name, key in SHOWN.items() if key in stats}
+        shown |= {f"judge {key.removeprefix(JUDGE)}": stats[key] for key in stats if key.startswith(JUDGE)}
         self.current.progress.report("step", progress.step, self.steps, shown)
         self._warn(told_before=progress.resumed)
         if progress.resumed:
