@@ -195,4 +195,6 @@ def test_mlflow_ranks_the_judged_steps_until_retention_removes_them(run):
     found = clean(run.root, Retention(checkpoints=None, work=None, artifacts=Keep(newest=0)))
     assert not found["failed"]
     assert ranked() == []
-    assert mlflow.pyfunc.load_model("models:/hacked/1")  # which the registered version doesn't need
+    client = mlflow.MlflowClient()  # the registered version doesn't need them, and keeps its own
+    own = client.get_model_version("hacked", "1").source.removeprefix("models:/")
+    assert client.get_logged_model(own).source_run_id == run.parent.info.run_id
