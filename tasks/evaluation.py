@@ -66,6 +66,8 @@ def evaluate_policy(
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
     from rlhf_lib.evaluation.opinions import scorers
+    from rlhf_lib.evaluation.overoptimization import Course
+    from rlhf_lib.evaluation.overoptimization_plot import overoptimization
     from rlhf_lib.evaluation.perplexity import measure_perplexity
     from rlhf_lib.evaluation.phrases import phrases_behind_gain
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
@@ -215,6 +217,9 @@ def evaluate_policy(
         }
         if baselines.best:
             drawings["baselines"] = plots.baseline_curve(baselines)
+        course = Course.of(ppo.evaluations, ppo.kept_step or ppo.steps, ppo.evaluated_on or "", ppo.stopped)
+        if course:
+            drawings["overoptimization"] = overoptimization(course, baselines.best, comparison, judged)
         if probes:
             drawings["probes"] = plots.probe_chart(probes)
             mlflow.log_dict({"probes": [asdict(probe) for probe in probes]}, "probes.json")
@@ -234,6 +239,7 @@ def evaluate_policy(
             answer_perplexity=answer_perplexity,
             baselines=baselines,
             tasks=kept,
+            course=course,
             seed=recipe.seed,
         )
         s.log_metrics(metrics)

@@ -15,12 +15,13 @@ from rlhf_lib.errors import JudgeFailed
 from rlhf_lib.evaluation.llm.judge import LLMJudge
 from rlhf_lib.evaluation.llm.verdicts import Verdicts
 from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
-from rlhf_lib.evaluation.opinions import Judge, Opinion, ask, build_judge, opinion, opinions
+from rlhf_lib.evaluation.opinions import Judge, Opinion, build_judge, opinion, opinions
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, Sampled
 from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.recipe.judges import JudgeConfig, is_rewarded
 from rlhf_lib.rewards.check_baselines import longer_wins
 from rlhf_lib.rewards.check_measures import pairwise_outcomes
+from rlhf_lib.rewards.judging import ask
 from rlhf_lib.statistics import LEAST_FOR_INTERVAL, Interval, counted, mean_interval, no_interval, rank_correlation
 
 if TYPE_CHECKING:
@@ -202,13 +203,22 @@ def pair_accuracy(judge: Judge, name: str, pairs: Dataset, most: int, *, keep: i
 
 
 def why_only_reports(
-    judge: JudgeConfig, reward: RewardConfig, accuracy: Accuracy | None, *, pairs: bool = False
+    judge: JudgeConfig,
+    reward: RewardConfig,
+    accuracy: Accuracy | None,
+    acts: str | None = None,
+    *,
+    pairs: bool = False,
 ) -> str:
     """Why the judge's gain may not decide on promotion; empty if it may. `accuracy`: on pairs that it never saw, None
     where the recipe has none. It must be surely above a coin's, and above that of the rule "the longer answer wins":
-    a judge that knows no more would promote a policy for writing more. `pairs`: whether there are some all the same."""
+    a judge that knows no more would promote a policy for writing more. `acts`: what it decides in PPO
+    (`PPOConfig.acting_judges`): the policy was selected by it, and so its own figure is too good. `pairs`: whether
+    there are pairs even without an accuracy."""
     if not judge.gate:
         return "its gate is false"
+    if acts is not None:
+        return f"it {acts}"
     if is_rewarded(judge, reward):
         return "it is a part of the reward"
     if accuracy is None:
@@ -260,7 +270,8 @@ def judge_policy(
             found.append(failure(name, str(error), why_only_reports(settings, recipe.reward, None)))
             continue
         columns |= {f"judge/{name}_before": told.before, f"judge/{name}_after": told.after}
-        silent = why_only_reports(settings, recipe.reward, accuracy, pairs=pairs is not None)
+        acts = recipe.ppo.acting_judges.get(name)
+        silent = why_only_reports(settings, recipe.reward, accuracy, acts, pairs=pairs is not None)
         found.append(
             judgement(
                 name,

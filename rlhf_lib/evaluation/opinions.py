@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlhf_lib.errors import JudgeFailed, RLHFError
+from rlhf_lib.errors import JudgeFailed
 from rlhf_lib.evaluation.llm.endpoint import Endpoint
 from rlhf_lib.evaluation.llm.judge import LLMJudge
 from rlhf_lib.evaluation.llm.verdicts import Verdicts
 from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
 from rlhf_lib.evaluation.results import Comparison, Sampled
 from rlhf_lib.recipe.judges import JudgeConfig
-from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.build import build_reward, check_reward
+from rlhf_lib.rewards.judging import ask, judging
 
 if TYPE_CHECKING:
     import torch
 
 Judge = Reward | LLMJudge
-
-
-@contextmanager
-def judging(name: str) -> Iterator[None]:
-    """Name the judge, and its keys instead of the reward's, in what is raised."""
-    try:
-        yield
-    except RLHFError as error:
-        own = f"evaluation.judges.{name}"
-        told = re.sub(r"\breward\.(?=[a-z])", f"{own}.", str(error))
-        raise type(error)(told if own in told else f"{own}: {told}") from error
-
-
-def ask(
-    judge: Reward, name: str, queries: Sequence[str], texts: Sequence[str], ended: Sequence[bool] | None = None
-) -> list[float]:
-    """The judge's scores of the responses `texts` (N,), of which some `ended` themselves (None: all). Raises ModelError
-    unless they are N finite numbers."""
-    with judging(name):
-        given = sampled_scores(judge, queries, texts, [True] * len(texts) if ended is None else ended)
-        return checked_scores(given, queries, texts, f"of judge {name}").tolist()
 
 
 def scorers(judges: Mapping[str, Judge | JudgeFailed]) -> dict[str, Reward]:

@@ -13,6 +13,7 @@ from rlhf_lib.evaluation.harness import TaskChange
 from rlhf_lib.evaluation.judges import Judgement
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
+from rlhf_lib.evaluation.overoptimization import Course
 from rlhf_lib.evaluation.page import markdown, page, shortened
 from rlhf_lib.evaluation.phrases import Phrases
 from rlhf_lib.evaluation.probes import ProbeResult
@@ -65,6 +66,7 @@ class BeforeAfterReport:
     warnings: Sequence[str] = ()
     tasks: Sequence[TaskChange] = ()
     phrases: Phrases = field(default_factory=Phrases)
+    course: Course | None = None
 
     @property
     def told(self) -> list[str]:
@@ -94,6 +96,7 @@ def build_report(
     judges: Sequence[Judgement] = (),
     tasks: Sequence[TaskChange] = (),
     phrases: Phrases | None = None,
+    course: Course | None = None,
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -104,7 +107,8 @@ def build_report(
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
     `baselines`: what cheaper methods get. `tasks`: what changed in those of `evaluation.lm_eval`. `phrases`: which
-    carry the gain. `warnings`: what weakens the result, in sentences.
+    carry the gain. `course`: what reward and judges gave while PPO learnt. `warnings`: what weakens the result, in
+    sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -140,6 +144,7 @@ def build_report(
         *_DEFINITIONS,
         *([_JUDGES] if judges else []),
         *([_COMPARED] if any(judged.asked for judged in judges) else []),
+        *([course.note] if course else []),
         *([_METRICS] if metrics else []),
         *([_TASKS] if tasks else []),
         *([_PROBES] if probes else []),
@@ -164,6 +169,7 @@ def build_report(
         warnings,
         tasks,
         phrases,
+        course,
     )
 
 

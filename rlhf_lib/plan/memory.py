@@ -8,7 +8,7 @@ The formulas, in bytes, for P parameters of which T learn, a micro-batch of N to
     gradients    4 T
     optimizer    8 T: AdamW's two moments (2 T for the 8-bit ones)
     reference    4 per parameter that it doesn't share with the policy: none for LoRA
-    reward       4 per parameter of its models
+    reward       4 per parameter of its models, and of the judges' where PPO asks them (ppo.eval_every)
     activations  4 N (8 h + m f) per block that learns, of width h and inner width f, m = 2, or 4 for a gated MLP; a
                  seq2seq decoder 6 h more. In bf16 the two residual streams stay fp32 and the rest takes half. With
                  gradient checkpointing 4 N h per block, and one block's activations. A critic's blocks all learn

@@ -157,7 +157,9 @@ def measure_size(recipe: Recipe, batch: Batch) -> Size | None:
     config = memory.policy_config(recipe)
     try:
         policy = memory.policy_outline(recipe, config)
-        counted = memory.count(policy, memory.reward_parameters(recipe, recipe.reward, config))
+        asked = (recipe.reward, *recipe.judges_in_ppo.values())
+        scoring = sum(memory.reward_parameters(recipe, one, config) for one in asked)
+        counted = memory.count(policy, scoring)
         needed = memory.estimate(recipe, policy, counted, batch, dtype)
     except (memory.NoOutline, AttributeError, NotImplementedError):
         return None

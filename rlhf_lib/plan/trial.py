@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError, RewardFailed, RLHFError
-from rlhf_lib.evaluation.opinions import judging
 from rlhf_lib.models import hub
 from rlhf_lib.ppo.evaluation import import_metrics, metric_values
 from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.rewards import Reward, checked_scores
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.rewards.check_texts import real_texts
+from rlhf_lib.rewards.judging import judging
 from rlhf_lib.training.scratch import train_tokenizer
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ from rlhf_lib.recipe.learning import (
     LoraConfig,
     PolicyConfig,
     PPOConfig,
+    StopWhenConfig,
     TrainConfig,
 )
 from rlhf_lib.recipe.llm_judge import LLMJudgeConfig
@@ -84,6 +85,7 @@ __all__ = [
     "RewardTrainingConfig",
     "Section",
     "SourceConfig",
+    "StopWhenConfig",
     "TermConfig",
     "TokenProbeConfig",
     "TrainConfig",

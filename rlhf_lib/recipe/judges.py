@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from rlhf_lib.recipe.learning import PPOConfig
 from rlhf_lib.recipe.llm_judge import LLMJudgeConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
@@ -85,6 +86,20 @@ def check_judges(judges: Judges, reward: RewardConfig, *, pairs: bool, labelled:
         raise ValueError(
             "the judges' shares leave no pairs to train the reward model on: lower evaluation.judges.*.share"
         )
+
+
+def check_acting(judges: Judges, ppo: PPOConfig) -> None:
+    """Raises ValueError where PPO is to act on a judge that there isn't, or that has no score for it."""
+    for name, does in ppo.acting_judges.items():
+        key = "ppo.keep_best" if "keep_best" in does else "ppo.stop_when.judge"
+        if name not in judges:
+            there = f"they are {', '.join(judges)}" if judges else "there are none"
+            raise ValueError(f"{key}: {name} is none of evaluation.judges ({there}): name one, or add it there")
+        if judges[name].kind == "llm":
+            raise ValueError(
+                f"{key}: {name} is of kind llm, which compares two answers and scores none, so PPO can't follow it: "
+                "name a judge of another kind"
+            )
 
 
 def held_out_shares(judges: Judges) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf_lib.recipe.critic import check_critic
 from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
-from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_judges
+from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_acting, check_judges
 from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
@@ -83,7 +83,8 @@ class EvaluationConfig(Section):
     judges: dict[JudgeName, JudgeConfig] = Field(
         {},
         description="rewards that PPO doesn't optimise, by name: what each gives before and after, beside the reward; "
-        "the gate registration.gates.min_judge_delta holds for each",
+        "the gate registration.gates.min_judge_delta holds for each, unless ppo.keep_best or ppo.stop_when goes by it. "
+        "With ppo.eval_every they are asked while PPO learns, too, but for those of kind llm",
     )
     lm_eval: LmEvalConfig | None = None
     probes: list[TokenProbeConfig] = Field([], description="differences of next-token logits, shown in the report")
@@ -225,6 +226,7 @@ class Recipe(Section):
                 "registration.gates.min_lm_eval_delta needs evaluation.lm_eval, the tasks to measure it on"
             )
         check_judges(self.evaluation.judges, self.reward, pairs=self.data.preferences is not None, labelled=labelled)
+        check_acting(self.evaluation.judges, self.ppo)
         return self
 
     @property
@@ -232,6 +234,13 @@ class Recipe(Section):
         """Which answers of the pairs `policy.train` learns from; None where it learns from no pairs."""
         train = self.policy.train
         return None if train is None or self.data.corpus or self.data.preferences is None else train.answers
+
+    @property
+    def judges_in_ppo(self) -> dict[str, JudgeConfig]:
+        """The judges that PPO asks at every `ppo.eval_every`: all that score one answer alone, and so no language
+        model."""
+        judges = self.evaluation.judges if self.ppo.eval_every else {}
+        return {name: judge for name, judge in judges.items() if judge.kind != "llm"}
 
     @property
     def trains_on_chosen(self) -> bool:

@@ -14,11 +14,11 @@ from rlhf_lib.evaluation.judges import (
     pair_accuracy,
     why_only_reports,
 )
-from rlhf_lib.evaluation.opinions import ask, judging
 from rlhf_lib.evaluation.report import build_report
 from rlhf_lib.evaluation.results import Sampled
 from rlhf_lib.recipe import JudgeConfig, RewardConfig, load_recipe
 from rlhf_lib.rewards.build import build_reward
+from rlhf_lib.rewards.judging import ask, judging
 from rlhf_lib.statistics import paired_bootstrap
 from tests.rlhf_lib.evaluation.test_metrics import compared
 
@@ -160,6 +160,8 @@ def test_which_judges_only_report(judge, accuracy, says):
     )
     settings = JudgeConfig.model_validate({"kind": "function", "function": "a:c"} | judge)
     assert why_only_reports(settings, reward, accuracy) == says
+    acted = why_only_reports(settings, reward, accuracy, "picks the step that is exported (ppo.keep_best)")
+    assert acted == (says if says == "its gate is false" else "it picks the step that is exported (ppo.keep_best)")
 
 
 def brevity(queries, responses):

@@ -52,6 +52,32 @@ def test_anything_else_may_judge(judge, reward):
     check(judge, reward)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("ppo.keep_best=judge/gold", r"ppo\.keep_best: gold is none of evaluation\.judges \(they are mine\): name one"),
+        ("ppo.keep_best=eval/judge/gold", r"ppo\.keep_best: gold is none of evaluation\.judges"),
+        ("ppo.stop_when={judge: gold}", r"ppo\.stop_when\.judge: gold is none of evaluation\.judges"),
+    ],
+)
+def test_ppo_can_act_on_a_judge_alone_that_there_is(settings, says):
+    judges = "evaluation.judges={mine: {kind: function, function: 'words:count'}}"
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("embedded", [judges, "ppo.eval_every=5", settings])
+    recipe = load_recipe("embedded", [judges, "ppo.eval_every=5", settings.replace("gold", "mine")])
+    (does,) = recipe.ppo.acting_judges.values()
+    assert ("keep_best" in does) == ("keep_best" in settings)
+
+
+@pytest.mark.parametrize("settings", ["ppo.keep_best=judge/fair", "ppo.stop_when={judge: fair}"])
+def test_ppo_acts_on_no_language_model_which_scores_no_answer_alone(settings):
+    judges = "evaluation.judges={fair: {kind: llm, model: m}, mine: {kind: function, function: 'words:count'}}"
+    with pytest.raises(RecipeError, match=r"ppo\.\S+: fair is of kind llm, which compares two answers and scores none"):
+        load_recipe("embedded", [judges, "ppo.eval_every=5", settings])
+    assert list(load_recipe("embedded", [judges, "ppo.eval_every=5"]).judges_in_ppo) == ["mine"]
+    assert not load_recipe("embedded", [judges, "ppo.eval_every=null"]).judges_in_ppo
+
+
 def test_a_part_of_the_reward_is_known_as_such():
     reward = RewardConfig.model_validate(SUM)
     assert is_rewarded(JudgeConfig.model_validate(COUNT), reward)
