@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
-from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_judges
+from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_judges, follow_label
 from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
@@ -180,6 +180,7 @@ class Recipe(Section):
                 raise ValueError("reward: kind classifier needs model or train.from_scratch to start from")
         if self.reward.train.from_scratch is not None and not labelled:
             raise ValueError("reward.train.from_scratch needs data.labelled to train on")
+        follow_label(self.evaluation.judges, self.reward)
         check_judges(self.evaluation.judges, self.reward, pairs=self.data.preferences is not None, labelled=labelled)
         return self
 

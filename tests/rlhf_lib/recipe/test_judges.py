@@ -82,3 +82,14 @@ def test_held_out_pairs_need_pairs():
 def test_judges_are_named_on_the_command_line():
     recipe = load_recipe("embedded", ["evaluation.judges.other.pairs=held_out", "evaluation.judges.other.share=0.25"])
     assert held_out_shares(recipe.evaluation.judges) == {"other": 0.25}
+
+
+def test_a_judge_follows_the_rewards_label():
+    judge = "evaluation.judges.other={kind: classifier, model: some/other, label: reward.label}"
+    recipe = load_recipe("gpt2-imdb-positive", [judge, "reward.label=NEGATIVE"])
+    assert {name: judge.label for name, judge in recipe.evaluation.judges.items()} == {
+        "siebert": "NEGATIVE",
+        "other": "NEGATIVE",
+    }
+    with pytest.raises(RecipeError, match=r"evaluation\.judges\.other\.label is reward\.label, which is null: name"):
+        load_recipe("embedded", [judge])
