@@ -53,7 +53,9 @@ def follow_label(judges: Judges, reward: RewardConfig) -> None:
     for name, judge in judges.items():
         if judge.label == REWARDS_LABEL:
             if reward.label is None:
-                raise ValueError(f"evaluation.judges.{name}.label is {REWARDS_LABEL}, which is null: name the label itself")
+                raise ValueError(
+                    f"evaluation.judges.{name}.label is {REWARDS_LABEL}, which is null: name the label itself"
+                )
             judge.label = reward.label
 
 
