@@ -53,6 +53,7 @@ REDUCED = dict.fromkeys(EXPECTED, STEPS) | {
         "reward.train.max_steps": 4,
         "reward.train.from_scratch": {"layers": 1, "width": 32, "heads": 2, "vocab_size": 500},
         "reward.checks.min_probe_accuracy": None,
+        "reward.checks.min_score_std": None,
     },
 }
 
