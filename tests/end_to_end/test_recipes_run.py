@@ -43,9 +43,10 @@ REDUCED = dict.fromkeys(EXPECTED, STEPS) | {
         "policy.train.max_steps": 4,
         "policy.train.from_scratch": {"layers": 1, "width": 32, "heads": 2, "vocab_size": 500},
         "reward.train.max_steps": 4,
-        "reward.checks.min_accuracy": None,
+        "reward.checks.max_phrase_win_rate": None,
         "evaluation.judges.held_out.train.max_steps": 4,
-    },
+    }
+    | {f"reward.checks.{gate}": None for gate in UNLEARNED},
     "t5-emotion-scratch": STEPS
     | {
         "policy.train.max_steps": 4,
