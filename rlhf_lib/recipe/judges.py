@@ -11,6 +11,7 @@ from rlhf_lib.recipe.learning import PPOConfig
 from rlhf_lib.recipe.llm_judge import LLMJudgeConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
+REWARDS_LABEL = "reward.label"  # instead of a label
 JudgeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -24,6 +25,11 @@ class JudgeConfig(RewardConfig):
         "compares two answers at a time",
     )
     llm: LLMJudgeConfig | None = None
+    label: str | None = Field(
+        None,
+        description=f"the classifier's label; {REWARDS_LABEL}: the one that the reward is for; null only where it has "
+        "one output",
+    )
     pairs: Literal["held_out"] | None = Field(
         None,
         description="kinds preference and ensemble: held_out trains it here, on pairs that the reward model never "
@@ -68,6 +74,17 @@ class JudgeConfig(RewardConfig):
 
 
 Judges = Mapping[str, JudgeConfig]
+
+
+def follow_label(judges: Judges, reward: RewardConfig) -> None:
+    """Give judges with `label: reward.label` that label. Raises ValueError where the reward has none."""
+    for name, judge in judges.items():
+        if judge.label == REWARDS_LABEL:
+            if reward.label is None:
+                raise ValueError(
+                    f"evaluation.judges.{name}.label is {REWARDS_LABEL}, which is null: name the label itself"
+                )
+            judge.label = reward.label
 
 
 def check_judges(judges: Judges, reward: RewardConfig, *, pairs: bool, labelled: bool) -> None:

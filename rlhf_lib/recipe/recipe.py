@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf_lib.recipe.critic import check_critic
 from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
-from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_acting, check_judges
+from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_acting, check_judges, follow_label
 from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
@@ -225,6 +225,7 @@ class Recipe(Section):
             raise ValueError(
                 "registration.gates.min_lm_eval_delta needs evaluation.lm_eval, the tasks to measure it on"
             )
+        follow_label(self.evaluation.judges, self.reward)
         check_judges(self.evaluation.judges, self.reward, pairs=self.data.preferences is not None, labelled=labelled)
         check_acting(self.evaluation.judges, self.ppo)
         return self

@@ -161,3 +161,14 @@ def test_a_language_model_s_keys_are_its_own():
         load_recipe("embedded", ["reward.kind=llm"])
     judge = JudgeConfig.model_validate({"kind": "llm", "model": "m"})
     assert (judge.endpoint.key_variable, judge.endpoint.host) == ("OPENAI_API_KEY", "api.openai.com")
+
+
+def test_a_judge_follows_the_rewards_label():
+    judge = "evaluation.judges.other={kind: classifier, model: some/other, label: reward.label}"
+    recipe = load_recipe("gpt2-imdb-positive", [judge, "reward.label=NEGATIVE"])
+    assert {name: judge.label for name, judge in recipe.evaluation.judges.items()} == {
+        "siebert": "NEGATIVE",
+        "other": "NEGATIVE",
+    }
+    with pytest.raises(RecipeError, match=r"evaluation\.judges\.other\.label is reward\.label, which is null: name"):
+        load_recipe("embedded", [judge])

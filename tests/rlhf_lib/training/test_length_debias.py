@@ -124,7 +124,7 @@ def test_a_model_trained_without_length_pays_less_for_it(start, tmp_path):  # no
 
 
 def test_only_a_preference_model_is_trained_on_pairs():
-    with pytest.raises(SettingsError, match=r"train\.length_debias is for kind preference"):
+    with pytest.raises(SettingsError, match=r"train\.length_debias is for kinds preference and ensemble"):
         RewardConfig(kind="likelihood", model="x", train=RewardTrainingConfig(length_debias="balanced"))
     with pytest.raises(SettingsError, match="length_debias"):
         RewardTrainingConfig(length_debias="other")
