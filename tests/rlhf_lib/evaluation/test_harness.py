@@ -157,7 +157,9 @@ def test_the_gate_holds_for_the_intervals_lower_end(measured, least, passes):
         ({"tasks": ["missing"]}, DataError, "missing can't be opened: .*HF_HUB_OFFLINE is set: run once with the hub"),
     ],
 )
-def test_what_cannot_be_measured_is_said_before_anything_runs(folder, asked, kind, says):
+def test_what_cannot_be_measured_is_said_before_anything_runs(folder, monkeypatch, asked, kind, says):
+    listed = harness._listed  # without the harness's own tasks, which take ten seconds to list
+    monkeypatch.setattr(harness, "_listed", lambda include_path, defaults: listed(include_path, False))
     with pytest.raises(kind, match=says):
         check_tasks(LmEvalConfig(**{"tasks": ["next_words"], "include_path": str(folder)} | asked))
 
