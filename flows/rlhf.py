@@ -122,7 +122,7 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
         if trains_judges(recipe):
             judges = chain(train_judges, recipe, run, data, policy)
             yield "judges", judges
-        ppo = chain(run_ppo, recipe, run, data, policy, reward)
+        ppo = chain(run_ppo, recipe, run, data, policy, reward, judges)
         yield "ppo", ppo
         chosen = None
         if recipe.trains_on_chosen:

@@ -33,6 +33,11 @@ class RewardFailed(ModelError):
     stack frames."""
 
 
+class JudgeFailed(ModelError):
+    """A judge behind an endpoint that couldn't be asked, or whose replies say too little. It costs the run that judge's
+    opinion, not the evaluation."""
+
+
 class EnvironmentFault(RLHFError):
     """A folder that can't be written, or a server that is configured but doesn't answer."""
 

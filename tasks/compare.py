@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tasks.stage.options import OPTIONS
 from tasks.tracking import run_logger
 from tasks.tracking.progress import showing
 from tasks.tracking.reports import publish
+from tasks.tracking.run_folder import open_verdicts
 from tasks.tracking.runs import model_link
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def plan_comparison(
 ) -> Plan:
     """Resolve what the user wrote: `names` are registry URIs, hub ids, folders, or `reference`; without a `recipe` the
     first registered version's own is used. Raises ModelError naming the first that isn't available."""
-    from rlhf_lib.evaluation.judges import judging
+    from rlhf_lib.evaluation.opinions import check_judge
     from rlhf_lib.models.loading import load_config, load_tokenizer
     from rlhf_lib.rewards.build import check_reward
 
@@ -110,8 +112,8 @@ def plan_comparison(
     for title, judge in loaded.evaluation.judges.items():
         if judge.model is not None:
             judge.model = resolve_model(judge.model)
-        with judging(title):
-            check_reward(judge, trained_here=judge.pairs is not None)
+        if remark := check_judge(title, judge):
+            run_logger().warning("%s", remark)
     judges = versions.judges_of(loaded, made.values())
     return Plan(recipe=loaded, models=models, reward_model=reward_model, judges=judges)
 
@@ -151,7 +153,14 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
         on_done=lambda name: run_logger().info("compare: %s has answered", name),
     )
-    judged, opinions = judge_models(recipe, done, plan.judges, device)
+    judged, opinions = judge_models(
+        recipe,
+        done,
+        plan.judges,
+        device,
+        verdicts=partial(open_verdicts, Path(folder).parents[2]),  # RUN_DIR/work/RUN/compare
+        run=Path(folder).parent.name,
+    )
     drawings = {
         "scores": plots.score_boxes(done),
         "gains": plots.gain_intervals(done),
@@ -261,6 +270,8 @@ def _record(plan: Plan, done: Comparison, judged: Mapping[str, Sequence[Judgemen
 def _opinion(judgements: Sequence[Judgement], number: int) -> dict[str, Any]:
     """A judge's mean score of one of the models, and what it gained on the first."""
     if not number:
-        return {"mean": judgements[0].gained.reference, "delta": None, "ci95": None, "win_rate": None}
+        # what the first wins differs from opponent to opponent
+        alone = judgements[0].gained if judgements[0].asked is None else None
+        return {"mean": alone and alone.reference, "delta": None, "ci95": None, "win_rate": None}
     record = judgements[number - 1].record
-    return {"mean": record["policy"]} | {key: record[key] for key in ("delta", "ci95", "win_rate")}
+    return {"mean": record["policy"]} | {key: record[key] for key in ("delta", "ci95", "win_rate", "failed")}

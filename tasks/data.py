@@ -91,7 +91,8 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
         _check_label(recipe, names)
         _check_sizes(recipe, report)
 
-        metrics = {name.replace(" ", "_"): float(value) for name, value in leaves(report, "/").items()}
+        counts = {name: value for name, value in leaves(report, "/").items() if isinstance(value, int | float)}
+        metrics = {name.replace(" ", "_"): float(value) for name, value in counts.items()}
         metrics |= shown | _show(made.tokenized or made.texts, pairs, made.corpus)
         if labelled:
             _show_labels(labelled)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.logging import get_run_logger
 
+from rlhf_lib.errors import JudgeFailed
 from rlhf_lib.recipe import Recipe
 from tasks.results import (
     EvaluationResult,
@@ -19,10 +21,11 @@ from tasks.results import (
     StartingPolicy,
     TrainedBaseline,
 )
-from tasks.stage.keys import EVALUATION, function_source, reward_fingerprint
+from tasks.stage.keys import EVALUATION, function_source, judge_fingerprint
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking.reports import publish
+from tasks.tracking.run_folder import open_verdicts
 from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlhf_lib.evaluation.baselines import Baselines
+    from rlhf_lib.evaluation.opinions import Judge
     from rlhf_lib.evaluation.results import BeforeAfter
     from rlhf_lib.rewards import Reward
 
@@ -57,10 +61,15 @@ def evaluate_policy(
     from rlhf_lib.data.prompts import held_out_prompts
     from rlhf_lib.evaluation import plots
     from rlhf_lib.evaluation.compare import compare_policy
+    from rlhf_lib.evaluation.harness import measure_tasks
     from rlhf_lib.evaluation.judges import judge_policy
     from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.evaluation.metrics import measure_both, metric_changes
+    from rlhf_lib.evaluation.opinions import scorers
+    from rlhf_lib.evaluation.overoptimization import Course
+    from rlhf_lib.evaluation.overoptimization_plot import overoptimization
     from rlhf_lib.evaluation.perplexity import measure_perplexity
+    from rlhf_lib.evaluation.phrases import phrases_behind_gain
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
     from rlhf_lib.evaluation.results import SFT_ON_CHOSEN
@@ -87,7 +96,7 @@ def evaluate_policy(
     measured = [function_source(path, "evaluation.metrics") for path in recipe.evaluation.metrics]
     trained = judges.models if judges else {}
     asked_judges = {
-        name: reward_fingerprint(judge, trained.get(name)) for name, judge in recipe.evaluation.judges.items()
+        name: judge_fingerprint(judge, trained.get(name)) for name, judge in recipe.evaluation.judges.items()
     }
     chosen = sft_on_chosen.fingerprint if sft_on_chosen else None
     inputs = (ppo.model_dump(mode="json"), reward.fingerprint, texts, given, measured, asked_judges, chosen)
@@ -132,15 +141,15 @@ def evaluate_policy(
         changes = metric_changes(*own, comparison.queries, seed=recipe.seed)
         metrics |= flat_metrics({"evaluation": {change.key: change.record for change in changes}})
         pairs = load_from_disk(data.preferences.test) if data and data.preferences else None
-        referees = {
-            name: build_reward(one, trained.get(name), device) for name, one in recipe.evaluation.judges.items()
-        }
+        referees = _judges(recipe, trained, device, run)
         judged, opinions = judge_policy(recipe, comparison, referees, pairs)
         metrics |= flat_metrics({"judge": {judgement.name: judgement.record for judgement in judged}})
         for judgement in judged:
             logger.info(judgement.told(comparison.reward))
 
-        baselines = _baselines(recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, referees)
+        baselines = _baselines(
+            recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, scorers(referees)
+        )
         metrics |= flat_metrics(baselines.metrics)
         if baselines.same_kl:
             logger.info("evaluation: %s", baselines.same_kl.answer)
@@ -179,6 +188,10 @@ def evaluate_policy(
                 f"{counts['rule']} (cut: {counts['truncated']:,}; without a token to score: {counts['skipped']:,})."
             )
 
+        tasks = recipe.evaluation.lm_eval
+        kept = measure_tasks(models, tokenizer, tasks, dtype=dtype, seed=recipe.seed) if tasks else []
+        metrics |= flat_metrics({"lm_eval": {found.name: found.record for found in kept}})
+
         asked = recipe.evaluation.probes
         with autocast(device, dtype):
             answers = {name: next_token_differences(model, tokenizer, asked) for name, model in models.items()}
@@ -190,6 +203,13 @@ def evaluate_policy(
             metrics |= {f"probes/{i}/reference": probe.reference, f"probes/{i}/policy": probe.policy}
 
         before, after = comparison.reference, comparison.policy
+        phrases = phrases_behind_gain(
+            before.texts, after.texts, comparison.deltas, prompts=comparison.queries, seed=recipe.seed
+        )
+        metrics |= phrases.metrics
+        warnings = [{"kind": "phrases", "message": phrases.warning}] if phrases.warning else []
+        for warning in warnings:
+            logger.warning("evaluation: %s", warning["message"])
         drawings = {
             "scores": plots.score_histogram(before.scores, after.scores),
             "gains": plots.delta_histogram(comparison.deltas, comparison.reward.ci95, comparison.reward.prompts),
@@ -197,6 +217,9 @@ def evaluate_policy(
         }
         if baselines.best:
             drawings["baselines"] = plots.baseline_curve(baselines)
+        course = Course.of(ppo.evaluations, ppo.kept_step or ppo.steps, ppo.evaluated_on or "", ppo.stopped)
+        if course:
+            drawings["overoptimization"] = overoptimization(course, baselines.best, comparison, judged)
         if probes:
             drawings["probes"] = plots.probe_chart(probes)
             mlflow.log_dict({"probes": [asdict(probe) for probe in probes]}, "probes.json")
@@ -208,9 +231,15 @@ def evaluate_policy(
             probes=probes,
             metrics=changes,
             judges=judged,
-            warnings=[*gates_off(recipe.reward.checks), *(warning["message"] for warning in ppo.warnings)],
+            warnings=[
+                *gates_off(recipe.reward.checks),
+                *(warning["message"] for warning in [*ppo.warnings, *warnings]),
+            ],
+            phrases=phrases,
             answer_perplexity=answer_perplexity,
             baselines=baselines,
+            tasks=kept,
+            course=course,
             seed=recipe.seed,
         )
         s.log_metrics(metrics)
@@ -231,6 +260,9 @@ def evaluate_policy(
                 diversity=comparison.diversity,
                 measured={change.key: change.record for change in changes},
                 judges={judgement.name: judgement.record for judgement in judged},
+                lm_eval={found.name: found.record for found in kept},
+                phrases=phrases.record,
+                warnings=warnings,
                 baselines=baselines.record,
                 kl=comparison.kl,
                 report=str(page),
@@ -250,6 +282,22 @@ def perplexity_record(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     }
 
 
+def _judges(
+    recipe: Recipe, trained: Mapping[str, str], device: torch.device, run: PipelineRun
+) -> dict[str, Judge | JudgeFailed]:
+    """By name; for a language model that can't be had, why."""
+    from rlhf_lib.evaluation.opinions import build_judge
+
+    found: dict[str, Judge | JudgeFailed] = {}
+    for name, judge in recipe.evaluation.judges.items():
+        verdicts = partial(open_verdicts, run.run_dir)
+        try:
+            found[name] = build_judge(name, judge, trained.get(name), device, verdicts=verdicts, run=run.parent_run_id)
+        except JudgeFailed as error:
+            found[name] = error
+    return found
+
+
 def _baselines(
     recipe: Recipe,
     reference: PreTrainedModel,
@@ -260,8 +308,8 @@ def _baselines(
     dtype: torch.dtype,
     judges: Mapping[str, Reward] | None = None,
 ) -> Baselines:
-    """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges; best-of-n
-    takes a prompt that is asked repeatedly once."""
+    """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges that
+    score one answer alone; best-of-n takes a prompt that is asked repeatedly once."""
     from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
     from rlhf_lib.evaluation.best_of_n import sample_best_of_n
 

@@ -32,10 +32,10 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
 
     from rlhf_lib.data.held_out import share_out
     from rlhf_lib.data.sources import fingerprint
-    from rlhf_lib.evaluation.judges import judging
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.ppo.reference import sample_reference
     from rlhf_lib.rewards.build import scale_parts
+    from rlhf_lib.rewards.judging import judging
     from rlhf_lib.training.reward_parts import train_reward_parts
     from rlhf_lib.training.supervised import curve
 

@@ -18,11 +18,13 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from rlhf_lib.recipe import Recipe
-from tasks.results import PPOResult, PreparedData, RewardArtifact, StartingPolicy
-from tasks.stage.keys import PPO
+from rlhf_lib.recipe.learning import JUDGE
+from tasks.results import JudgeModels, PPOResult, PreparedData, RewardArtifact, StartingPolicy
+from tasks.stage.keys import PPO, reward_fingerprint
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import StageRun, run_stage
 from tasks.tracking import curves
+from tasks.tracking.judged_steps import dataset_of, log_judged_steps
 from tasks.tracking.retries import is_retryable
 from tasks.tracking.runs import PipelineRun
 
@@ -31,24 +33,31 @@ if TYPE_CHECKING:
     from rlhf_lib.ppo.statistics import Stats
 
 SAMPLES = "samples.json"
+_SILENT = {"checks", "gate", "normalize"}  # a judge's keys that change nothing in what it is asked here
 SHOWN = {"reward": "ppo/mean_scores", "KL": "objective/kl", "held-out reward": "eval/mean_scores"}  # beside the step
 PROGRESS_EVERY = 2.0  # seconds between updates of the Prefect artifact: each is a call to its server
 
 
 @task(name="ppo", **OPTIONS)
 def run_ppo(
-    recipe: Recipe, run: PipelineRun, data: PreparedData, policy: StartingPolicy, reward: RewardArtifact
+    recipe: Recipe,
+    run: PipelineRun,
+    data: PreparedData,
+    policy: StartingPolicy,
+    reward: RewardArtifact,
+    judges: JudgeModels | None = None,
 ) -> PPOResult:
-    """Train the policy against the reward.
+    """Train the policy against the reward. `judges`: those trained here, which are asked while it learns.
 
     Checkpoints lie under a key of everything that decides the run, so the same recipe started again after a crash goes
     on from the last one; they move to the stage's folder when PPO has ended.
     """
+    from rlhf_lib.evaluation.measures import flat_metrics
     from rlhf_lib.ppo.checkpoint import last_step
     from rlhf_lib.ppo.diagnostics import diagnose
     from rlhf_lib.ppo.faults import Diverged
     from rlhf_lib.ppo.run import Job, train
-    from rlhf_lib.ppo.selection import best_step
+    from rlhf_lib.ppo.selection import evaluations, kept_step, picks_by_prompts, why_stopped
     from rlhf_lib.ppo.statistics import training_curves
 
     settings = recipe.model_dump(
@@ -57,6 +66,12 @@ def run_ppo(
     # these bound memory and share work: a run that they have stopped goes on with others
     del settings["ppo"]["micro_batch_tokens"], settings["compute"]["processes"], settings["compute"]["accelerate"]
     constants = reward.normalization.model_dump() if reward.normalization else None
+    trained = judges.models if judges else {}
+    asked = recipe.judges_in_ppo
+    settings["judges"] = {
+        name: [judge.model_dump(mode="json", exclude=_SILENT), reward_fingerprint(judge, trained.get(name))]
+        for name, judge in asked.items()
+    }
     key = PPO.key(settings, policy.fingerprint, reward.fingerprint, constants, data.fingerprints)
     # of a fresh run only itself, tried again, goes on
     checkpoints = Path(run.run_dir) / "checkpoints" / (f"{key}-{run.parent_run_id}" if run.fresh else key)
@@ -70,6 +85,7 @@ def run_ppo(
             policy=policy.model,
             prompts=policy.prompts.model_dump(),
             reward=reward.model,
+            judges=trained,
             score_constants=(constants["mean"], constants["std"]) if constants else None,
             folder=str(current.folder),
             checkpoints=str(checkpoints),
@@ -88,11 +104,15 @@ def run_ppo(
         seconds = time.perf_counter() - start
 
         steps = len(history)
-        if (kept := recipe.ppo.keep_best) is not None and (
-            best := best_step(history, kept, recipe.ppo.keep_best_max_kl)
-        ) is not None:
-            get_run_logger().info("ppo: step %d is kept, %s %.4g", best, kept, history[best - 1][kept])
-            mlflow.set_tag("best_step", best)
+        stopped = why_stopped(telling.start, history, recipe.ppo)
+        if stopped:
+            get_run_logger().info("ppo: stopped after step %d: %s", steps, stopped)
+            mlflow.set_tag("stopped", stopped)
+        kept = kept_step(history, recipe.ppo)
+        if kept is not None:
+            name = str(recipe.ppo.best_statistic)
+            get_run_logger().info("ppo: step %d is kept, %s %.4g", kept, name, history[kept - 1][name])
+            mlflow.set_tag("best_step", kept)
         last = history[-5:]
         kl = sum(stats["objective/kl"] for stats in last) / len(last)
         symptoms = diagnose(history, recipe.ppo, recipe.generation)
@@ -101,21 +121,49 @@ def run_ppo(
         warnings = [asdict(symptom) | {"message": str(symptom)} for symptom in symptoms]
         mlflow.log_dict({"warnings": warnings}, "warnings.json")
         metrics = {"ppo/steps": steps, "ppo/seconds": seconds, "ppo/final_kl": kl, "ppo/warnings": len(symptoms)}
+        prompts = "texts" if recipe.ppo.eval_texts else "selection" if picks_by_prompts(recipe) else "evaluation"
+        result = PPOResult(
+            policy=str(current.folder / "policy"),
+            reference=str(current.folder / "reference"),
+            steps=steps,
+            seconds=seconds,
+            kl=kl,
+            kept_step=kept,
+            stopped=stopped,
+            evaluations=evaluations(telling.start, history),
+            evaluated_on=prompts if recipe.ppo.eval_every else None,
+            warnings=warnings,
+        )
+        metrics |= flat_metrics({"ppo": result.extremes | {"kept_step": kept}})
         current.log_metrics(metrics)
         mlflow.log_figure(training_curves(history), "training_curves.png")
-        current.finish(
-            PPOResult(
-                policy=str(current.folder / "policy"),
-                reference=str(current.folder / "reference"),
-                steps=steps,
-                seconds=seconds,
-                kl=kl,
-                warnings=warnings,
-                metrics=metrics,
+        if asked:
+            role = {"evaluation": "prompts/test", "selection": "prompts/train"}.get(prompts)
+            current.later(
+                log_judged_steps,
+                current.run.info.run_id,
+                recipe.name,
+                result.evaluations,
+                _weights(result, checkpoints, current.folder),
+                dataset_of(run.parent_run_id, role) if role else None,
             )
-        )
+        current.finish(result.model_copy(update={"metrics": metrics}))
     _keep(checkpoints, current)
     return current.result
+
+
+def _weights(result: PPOResult, stored: Path, folder: Path) -> dict[int, dict[str, str]]:
+    """Where the weights of a step lie that are kept, by step: its checkpoint's folder, as `_keep` moves it, and the
+    exported policy's."""
+    from rlhf_lib.ppo.checkpoint import checkpoints, step_of
+
+    found = {
+        step_of(path): {"weights": "checkpoint", "checkpoint": str(folder.resolve() / "checkpoints" / path.name)}
+        for path in checkpoints(stored)
+    }
+    exported = result.kept_step or result.steps
+    found[exported] = found.get(exported, {}) | {"weights": "exported", "policy": result.policy}
+    return found
 
 
 def _keep(checkpoints: Path, current: StageRun[PPOResult]) -> None:
@@ -133,6 +181,7 @@ class Telling:
         self.recipe, self.steps, self.current = recipe, recipe.ppo.steps, current
         self.curves = curves.Curves(run.parent_run_id, current.later)
         self.history: list[Stats] = []
+        self.start: Stats = {}  # step 0
         self.samples: list[dict[str, Any]] = []
         self.warned: set[str] = set()  # kinds of symptoms: each is told once
         self.resumed = 0
@@ -148,17 +197,17 @@ class Telling:
             self.curves.flush()
         if kind is None:
             self.artifact.update(100.0, last=True)
-            if len(self.history) < self.steps:
-                get_run_logger().info(
-                    "ppo: stopped at step %d: the mean score reached its threshold", len(self.history)
-                )
 
     def step(self, progress: Progress) -> None:
         stats = progress.stats
-        self.history.append(stats)
         self.current.log_metrics(stats, step=progress.step)
+        if progress.step == 0:
+            self.start = stats
+            return
+        self.history.append(stats)
         self.curves.add(progress.step, stats)
         shown = {name: stats[key] for name, key in SHOWN.items() if key in stats}
+        shown |= {f"judge {key.removeprefix(JUDGE)}": stats[key] for key in stats if key.startswith(JUDGE)}
         self.current.progress.report("step", progress.step, self.steps, shown)
         self._warn(told_before=progress.resumed)
         if progress.resumed:

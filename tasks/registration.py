@@ -16,7 +16,7 @@ from prefect import task
 from rlhf_lib.errors import EnvironmentFault, RLHFError
 from rlhf_lib.evaluation.measures import flat_metrics
 from rlhf_lib.recipe import Recipe, RewardConfig
-from tasks.registry import champions, policies, versions
+from tasks.registry import champions, events, policies, versions
 from tasks.registry.model_card import model_card
 from tasks.results import (
     EvaluationResult,
@@ -32,6 +32,7 @@ from tasks.stage.keys import REGISTRATION, function_source
 from tasks.stage.options import OPTIONS
 from tasks.stage.run import run_stage
 from tasks.tracking import run_logger
+from tasks.tracking.run_folder import open_verdicts
 from tasks.tracking.runs import PipelineRun, mlflow_link
 
 if TYPE_CHECKING:
@@ -81,13 +82,17 @@ def register_policy(
         crowned = half is not None and present == str(half.version)
         if crowned:
             present = None
-        gating = [title for title, found in evaluation.judges.items() if found["only_reports"] is None]
+        gating = [
+            title
+            for title, found in evaluation.judges.items()
+            if found["only_reports"] is None and not found.get("failed")
+        ]
         if recipe.registration.gates.min_judge_delta is None:
             gating = []
         referees = {title: judges.models.get(title) if judges else None for title in gating}
         duel = None
         if present:
-            duel = _duel(recipe, reward, referees, ppo.policy, name, present, prompts, s.folder)
+            duel = _duel(recipe, run, reward, referees, ppo.policy, name, present, prompts, s.folder)
         passed, gates, reason = judge(recipe.registration.gates, evaluation.model_dump(), duel)
         promoted = passed and recipe.registration.promote
         if passed and not promoted:
@@ -144,6 +149,9 @@ def register_policy(
         version = str(made.version)
         if promoted and not crowned:
             champions.crown(name, version, "gates", reason)
+        elif not promoted:
+            unchanged: events.Happened = "waiting" if passed else "refused"
+            events.tell(unchanged, name, version, champion=present, why=reason, who=champions.user())
         outcome = {"registered": f"models:/{name}/{version}", "promoted": str(promoted).lower(), "reason": reason}
         mlflow.set_tags(outcome)
         for key, value in outcome.items():
@@ -228,6 +236,7 @@ def largest_difference(model: PreTrainedModel, other: PreTrainedModel, prompt_id
 
 def _duel(
     recipe: Recipe,
+    run: PipelineRun,
     reward: RewardArtifact,
     judges: Mapping[str, str | None],
     candidate: str,
@@ -238,6 +247,7 @@ def _duel(
 ) -> dict[str, Any]:
     """Candidate against champion, under the reward of either and the `judges` (where each was trained, by name); a
     champion that can't be compared keeps its place and doesn't stop the run."""
+    from rlhf_lib.evaluation.opinions import build_judge
     from rlhf_lib.evaluation.promotion import compare_policies
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.rewards.build import build_reward
@@ -258,7 +268,15 @@ def _duel(
             trust_remote_code=recipe.policy.trust_remote_code,
             champion_reward=theirs,
             judges={
-                title: partial(build_reward, recipe.evaluation.judges[title], folder, device)
+                title: partial(
+                    build_judge,
+                    title,
+                    recipe.evaluation.judges[title],
+                    folder,
+                    device,
+                    verdicts=partial(open_verdicts, run.run_dir),
+                    run=run.parent_run_id,
+                )
                 for title, folder in judges.items()
             },
         )
@@ -314,6 +332,7 @@ def _metrics(
         "reward_model": checks.model_dump(include={"accuracy", "ci95", "held_out"}) if checks else {},
         "evaluation": evaluation.measured,
         "judge": evaluation.judges,
+        "lm_eval": evaluation.lm_eval,
     }
     if duel and "error" not in duel:
         tree["duel"] = {

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from rlhf_lib.recipe.learning import JUDGE
+
 
 class Folders(BaseModel):
     """Data sets on disk."""
@@ -157,6 +159,10 @@ class PPOResult(StageResult):
     steps: int
     seconds: float
     kl: float  # nats per response, over the last steps
+    kept_step: int | None = None  # that ppo.keep_best exports; null: the last
+    stopped: str | None = None  # why, if before ppo.steps
+    evaluations: list[dict[str, float]] = []  # step, and the statistics eval/...; step 0 is the reference, with judges
+    evaluated_on: Literal["evaluation", "selection", "texts"] | None = None  # which prompts; null: no evaluations
     warnings: list[dict[str, Any]] = []  # kind, first, last, steps, message
 
     @property
@@ -166,7 +172,21 @@ class PPOResult(StageResult):
     @property
     def about(self) -> str:
         warned = f", warnings: {', '.join(each['kind'] for each in self.warnings)}" if self.warnings else ""
-        return f"{self.steps} steps, KL {self.kl:.2f}{warned}"
+        kept = f", step {self.kept_step} kept" if self.kept_step else ""
+        return f"{self.steps} steps{kept}, KL {self.kl:.2f}{warned}"
+
+    @property
+    def extremes(self) -> dict[str, dict[str, float]]:
+        """`best`, `best_step` and `last` of what the reward and each judge gave in the evaluations after step 0, by the
+        statistic's name."""
+        found: dict[str, dict[str, float]] = {"best": {}, "best_step": {}, "last": {}}
+        steps = [each for each in self.evaluations if each["step"] > 0]
+        for name in steps[0] if steps else ():
+            if name == "eval/mean_scores" or name.startswith(JUDGE):
+                best = max(steps, key=lambda each: each[name])
+                found["best"][name], found["best_step"][name] = best[name], best["step"]
+                found["last"][name] = steps[-1][name]
+        return found
 
 
 class TrainedBaseline(StageResult):
@@ -194,6 +214,9 @@ class EvaluationResult(StageResult):
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
     baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges
     judges: dict[str, dict[str, Any]] = {}  # by evaluation.judges: reference, policy, delta, ci95, win_rate, ...
+    lm_eval: dict[str, dict[str, Any]] = {}  # by task: metric, reference, policy, delta, ci95, documents
+    phrases: dict[str, Any] = {}  # phrases, share of the gain, ci95, answers
+    warnings: list[dict[str, Any]] = []  # kind, message
     kl: float  # nats per response
     report: str  # the page's path
     prompts: int = 0
@@ -261,8 +284,11 @@ def run_record(
             "seconds": ppo.seconds,
             "kl": evaluation.kl if evaluation else ppo.kl,
             "warnings": len(ppo.warnings),
+            "kept_step": ppo.kept_step,
+            "stopped": ppo.stopped,
+            **{name: values or None for name, values in ppo.extremes.items()},
         },
-        "warnings": ppo and ppo.warnings,
+        "warnings": ppo and [*ppo.warnings, *(evaluation.warnings if evaluation else [])],
         "reward": evaluation and evaluation.reward,
         "perplexity": evaluation and evaluation.perplexity,
         "answer_perplexity": evaluation and evaluation.answer_perplexity,
@@ -271,6 +297,8 @@ def run_record(
         "metrics": evaluation and (evaluation.measured or None),
         "baselines": evaluation and (evaluation.baselines or None),
         "judges": evaluation and (evaluation.judges or None),
+        "lm_eval": evaluation and (evaluation.lm_eval or None),
+        "phrases": evaluation and (evaluation.phrases or None),
         "evaluation": evaluation
         and {
             "prompts": evaluation.prompts,

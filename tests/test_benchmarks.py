@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,3 +40,25 @@ def test_scaling_tells_what_a_token_costs(tmp_path):
     assert sizes == [(8, 32, 320), (64, 4, 768), (64, 8, 1024)]
     assert all(row["total"] > 0 for row in rows)
     assert (tmp_path / "scaling.png").stat().st_size > 5000
+
+
+def test_judged_takes_gains_over_the_reference_and_over_best_of_1(tmp_path):
+    record = {
+        "ppo": {"kl": 4.0},
+        "reward": {"delta": 0.5, "ci95": [0.4, 0.6]},
+        "judges": {"fair": {"delta": -0.25, "ci95": None}},
+        "baselines": {
+            "best_of_1": {"kl": 0.0, "reward": 1.0, "judges": {"fair": 2.0}},
+            "best_of_4": {"kl": 0.64, "reward": 1.75, "judges": {"fair": 2.5}},
+            "sft_on_chosen": {"kl": 9.0, "reward": 3.0, "judges": {"fair": 3.0}},
+        },
+    }
+    judged = runpy.run_path(str(ROOT / "benchmarks/judged.py"))
+    assert judged["of_run"](record, "fair") == (2.0, 0.5, [0.4, 0.6], -0.25, None, "")
+    one, four = judged["best_of"](record, "fair")
+    assert one == (0.0, 0.0, None, 0.0, None, "1")
+    assert four == (pytest.approx(0.8), 0.75, None, 0.5, None, "4")
+    summary, plot = tmp_path / "run.json", tmp_path / "plot.png"
+    summary.write_text(json.dumps(record))
+    run("judged.py", plot, "--judge", "fair", f"usual={summary}")
+    assert plot.stat().st_size > 5000

@@ -83,7 +83,11 @@ def _tried(about: str, scores: list[float] | None) -> str:
     """A reward or judge in words, with the scores that it gave."""
     if scores:
         return f"{about}; tried on {len(scores)} texts, scores {min(scores):.3g} to {max(scores):.3g}"
-    return about if "trained here" in about else f"{about}; not tried, since it is large or not downloaded yet"
+    return (
+        about
+        if "trained here" in about or "requests" in about
+        else f"{about}; not tried, since it is large or not downloaded yet"
+    )
 
 
 def _losses(plan: Plan, room: int) -> list[str]:

@@ -58,7 +58,9 @@ def run_table(record: Record) -> str:
                 f"judge {name}",
                 number(judged["reference"]),
                 number(judged["policy"]),
-                f"delta {number(judged['delta'], '+.3f')}, wins {number(judged['win_rate'], '.0%')}, "
+                f"failed: {judged['failed']}"
+                if judged.get("failed")
+                else f"delta {number(judged['delta'], '+.3f')}, wins {number(judged['win_rate'], '.0%')}, "
                 f"{_interval(judged['ci95'], judged['prompts'], '+.3f', 'prompt')}"
                 + "; only reports"
                 * (judged["only_reports"] is not None),
@@ -80,6 +82,16 @@ def run_table(record: Record) -> str:
         *(
             (name, number(own["reference"]), number(own["policy"]), change(own))
             for name, own in (record.get("metrics") or {}).items()
+        ),
+        *(
+            (
+                name,
+                number(found["reference"]),
+                number(found["policy"]),
+                f"{found['metric']}, delta {number(found['delta'], '+.3f')}, "
+                f"{_interval(found['ci95'], found['documents'], '+.3f', 'document')}",
+            )
+            for name, found in (record.get("lm_eval") or {}).items()
         ),
         ("KL", "", number(record["ppo"]["kl"], ".2f"), "nats per response"),
         *_baseline_rows(record.get("baselines") or {}),
@@ -184,8 +196,10 @@ def comparison_table(record: Record) -> str:
             if found["ci95"]:
                 gain += " [{:+.3f}, {:+.3f}]".format(*found["ci95"])
             lines.append(
-                f"{model['name']:<{width}}{found['mean']:>9.3f}  {gain:<28}{number(found['win_rate'], '.0%'):>5}"
+                f"{model['name']:<{width}}{number(found['mean'], '.3f'):>9}  {gain:<28}"
+                f"{number(found['win_rate'], '.0%'):>5}"
             )
+        lines += dict.fromkeys(f"failed: {why}" for model in models if (why := model["judges"][name].get("failed")))
     on = f"{counted(record['prompts'], 'prompt' if record['held_out'] else 'training prompt')} of {record['recipe']}"
     if not any(model["ci95"] for model in models):
         on += f" ({no_interval(record['distinct_prompts'])})"

@@ -14,6 +14,7 @@ REASONS = {
     "empty": "empty",
     "duplicate": "repeated",
     "in test": "also in the evaluation or test rows",
+    "near duplicate": "nearly evaluation prompts",
     "in train": "also training prompts",
     "too long": "without room for the response",
     "prompts differ": "whose two prompts differ",
@@ -26,6 +27,7 @@ REASONS = {
     "no text after the query": "with nothing after the query",
     "limit": "above the limit",
 }
+NEAR = "near duplicate"
 LIMITS = ("limit", "held out")
 # harmless to drop, or asked for in the recipe: worth a warning only where they are most of the rows
 HARMLESS = ("min_chars", "max_query_chars", "query too long", "duplicate", "repeated pair", "in train")
@@ -37,6 +39,7 @@ SETS = {
     "corpus": {"train": "training texts of the base model", "test": "test texts of the base model"},
     "labelled": {"train": "training texts of the classifier", "test": "test texts of the classifier"},
 }
+_SHOWN = 160  # characters of an example
 SHARED = "evaluation prompts in training pairs"
 
 
@@ -146,4 +149,17 @@ def table(report: Mapping[str, Any]) -> str:
                 why = "; ".join(f"{count:,} {REASONS.get(reason, reason)}" for reason, count in counts.items() if count)
                 label = name if "dropped" in funnel else f"{name}, as tokens"
                 lines.append(f"| {label} | {funnel['rows']:,} | {why or '-'} | {funnel['kept']:,} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_examples(report)])
+
+
+def _examples(report: Mapping[str, Any]) -> list[str]:
+    """The training prompts that were dropped for being nearly evaluation prompts, beside these."""
+    found = report.get("prompts", {}).get("near duplicates", [])
+    if not found:
+        return []
+    cells = [
+        [f"{one['similarity']:.2f}", *(" ".join(one[side].split())[:_SHOWN] for side in ("train", "test"))]
+        for one in found
+    ]
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return ["", "| similarity | dropped training prompt | evaluation prompt |", "|---:|---|---|", *rows]

@@ -17,6 +17,8 @@ from datasets import load_from_disk
 
 from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
 from rlhf_lib.data.joined import row_place
+from rlhf_lib.data.losses import NEAR
+from rlhf_lib.data.near_duplicates import near_duplicates
 from rlhf_lib.data.sources import Funnel, describe_source, first_seen, load_sources, mixture, sources, text_column
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PromptsConfig as PromptSettings
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _OPENINGS = ("first_tokens", "first_words")
 _BATCH = 1000
+EXAMPLES = 5  # near duplicates in the report
 _CHARS_PER_TOKEN = 32  # far above what tokenizers reach on average: saves encoding whole texts for a few tokens
 
 
@@ -49,7 +52,8 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
     """The recipe's prompts as text, in an order drawn with its seed.
 
     Dropped and counted: texts of `min_chars` characters or fewer, empty queries, queries of `max_query_chars`
-    characters or more, duplicates, training prompts that are evaluation prompts too, and those above `limit`. Without
+    characters or more, duplicates, training prompts that are evaluation prompts too or nearly so, and those above
+    `limit`. Without
     a test set of its own, the fraction `held_out` is taken off for evaluation; where that is 0, the evaluation prompts
     are the training prompts. Of several sets joined, training prompts are taken as often as their set's weight says.
 
@@ -87,9 +91,10 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
             "for a task that has no others, set data.prompts.held_out to 0 too",
         )
         train = _limited(train, settings.limit, train_funnel)
+    train, similar = _drop_near_duplicates(train, test, settings, train_funnel)
     kept = train_funnel.report(len(train))
     train, taken = sets.take(train, train, recipe.seed)
-    report = {"train": kept | taken, "test": test_report}
+    report = {"train": kept | taken, "test": test_report} | similar
     return Prompts(_dataset(train, settings), _dataset(test, settings), report)
 
 
@@ -318,6 +323,24 @@ def _hold_out(queries: list[str], fraction: float, where: str) -> tuple[list[str
             "on the training prompts"
         )
     return queries[:count], queries[count:]
+
+
+def _drop_near_duplicates(
+    train: list[str], test: list[str], settings: PromptSettings, funnel: Funnel
+) -> tuple[list[str], dict[str, Any]]:
+    """(the training prompts that are far enough from every evaluation prompt, the report's `near duplicates`: the most
+    similar of the others)."""
+    if settings.near_duplicates is None or settings.unheld:
+        return train, {}
+    found = near_duplicates(train, test, settings.near_duplicates)
+    dropped = {one.train for one in found}
+    fix = "Raise data.prompts.near_duplicates.threshold, or set data.prompts.near_duplicates to null"
+    kept = funnel.keep(NEAR, train, (place not in dropped for place in range(len(train))), fix)
+    shown = sorted(found, key=lambda one: -one.similarity)[:EXAMPLES]
+    examples = [
+        {"train": train[one.train], "test": test[one.test], "similarity": round(one.similarity, 3)} for one in shown
+    ]
+    return kept, {"near duplicates": examples} if examples else {}
 
 
 def _dataset(queries: list[str], settings: PromptSettings) -> Dataset:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from rlhf_lib.errors import JudgeFailed
 from rlhf_lib.evaluation.compare import compare_folders
-from rlhf_lib.evaluation.judges import opinions
 from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
+from rlhf_lib.evaluation.opinions import Judge, gain
 from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig
 from rlhf_lib.rewards import Reward, sampled_scores
@@ -54,12 +55,13 @@ def judge(
 
     `evaluation` holds reward (delta, ci95, prompts), `judges` by name where there are any, perplexity or None,
     answer_perplexity where `trained_on` says "answers" (see `gated_perplexity`), diversity and kl of policy against
-    reference, and `held_out`: false where the prompts were training prompts, which only `allow_unheld` lets pass.
+    reference, `lm_eval` by task where there are any, and `held_out`: false where the prompts were training prompts,
+    which only `allow_unheld` lets pass.
     `duel` is what `compare_policies` returns, {"error": why} where the champion couldn't be compared, None where there
     is none. Its `champion_reward` is the same under the reward that the champion was trained for, {"error": why} where
     that couldn't be had, and absent where it is this policy's own; its `judges` the same by each judge. The champion
-    must be beaten under all of them. Gates that are switched off, or whose value doesn't apply (perplexity without a
-    set), are left out.
+    must be beaten under all of them. A judge that failed, and doesn't only report, lets nothing pass. Gates that are
+    switched off, or whose value doesn't apply (perplexity without a set), are left out.
     """
     reward, diversity = evaluation["reward"], evaluation["diversity"]
     what, perplexity = gated_perplexity(evaluation)
@@ -77,8 +79,14 @@ def judge(
         results.append(Gate.judge("min_reward_delta", least, "above", gates.min_reward_delta, found))
     for name, judged in (evaluation.get("judges") or {}).items():
         if gates.min_judge_delta is not None and judged["only_reports"] is None:
+            if why := judged.get("failed"):
+                results.append(Gate(f"judge/{name}", None, gates.min_judge_delta, False, f"judge {name} failed: {why}"))
+                continue
             least, found = _gain(judged, "the reference", f"the mean gained by judge {name}")
             results.append(Gate.judge(f"judge/{name}", least, "above", gates.min_judge_delta, found))
+    for name, found in (evaluation.get("lm_eval") or {}).items():
+        if gates.min_lm_eval_delta is not None:
+            results.append(_keeps(name, found, gates.min_lm_eval_delta))
     ratio, found = _ratio(what, perplexity.get("reference"), perplexity.get("policy"))
     if ratio is not None and gates.max_perplexity_ratio is not None:
         results.append(Gate.judge("max_perplexity_ratio", ratio, "at most", gates.max_perplexity_ratio, found))
@@ -93,6 +101,10 @@ def judge(
     if duel:
         results += _beats_champion(gates, duel, reward["prompts"])
         for name, judged in duel.get("judges", {}).items():
+            if why := judged.get("error"):
+                told = f"no comparison with the champion (version {duel['version']}) by judge {name}: {why}"
+                results.append(Gate(f"beats_champion/{name}", None, 0.0, False, told))
+                continue
             least, found = _gain(
                 judged, f"the champion (version {duel['version']})", f"the mean gained by judge {name}"
             )
@@ -142,6 +154,21 @@ def _wins_duel(gates: GatesConfig, duel: Mapping[str, Any], prompts: int) -> Gat
     return Gate.judge(name, least, "above", 0.0, found)
 
 
+def _keeps(name: str, found: Mapping[str, Any], threshold: float) -> Gate:
+    """A task of the harness; of a metric where less is better, the difference counts the other way round."""
+    sign = 1.0 if found["higher_is_better"] else -1.0
+    delta, documents = sign * found["delta"], found["documents"]
+    way = "policy less reference" if found["higher_is_better"] else "reference less policy"
+    told = f"{found['metric']} on {name}, {way}, is {delta:+.4g}"
+    if not found["ci95"]:
+        least, told = delta, f"{told} ({no_interval(documents, 'document')}); it"
+    else:
+        least, most = sorted(sign * end for end in found["ci95"])
+        interval = f"95% interval {least:.4g} to {most:.4g}, {counted(documents, 'document')}"
+        told = f"{told} ({interval}); the interval's lower end"
+    return Gate.judge(f"lm_eval/{name}", least, "above", threshold, told)
+
+
 def _gain(gained: Mapping[str, Any], over: str, what: str = "the mean score gained") -> tuple[float, str]:
     """(what the gain is at least, the same in words): its interval's lower end, or the gain where there is none."""
     ci95 = gained["ci95"]
@@ -175,15 +202,15 @@ def compare_policies(
     seed: int,
     trust_remote_code: bool = False,
     champion_reward: Reward | None = None,
-    judges: Mapping[str, Callable[[], Reward]] | None = None,
+    judges: Mapping[str, Callable[[], Judge]] | None = None,
 ) -> dict[str, Any]:
     """Two policy folders on the same prompts, drawn with the same seeds, under one reward, the candidate's; with
     `champion_reward` the same responses are scored by that one too, and by the `judges` (each loaded in turn).
 
     `prompts` has columns query and prompt; those that fit both are used (see `encode_for_all`). Returns mean scores,
     the paired bootstrap interval of candidate - champion (None for a handful of prompts), the win rate and the number
-    of prompts; the same by the champion's reward under `champion_reward`, and by each judge under `judges`. Two equal
-    models give equal texts, and so 0.
+    of prompts; the same by the champion's reward under `champion_reward`, and by each judge under `judges`, or
+    {"error": why} for one that failed. Two equal models give equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
     sources = [ModelSource("champion", champion), ModelSource("candidate", candidate)]
@@ -205,11 +232,13 @@ def compare_policies(
         texts = [result.sampled for result in compared.results]
         before, after = (sampled_scores(champion_reward, compared.queries, s.texts, s.ended) for s in texts)
         duel["champion_reward"] = _outcome(reward_delta(before, after, prompts=compared.queries, seed=seed))
-    judged = {
-        name: reward_delta(*opinions(load(), name, compared), prompts=compared.queries, seed=seed)
-        for name, load in (judges or {}).items()
-    }
-    return duel | {"judges": {name: _outcome(found) for name, found in judged.items()}}
+    judged: dict[str, dict[str, Any]] = {}
+    for name, load in (judges or {}).items():
+        try:
+            judged[name] = _outcome(gain(load(), name, compared, seed=seed))
+        except JudgeFailed as error:
+            judged[name] = {"error": str(error)}
+    return duel | {"judges": judged}
 
 
 def _outcome(outcome: RewardDelta) -> dict[str, Any]:

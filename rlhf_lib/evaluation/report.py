@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_lib.evaluation.baselines import Baselines
+from rlhf_lib.evaluation.harness import TaskChange
 from rlhf_lib.evaluation.judges import Judgement
 from rlhf_lib.evaluation.measures import Shift, shifts
 from rlhf_lib.evaluation.metrics import MetricChange
+from rlhf_lib.evaluation.overoptimization import Course
 from rlhf_lib.evaluation.page import markdown, page, shortened
+from rlhf_lib.evaluation.phrases import Phrases
 from rlhf_lib.evaluation.probes import ProbeResult
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult
 from rlhf_lib.recipe import Recipe
@@ -61,6 +64,9 @@ class BeforeAfterReport:
     baselines: Baselines
     judges: Sequence[Judgement] = ()
     warnings: Sequence[str] = ()
+    tasks: Sequence[TaskChange] = ()
+    phrases: Phrases = field(default_factory=Phrases)
+    course: Course | None = None
 
     @property
     def told(self) -> list[str]:
@@ -88,6 +94,9 @@ def build_report(
     answer_perplexity: Mapping[str, float] | None = None,
     baselines: Baselines | None = None,
     judges: Sequence[Judgement] = (),
+    tasks: Sequence[TaskChange] = (),
+    phrases: Phrases | None = None,
+    course: Course | None = None,
     samples: int = 5,
     seed: int = 0,
 ) -> BeforeAfterReport:
@@ -97,7 +106,9 @@ def build_report(
     `answer_perplexity`: the same of the answers in these texts, given their prompts.
     `notes`: how it was measured, in sentences. `probes`: what `evaluation.probes` found.
     `metrics`: what changed in those of `evaluation.metrics`. `judges`: what those of `evaluation.judges` say.
-    `baselines`: what cheaper methods get. `warnings`: what weakens the result, in sentences.
+    `baselines`: what cheaper methods get. `tasks`: what changed in those of `evaluation.lm_eval`. `phrases`: which
+    carry the gain. `course`: what reward and judges gave while PPO learnt. `warnings`: what weakens the result, in
+    sentences.
     """
     c, d = comparison, comparison.diversity
     rows = [
@@ -132,14 +143,33 @@ def build_report(
     definitions = [
         *_DEFINITIONS,
         *([_JUDGES] if judges else []),
+        *([_COMPARED] if any(judged.asked for judged in judges) else []),
+        *([course.note] if course else []),
         *([_METRICS] if metrics else []),
+        *([_TASKS] if tasks else []),
         *([_PROBES] if probes else []),
     ]
     definitions += [_SHIFTS] if moved else []
+    phrases = phrases or Phrases()
+    definitions += [_PHRASES] if phrases.phrases else []
     baselines = baselines or Baselines()
     told = [*notes, *baselines.notes(), *definitions]
     return BeforeAfterReport(
-        title, comparison, rows, groups, told, perplexity, probes, moved, metrics, baselines, judges, warnings
+        title,
+        comparison,
+        rows,
+        groups,
+        told,
+        perplexity,
+        probes,
+        moved,
+        metrics,
+        baselines,
+        judges,
+        warnings,
+        tasks,
+        phrases,
+        course,
     )
 
 
@@ -171,10 +201,18 @@ _JUDGES = (
     "Rank correlation: Spearman's, of what each prompt gained by the reward and by the judge. Accuracy: how often the "
     "judge prefers the chosen answer of a test pair."
 )
+_COMPARED = (
+    "A judge that is a language model compares two answers, in both orders: one that wins in both scores 1 and the "
+    "other 0; where the orders don't agree, or it sees a tie, both score 0.5. It has no opinion of the baselines."
+)
 _METRICS = (
     "Your metrics: means over the responses to which each applies; change and interval, a paired bootstrap's, over the "
     "prompts where it applies both before and after. There is no interval for a handful of prompts, nor for a metric "
     "with one value for all responses."
+)
+_TASKS = (
+    "Tasks of lm-evaluation-harness: the mean of the metric over the documents; change and interval, a paired "
+    "bootstrap's over the documents of both."
 )
 _PROBES = (
     "Next token: the logit of the first word less that of the second, as the token after the prompt; of a word that "
@@ -183,6 +221,12 @@ _PROBES = (
 _SHIFTS = (
     "Words that moved: z-scores of the log-odds ratio under a Dirichlet prior (Monroe et al. 2008), those beyond 1.96; "
     "with many words some pass by chance."
+)
+_PHRASES = (
+    "Phrases behind the gain: the runs of four words whose share of the answers rose most. Earns: the slope of least "
+    "squares, of what each prompt's score gained on which phrases came into its answer or left it; their share of the "
+    "gain is the slopes times the changes in share, over the mean gain (Kitagawa 1955, Oaxaca 1973). A phrase stands "
+    "for whatever comes with it."
 )
 
 
@@ -240,8 +284,11 @@ def build_comparison_report(
     if "KL" in rows:
         rows = {f"KL to {comparison.anchor}" if name == "KL" else name: values for name, values in rows.items()}
     for name, found in (judges or {}).items():
-        rows[f"judge {name}, mean score"] = [found[0].gained.reference, *(judged.gained.policy for judged in found)]
-        rows[f"judge {name}, wins"] = [None, *(judged.gained.win_rate for judged in found)]
+        gains = [judged.gained for judged in found]
+        if found[0].asked is None:  # a language model's score is what it wins, which the next row tells
+            first = gains[0].reference if gains[0] else None
+            rows[f"judge {name}, mean score"] = [first, *(gained.policy if gained else None for gained in gains)]
+        rows[f"judge {name}, wins"] = [None, *(gained.win_rate if gained else None for gained in gains)]
         rows[f"judge {name}, wins at equal length"] = [None, *(judged.length_controlled for judged in found)]
     results = comparison.results
     scores = [result.sampled.scores for result in results]
@@ -254,6 +301,7 @@ def build_comparison_report(
     }
     told = [*notes, *_COMPARISON_DEFINITIONS, *([] if comparison.same_tokens else [_OTHER_TOKENS])]
     told += [_JUDGES] if judges else []
+    told += [_COMPARED] if any(judged.asked for found in (judges or {}).values() for judged in found) else []
     verdicts = [
         judged.told(result.gain, result.name, results[0].name)
         for found in (judges or {}).values()

@@ -35,6 +35,10 @@ class Sampled:
     lengths: list[int]
     ended: list[bool]
 
+    def at(self, rows: Sequence[int]) -> Sampled:
+        """Those of these rows."""
+        return Sampled(*([column[i] for i in rows] for column in (self.texts, self.scores, self.lengths, self.ended)))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class ModelResult:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.critic import Critic, ValueHead, check_family
 from rlhf_lib.models.loading import quiet
 from rlhf_lib.models.logprobs import Packed, Padded, token_logprobs
 from rlhf_lib.models.trunk import blocks, freeze_below, top_blocks, trunk_and_head
@@ -29,25 +30,9 @@ from rlhf_lib.recipe import LoraConfig
 REFERENCE = "reference"  # the adapter that is the reference where PPO starts from an adapter
 
 
-class ValueHead(nn.Module):
-    """A linear map from the last hidden state to a scalar, starting at 0 (Ziegler et al. 2019). The parameter names are
-    TRL's, so that its checkpoints load."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.summary = nn.Linear(width, 1)
-        nn.init.zeros_(self.summary.weight)
-        nn.init.zeros_(self.summary.bias)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(..., D) -> (...) in fp32."""
-        with torch.autocast(states.device.type, enabled=False):
-            return self.summary(states.float())[..., 0]
-
-
 class Policy(nn.Module):
-    """`model` is the language model, `v_head` its value head, on the policy's own trunk or, with `critic`, on a copy of
-    the model that learns values alone.
+    """`model` is the language model, `v_head` its value head, on the policy's own trunk or, with `critic`, on a trunk
+    that learns values alone: a copy of the model (True), or a `Critic` made of a reward model of the same family.
 
     What learns: everything; or a LoRA/DoRA adapter (`lora`, or `model` is a PeftModel, whose adapter goes on learning);
     or the top `unfrozen_layers` blocks (-n: all but the bottom n), with the rest frozen, tied embeddings included. The
@@ -65,7 +50,7 @@ class Policy(nn.Module):
         lora: LoraConfig | None = None,
         *,
         unfrozen_layers: int | None = None,
-        critic: bool = False,
+        critic: bool | Critic = False,
         gradient_checkpointing: bool = False,
         reference: PreTrainedModel | Literal["base"] | None = None,
     ) -> None:
@@ -80,7 +65,11 @@ class Policy(nn.Module):
                 # which rounds otherwise, for one without: the ratio's two passes must not differ by that
                 part.set_attn_implementation("eager")
         self.unfrozen_layers = top_blocks(base, unfrozen_layers) if unfrozen_layers is not None else None
-        self.critic = copy.deepcopy(base) if critic else None
+        if isinstance(critic, Critic):
+            check_family(base.config, critic.trunk.config)
+            self.critic: PreTrainedModel | None = critic.trunk
+        else:
+            self.critic = copy.deepcopy(base) if critic else None
         if lora is not None:
             self.adapted = add_adapter(base, lora)
         elif self.unfrozen_layers is not None:
@@ -91,7 +80,7 @@ class Policy(nn.Module):
                 f"{type(base).__name__} has no language-model head: load it with AutoModelForCausalLM or "
                 "AutoModelForSeq2SeqLM"
             )
-        self.v_head = ValueHead(base.get_output_embeddings().in_features)
+        self.v_head = critic.head if isinstance(critic, Critic) else ValueHead(base.get_output_embeddings().in_features)
         self._reference: PreTrainedModel | None = None
         self._reference_adapter = False
         if isinstance(reference, PreTrainedModel):
@@ -166,6 +155,19 @@ class Policy(nn.Module):
     def of_values(self) -> list[nn.Parameter]:
         """What learns values alone: the value head, and the critic that it may have."""
         return [p for part in (self.v_head, self.critic) if part for p in part.parameters() if p.requires_grad]
+
+    @contextmanager
+    def only_values_learn(self) -> Iterator[None]:
+        """Inside the block nothing else has gradients."""
+        values = {id(parameter) for parameter in self.of_values()}
+        frozen_here = [parameter for parameter in self.trainable() if id(parameter) not in values]
+        for parameter in frozen_here:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen_here:
+                parameter.requires_grad_(True)
 
     def save_pretrained(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """An ordinary model folder, adapters merged; the value head stays with the checkpoints."""

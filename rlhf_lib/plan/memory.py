@@ -8,10 +8,10 @@ The formulas, in bytes, for P parameters of which T learn, a micro-batch of N to
     gradients    4 T
     optimizer    8 T: AdamW's two moments (2 T for the 8-bit ones)
     reference    4 per parameter that it doesn't share with the policy: none for LoRA
-    reward       4 per parameter of its models
+    reward       4 per parameter of its models, and of the judges' where PPO asks them (ppo.eval_every)
     activations  4 N (8 h + m f) per block that learns, of width h and inner width f, m = 2, or 4 for a gated MLP; a
                  seq2seq decoder 6 h more. In bf16 the two residual streams stay fp32 and the rest takes half. With
-                 gradient checkpointing 4 N h per block, and one block's activations
+                 gradient checkpointing 4 N h per block, and one block's activations. A critic's blocks all learn
     logits       4 R V for a vocabulary of V (2 in bf16), of at most LOGITS_ALIVE at a time
     sampling     keys and values of a batch: 8 h per token and block (4 in bf16). Not at the same time as the two above:
                  the larger of them counts
@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from rlhf_lib.errors import RLHFError
+from rlhf_lib.models.critic import Critic, critic_from_classifier
 from rlhf_lib.models.loading import load_config
 from rlhf_lib.models.logprobs import LOGITS_ALIVE
 from rlhf_lib.models.policy import Policy
@@ -34,7 +35,7 @@ from rlhf_lib.models.trunk import blocks, trunk_and_head
 from rlhf_lib.training.scratch import scratch_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from rlhf_lib.recipe import Recipe, RewardConfig
 
@@ -81,11 +82,16 @@ def policy_outline(recipe: Recipe, config: PreTrainedConfig) -> Policy:
     settings = recipe.policy
     try:
         with torch.device("meta"):
+            critic: bool | Critic = settings.critic == "separate"
+            if settings.critic == "reward":
+                reward = recipe.reward
+                scorer = outline(reward_config(reward, config), "classifier", reward.trust_remote_code)
+                critic = critic_from_classifier(scorer)
             return Policy(
                 outline(config, "policy", settings.trust_remote_code),
                 settings.lora,
                 unfrozen_layers=settings.unfrozen_layers,
-                critic=settings.critic == "separate",
+                critic=critic,
                 gradient_checkpointing=settings.gradient_checkpointing,
             )
     except RLHFError:
@@ -118,12 +124,18 @@ def reward_parameters(recipe: Recipe, reward: RewardConfig, policy: PreTrainedCo
         return 0
     if (size := reward.train.from_scratch) is not None:  # a RoBERTa: embeddings, then 12 width^2 a block
         return (size.vocab_size + size.positions) * size.width + 12 * size.layers * size.width**2
-    config = policy if reward.model is None else load_config(reward.model, reward.trust_remote_code)
+    config = reward_config(reward, policy)
     kind = "policy" if reward.kind == "likelihood" or config.is_encoder_decoder else "classifier"
+    return sum(p.numel() for p in outline(config, kind, reward.trust_remote_code).parameters())
+
+
+def reward_config(reward: RewardConfig, policy: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of a reward's model; of one that is trained here, what it starts from with one output."""
+    config = policy if reward.model is None else load_config(reward.model, reward.trust_remote_code)
     if reward.kind == "preference":
         config = copy.deepcopy(config)
         config.num_labels = 1
-    return sum(p.numel() for p in outline(config, kind, reward.trust_remote_code).parameters())
+    return config
 
 
 @dataclass(frozen=True)
@@ -178,10 +190,10 @@ def estimate(recipe: Recipe, policy: Policy, counted: Parameters, batch: Batch, 
     config = policy.config.get_text_config()
     width, halved = int(config.hidden_size), dtype == torch.bfloat16
     every = len(_blocks(policy.model))
-    kept = [(tokens, activation_bytes(policy, block, halved)) for block, tokens in learning_blocks(policy, batch)]
-    activations = sum(tokens * each for tokens, each in kept)
-    if policy.gradient_checkpointing:
-        activations = sum(4 * width * tokens for tokens, _ in kept) + max(tokens * each for tokens, each in kept)
+    activations = _activations(policy, policy, learning_blocks(policy, batch), halved)
+    if policy.critic is not None:  # all of it learns, whatever is frozen in the policy
+        every_block = _seen(policy.critic, _blocks(policy.critic), batch)
+        activations += _activations(policy, policy.critic, every_block, halved)
     responses = batch.tokens * batch.response / (batch.prompt + batch.response)
     logits = min(responses * config.vocab_size, LOGITS_ALIVE) * (2 if halved else 4)
     cached = batch.rows * (batch.prompt + batch.response) * every * 2 * width * (2 if halved else 4)
@@ -192,15 +204,26 @@ def estimate(recipe: Recipe, policy: Policy, counted: Parameters, batch: Batch, 
         optimizer=counted.trained * (8 if recipe.ppo.optimizer == "adamw" else 2),
         reference=4 * counted.reference,
         reward=4 * counted.reward,
-        activations=activations * (2 if policy.critic is not None else 1) + bottom,
+        activations=activations + bottom,
         logits=logits,
         sampling=cached + 3 * 4 * batch.rows * config.vocab_size,
     )
 
 
-def activation_bytes(policy: Policy, block: nn.Module, halved: bool) -> int:
+def _activations(
+    policy: Policy, model: Policy | PreTrainedModel, learning: list[tuple[nn.Module, int]], halved: bool
+) -> float:
+    """What these blocks of the policy, or of its critic, keep together for a micro-batch's backward pass."""
+    kept = [tokens * activation_bytes(model, block, halved) for block, tokens in learning]
+    if not policy.gradient_checkpointing:
+        return sum(kept)
+    width = int(model.config.get_text_config().hidden_size)
+    return sum(4 * width * tokens for _, tokens in learning) + max(kept)
+
+
+def activation_bytes(model: Policy | PreTrainedModel, block: nn.Module, halved: bool) -> int:
     """What a block keeps of each token for the backward pass."""
-    config = policy.config.get_text_config()
+    config = model.config.get_text_config()
     width = int(config.hidden_size)
     inner = (
         getattr(config, "intermediate_size", None) or getattr(config, "d_ff", None) or getattr(config, "ffn_dim", None)
@@ -218,9 +241,13 @@ def learning_blocks(policy: Policy, batch: Batch) -> list[tuple[nn.Module, int]]
     micro-batch: a seq2seq model's encoder reads the prompts, its decoder the responses."""
     every = _blocks(policy.model)
     learning = every if policy.unfrozen_layers is None else every[-policy.unfrozen_layers :]
-    if not policy.config.is_encoder_decoder:
+    return _seen(policy.model, learning, batch)
+
+
+def _seen(model: PreTrainedModel, learning: list[nn.Module], batch: Batch) -> list[tuple[nn.Module, int]]:
+    if not model.config.is_encoder_decoder:
         return [(block, batch.tokens) for block in learning]
-    encoder = {id(block) for block in blocks(policy.model.get_encoder())[1]}
+    encoder = {id(block) for block in blocks(model.get_encoder())[1]}
     prompts = batch.tokens * batch.prompt // (batch.prompt + batch.response)
     return [(block, prompts if id(block) in encoder else batch.tokens - prompts) for block in learning]
 

@@ -10,7 +10,9 @@ from pydantic import BaseModel
 
 from rlhf_lib.data.losses import Loss, cut, data_losses
 from rlhf_lib.data.prepare import Prepared, prepare
+from rlhf_lib.data.prompts import draw_prompts
 from rlhf_lib.data.sources import load_sources
+from rlhf_lib.evaluation.llm.judge import requests_at_most, where_texts_go
 from rlhf_lib.evaluation.sample_size import check_sample_sizes
 from rlhf_lib.models.device import pick_device, pick_dtype
 from rlhf_lib.models.loading import load_config, load_tokenizer, positions
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOOKED_AT = 2000  # texts of a set whose tokens are counted
+_ASKED = {
+    "reference": "for the evaluation",
+    "champion": "for the comparison with a champion",
+    "pairs": "for test pairs",
+}
 TOKENIZER_TEXTS = 20_000  # texts that a tokenizer is made from here; the run itself uses all of them
 CONDITIONS = {
     "min_pairs": "pairs",
@@ -90,7 +97,7 @@ def make_plan(recipe: Recipe) -> Plan:
     first training."""
     from rlhf_lib.plan.requirements import check_requirements
 
-    check_requirements(recipe)
+    remarks = check_requirements(recipe)
     tokenizer, longest = None, 0
     if recipe.policy.model is not None:
         tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
@@ -119,19 +126,23 @@ def make_plan(recipe: Recipe) -> Plan:
     seconds = None
     if rates is not None:
         seconds = timing.estimate(recipe, rates, typical, _work(recipe, made, lengths, took))
+    evaluated = len(draw_prompts(made.tokenized["test"], recipe))
     return Plan(
         recipe=recipe.name,
         rows=made.report,
         perplexity_texts=_perplexity_texts(recipe),
-        losses=[*small, *map(str, losses)],
-        warnings=[*small, *(str(loss) for loss in losses if loss.worrying)],
+        losses=[*remarks, *small, *map(str, losses)],
+        warnings=[*remarks, *small, *(str(loss) for loss in losses if loss.worrying)],
         lengths=lengths,
         size=size,
         steps=recipe.ppo.steps,
         batch_size=recipe.ppo.batch_size,
         scores=scores,
         reward=describe_reward(recipe),
-        judges={name: describe_judge(judge) for name, judge in recipe.evaluation.judges.items()},
+        judges={
+            name: describe_judge(judge, evaluated, len(made.pairs.test) if made.pairs else 0)
+            for name, judge in recipe.evaluation.judges.items()
+        },
         judge_scores=try_judges(recipe, made.pairs.test if made.pairs else None),
         checks=check_thresholds(recipe),
         gates=gate_thresholds(recipe),
@@ -146,7 +157,9 @@ def measure_size(recipe: Recipe, batch: Batch) -> Size | None:
     config = memory.policy_config(recipe)
     try:
         policy = memory.policy_outline(recipe, config)
-        counted = memory.count(policy, memory.reward_parameters(recipe, recipe.reward, config))
+        asked = (recipe.reward, *recipe.judges_in_ppo.values())
+        scoring = sum(memory.reward_parameters(recipe, one, config) for one in asked)
+        counted = memory.count(policy, scoring)
         needed = memory.estimate(recipe, policy, counted, batch, dtype)
     except (memory.NoOutline, AttributeError, NotImplementedError):
         return None
@@ -172,8 +185,17 @@ def describe_reward(recipe: Recipe) -> str:
     return _existing(reward)
 
 
-def describe_judge(judge: JudgeConfig) -> str:
-    """Where a judge's scores come from."""
+def describe_judge(judge: JudgeConfig, prompts: int, pairs: int) -> str:
+    """Where a judge's scores come from; of a language model, what it may cost for so many evaluation prompts and test
+    pairs, and where the texts go."""
+    if judge.kind == "llm":
+        wanted = requests_at_most(judge, prompts, pairs)
+        parts = [f"{count:,} {_ASKED[what]}" for what, count in wanted.items() if count]
+        return (
+            f"{judge.model} at {judge.endpoint.host}; {where_texts_go(judge)}; {sum(wanted.values()):,} requests "
+            f"({', '.join(parts)}), more for replies that can't be read, never more than max_requests "
+            f"({judge.endpoint.max_requests:,})"
+        )
     if judge.pairs is None:
         return _existing(judge)
     start = f", from {judge.model}" if judge.model else ""
@@ -208,6 +230,7 @@ def gate_thresholds(recipe: Recipe) -> dict[str, float]:
     """The gates that a version must pass to become champion, under their keys in `registration.gates`."""
     unmeasured = {"max_perplexity_ratio"} if recipe.evaluation.perplexity is None else set()
     unmeasured |= set() if recipe.evaluation.judges else {"min_judge_delta"}
+    unmeasured |= set() if recipe.evaluation.lm_eval else {"min_lm_eval_delta"}
     unmeasured |= {"min_prompts"} if recipe.data.prompts.unheld else set()
     return {key: value for key, value in _thresholds(recipe.registration.gates).items() if key not in unmeasured}
 

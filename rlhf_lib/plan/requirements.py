@@ -5,15 +5,19 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import yaml
+
 from rlhf_lib.errors import RecipeError
 from rlhf_lib.recipe import Recipe
 from rlhf_lib.recipe.judges import check_judges
 
 
-def check_requirements(recipe: Recipe) -> None:
-    """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders."""
+def check_requirements(recipe: Recipe) -> list[str]:
+    """Raise RLHFError naming the first thing that is missing. Registry URIs must have been resolved to folders. Returns
+    what should make people wonder, a sentence each."""
     from rlhf_lib.data.corpus import load_texts
-    from rlhf_lib.evaluation.judges import judging
+    from rlhf_lib.evaluation.harness import check_tasks
+    from rlhf_lib.evaluation.opinions import check_judge
     from rlhf_lib.evaluation.probes import probe_tokens
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_config, load_tokenizer
@@ -21,12 +25,14 @@ def check_requirements(recipe: Recipe) -> None:
     from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.optimizer import check_optimizer
     from rlhf_lib.rewards.build import check_reward
+    from rlhf_lib.rewards.critic import check_critic
 
     pick_device(recipe.compute)
     check_optimizer(recipe.ppo)
     import_metrics(recipe.evaluation.metrics)
-    if recipe.compute.accelerate is not None and not Path(recipe.compute.accelerate).is_file():
-        raise RecipeError(f"compute.accelerate {recipe.compute.accelerate}: no such file. Name one, or set it to null")
+    check_accelerate(recipe)
+    if recipe.evaluation.lm_eval is not None:
+        check_tasks(recipe.evaluation.lm_eval)
     scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
     seq2seq = scratch is not None and scratch.architecture == "t5"
     if recipe.policy.model is not None:
@@ -34,9 +40,7 @@ def check_requirements(recipe: Recipe) -> None:
         tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
         probe_tokens(recipe.evaluation.probes, tokenizer)
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
-    for name, judge in recipe.evaluation.judges.items():
-        with judging(name):
-            check_reward(judge, trained_here=judge.pairs is not None)
+    check_critic(recipe)
     check_distinct(recipe)
     if recipe.policy.lora is not None or recipe.policy.unfrozen_layers is not None:
         with suppress(NoOutline):
@@ -48,6 +52,22 @@ def check_requirements(recipe: Recipe) -> None:
             seed=recipe.seed,
             prompts=recipe.data.prompts if seq2seq else None,
         )
+    remarks = [check_judge(name, judge) for name, judge in recipe.evaluation.judges.items()]
+    return [remark for remark in remarks if remark]
+
+
+def check_accelerate(recipe: Recipe) -> None:
+    """Raise RecipeError for a configuration of Accelerate that isn't there, or can't do what the recipe wants of it."""
+    from rlhf_lib.ppo.parallel import DEEPSPEED, WARMUP_UNDER_DEEPSPEED
+
+    if (name := recipe.compute.accelerate) is None:
+        return
+    if not Path(name).is_file():
+        raise RecipeError(f"compute.accelerate {name}: no such file. Name one, or set it to null")
+    if recipe.ppo.critic_warmup:
+        configured = yaml.safe_load(Path(name).read_text())
+        if isinstance(configured, dict) and configured.get("distributed_type") == DEEPSPEED:
+            raise RecipeError(WARMUP_UNDER_DEEPSPEED)
 
 
 def check_distinct(recipe: Recipe) -> None:

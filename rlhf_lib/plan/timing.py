@@ -123,7 +123,7 @@ def _build(recipe: Recipe, config: PreTrainedConfig) -> Policy:
         model,
         settings.lora,
         unfrozen_layers=settings.unfrozen_layers,
-        critic=settings.critic == "separate",
+        critic=settings.critic != "shared",  # a reward model as critic counts as large as the policy
         gradient_checkpointing=settings.gradient_checkpointing,
     )
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError, RewardFailed, RLHFError
-from rlhf_lib.evaluation.judges import judging
 from rlhf_lib.models import hub
 from rlhf_lib.ppo.evaluation import import_metrics, metric_values
 from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.rewards import Reward, checked_scores
 from rlhf_lib.rewards.build import build_reward
 from rlhf_lib.rewards.check_texts import real_texts
+from rlhf_lib.rewards.judging import judging
 from rlhf_lib.training.scratch import train_tokenizer
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def try_judges(recipe: Recipe, pairs: Dataset | None) -> dict[str, list[float] |
     texts: list[tuple[str, str]] = []
     for name, judge in recipe.evaluation.judges.items():
         found[name] = None
-        if judge.pairs is not None or judge.has_folder or not all(cheap(part) for part in leaves(judge)):
+        if judge.pairs is not None or judge.has_folder or judge.kind == "llm" or not all(map(cheap, leaves(judge))):
             continue
         texts = texts or trial_texts(recipe, pairs)
         queries, responses = [query for query, _ in texts], [response for _, response in texts]

@@ -73,6 +73,7 @@ def _write(
         "moments": vars(trainer.moments),
         "reuse_sampled": trainer.reuse_sampled,
         "stopped": trainer.stopped,
+        "start": trainer.start,
         "random": random_now,  # of each process
         "history": history,
     }
@@ -93,7 +94,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def last_step(folder: Path) -> int:
     """The step of the newest checkpoint; 0 where there is none."""
-    return max((int(path.name.removeprefix("step-")) for path in checkpoints(folder)), default=0)
+    return max(map(step_of, checkpoints(folder)), default=0)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def resume(trainer: PPOTrainer, folder: Path, *, key: str) -> list[Stats] | None:
@@ -121,6 +127,7 @@ def _load(trainer: PPOTrainer, path: Path) -> list[Stats]:
     vars(trainer.moments).update(state["moments"])
     trainer.reuse_sampled = state["reuse_sampled"]
     trainer.stopped = state["stopped"]
+    trainer.start = state["start"]
     if len(state["random"]) == trainer.processes.count:
         set_random_states(state["random"][trainer.processes.rank], trainer.policy.device)
     else:  # another number of processes: nothing to go on with

@@ -162,11 +162,14 @@ def _means(start: History, recent: History, name: str) -> tuple[float | None, fl
 # ------------------------------------------------------------ what to do about them
 
 
+CRITIC = "policy.critic to reward, where the reward is a model of the policy's family, else to separate"
+
+
 def _critic(config: PPOConfig, generation: GenerationConfig) -> str:
     if config.value_learning_rate is None:
         rate = 10 * config.learning_rate
-        return f"Set ppo.value_learning_rate to {rate:g}, ten times the learning rate, or policy.critic to separate"
-    return f"Raise ppo.value_learning_rate (now {config.value_learning_rate:g}), or set policy.critic to separate"
+        return f"Set ppo.value_learning_rate to {rate:g}, ten times the learning rate, or {CRITIC}"
+    return f"Raise ppo.value_learning_rate (now {config.value_learning_rate:g}), or set {CRITIC}"
 
 
 def _entropy(config: PPOConfig, generation: GenerationConfig) -> str:

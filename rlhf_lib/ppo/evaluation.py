@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lib.errors import ModelError
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.statistics import std
+from rlhf_lib.recipe.learning import JUDGE
 from rlhf_lib.rewards.build import import_function
 from rlhf_lib.rewards.failure import explained
 
@@ -35,9 +36,10 @@ OWN = ("query", "prompt", "input_ids", "attention_mask")  # columns of a row tha
 class Evaluation:
     """The policy on the evaluation prompts, which it answers with the same random numbers each time.
 
-    `samples` has a row a prompt: `query`, `response`, `score`, and the metrics' values. `stats` has the means under
-    the names that `train` yields: `eval/mean_scores`, `eval/std_scores`, `eval/responses_len_mean`, and `eval/NAME` for
-    each metric; one that applies to no sample is left out.
+    `samples` has a row a prompt: `query`, `response`, `score`, `judge/NAME` for each judge, and the metrics' values.
+    `stats` has the means under the names that `train` yields: `eval/mean_scores`, `eval/std_scores`,
+    `eval/responses_len_mean`, `eval/kl` (to the reference, nats per response), `eval/judge/NAME` for each judge, and
+    `eval/NAME` for each metric; one that applies to no sample is left out.
     """
 
     stats: dict[str, float]
@@ -50,15 +52,23 @@ def evaluation(
     scores_N: Tensor,
     metrics: Sequence[Metric],
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    kl: float,
+    judged: Mapping[str, Tensor] | None = None,
 ) -> Evaluation:
-    """From the prompts' rows, and the responses to them with their raw scores."""
+    """From the N prompts' rows, and the responses to them with their raw scores (N,), the reward's and, by name, each
+    judge's."""
     queries, texts = [row["query"] for row in rows], responses.texts
     stats = {
         "eval/mean_scores": float(scores_N.mean()),
         "eval/std_scores": std(scores_N),
         "eval/responses_len_mean": sum(map(len, responses.response_ids)) / len(queries),
+        "eval/kl": kl,
     }
     columns: dict[str, Sequence[Any]] = {"query": queries, "response": texts, "score": scores_N.tolist()}
+    for name, given_N in (judged or {}).items():
+        stats[f"{JUDGE}{name}"] = float(given_N.mean())
+        columns[f"judge/{name}"] = given_N.tolist()
     values = metric_values(metrics, queries, texts, rows=rows, tokenizer=tokenizer) if metrics else {}
     for name, given in values.items():
         if f"eval/{name}" in stats or name in columns:

@@ -46,10 +46,14 @@ def build_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.Optimizer:
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: PPOConfig) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate over `config.steps` steps. Unlike Transformers' schedules, warm-up doesn't begin at 0: a step's
-    responses are costly, and none are thrown away."""
-    warmup, steps = config.warmup, config.steps
+    responses are costly, and none are thrown away. The value function's own warm-up comes before, at the full rate."""
+    alone = config.critic_warmup
+    warmup, steps = config.warmup, config.steps - alone
 
     def factor(step: int) -> float:
+        if step < alone:
+            return 1.0
+        step -= alone
         if step < warmup:
             return (step + 1) / (warmup + 1)
         left = max(0.0, (steps - step) / max(1, steps - warmup))

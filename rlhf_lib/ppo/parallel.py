@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from rlhf_lib.models.policy import Policy
 
 
+DEEPSPEED = "DEEPSPEED"  # Accelerate's name of it
+WARMUP_UNDER_DEEPSPEED = (
+    "ppo.critic_warmup can't be had under DeepSpeed, which trains all weights in every step: set it to 0, or "
+    "compute.accelerate to a configuration of FSDP2 or DDP"
+)
+
+
 class Processes:
     """The processes of a run; without an Accelerator this one alone, to which nothing here does anything."""
 
@@ -34,6 +41,7 @@ class Processes:
         self.rank = 0 if accelerator is None else accelerator.process_index
         self.main = self.rank == 0
         self.sharded = False  # whether each process holds a part of the weights alone (FSDP2)
+        self.by_hand = False  # whether `clip` exchanges gradients, instead of DDP
 
     def check(self, **sizes: int | None) -> None:
         """Raises RecipeError for a number of rows that can't be shared out evenly."""
@@ -102,12 +110,29 @@ class Processes:
 
     # ------------------------------------------------------------ gradients
 
+    @contextmanager
+    def learning(self, policy: Policy, *, values_alone: bool) -> Iterator[None]:
+        """Round a step's updates; with `values_alone` what predicts values learns, and nothing else has gradients.
+
+        Raises RecipeError under DeepSpeed, whose optimizer would go on with the momentum of what is to stay."""
+        if not values_alone:
+            yield
+            return
+        if self.accelerator is not None and self.accelerator.distributed_type == DEEPSPEED:
+            raise RecipeError(WARMUP_UNDER_DEEPSPEED)
+        self.by_hand = self.count > 1 and not self.sharded  # DDP waits for gradients of all that it was made with
+        try:
+            with policy.only_values_learn():
+                yield
+        finally:
+            self.by_hand = False
+
     def accumulating(self, learner: nn.Module, last: bool) -> AbstractContextManager:
         """Round a backward pass: gradients are exchanged in a mini-batch's last one alone."""
         if self.accelerator is None:
             return nullcontext()
         self.accelerator.sync_gradients = last  # which DeepSpeed and Accelerate's optimizers go by
-        return nullcontext() if last else self.accelerator.no_sync(learner)
+        return nullcontext() if last and not self.by_hand else self.accelerator.no_sync(learner)
 
     def backward(self, loss: Tensor) -> None:
         """The gradient of a loss whose sum over the processes is meant; data-parallel engines take the mean."""
@@ -120,6 +145,9 @@ class Processes:
         """Scale the gradient down to the norm; what it was before."""
         if self.accelerator is None:
             return torch.nn.utils.clip_grad_norm_(parameters, norm)
+        for parameter in parameters if self.by_hand else ():
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         found = self.accelerator.clip_grad_norm_(parameters, norm)
         if not isinstance(found, Tensor):
             return torch.tensor(float(found or 0.0))  # DeepSpeed clips by its own settings, and tells what it found

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.ppo.faults import Diverged
 from rlhf_lib.ppo.orphan import LAUNCHER, end_with_launcher
-from rlhf_lib.ppo.selection import best_step, selection_split
+from rlhf_lib.ppo.selection import has_fallen, kept_step, picks_by_prompts, selection_split
 from rlhf_lib.ppo.statistics import Stats
 from rlhf_lib.recipe import Recipe
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
+    from rlhf_lib.models.critic import Critic
     from rlhf_lib.models.policy import Policy
     from rlhf_lib.ppo.trainer import PPOTrainer
 
@@ -46,6 +47,7 @@ class Job(BaseModel):
     policy: str  # hub id or folder
     prompts: dict[str, str]  # data sets on disk: train, test
     reward: str | None  # of a reward model; None where the recipe's reward names its own
+    judges: dict[str, str] = {}  # models of those that were trained here, by name
     score_constants: tuple[float, float] | None = None
     folder: str  # policy/ and reference/ are exported there
     checkpoints: str
@@ -53,7 +55,7 @@ class Job(BaseModel):
 
 
 class Progress(BaseModel):
-    """A step done."""
+    """A step done; step 0 is the evaluation before the first one, which there is where judges are asked."""
 
     step: int
     stats: Stats
@@ -62,8 +64,8 @@ class Progress(BaseModel):
 
 
 def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress]:
-    """Train to the end, going on from the newest good checkpoint, then export the policy (the best step's, where
-    `ppo.keep_best` names a statistic) and its reference.
+    """Train to the end, or until `ppo.stop_when` ends it, going on from the newest good checkpoint, then export the
+    policy (the best step's, where `ppo.keep_best` names a statistic) and its reference.
 
     In this process, or in `recipe.compute.processes` of their own where these are several; with an accelerator this is
     one of them, and every one must call it.
@@ -77,6 +79,10 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
     config, checkpoints = job.recipe.ppo, Path(job.checkpoints)
     trainer = build_trainer(job, accelerator)
     history = resume(trainer, checkpoints, key=job.key) or []
+    if trainer.judges and not history:
+        trainer.start = trainer.evaluate().stats
+    if trainer.start:
+        yield Progress(step=0, stats=trainer.start, resumed=bool(history))
     for step, stats in enumerate(history, start=1):
         yield Progress(step=step, stats=stats, resumed=True)
 
@@ -88,14 +94,16 @@ def train(job: Job, accelerator: Accelerator | None = None) -> Iterator[Progress
     with stop_at_boundary(trainer, save, asked) as window:
         for stats in trainer.train():
             history.append(stats)
-            kept = config.keep_best
+            kept = config.best_statistic
             due = "eval/mean_scores" in stats or not (kept or "").startswith("eval/")
             if kept is not None and kept not in stats and due:
+                known = ", ".join(sorted(stats))
                 raise RLHFError(
-                    f"ppo.keep_best is {kept}, but no step has that statistic: set one of {', '.join(sorted(stats))}"
+                    f"ppo.keep_best is {config.keep_best}, but no step has that statistic: set one of {known}"
                 )
-            if kept in stats and best_step(history, kept, config.keep_best_max_kl) == trainer.step:
+            if kept in stats and kept_step(history, config) == trainer.step:
                 save_best(trainer, checkpoints)
+            trainer.stopped |= has_fallen(trainer.start, history, config)
             every = config.checkpoint_every
             if every and trainer.step % every == 0 and trainer.step < config.steps:
                 save()
@@ -151,18 +159,14 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
         score_constants=job.score_constants or (0.0, 1.0),
         eval_prompts=watched,
         metrics=import_metrics(recipe.evaluation.metrics),
+        judges={
+            name: build_reward(judge, job.judges.get(name), device) for name, judge in recipe.judges_in_ppo.items()
+        },
         accelerator=accelerator,
     )
     if trainer.processes.rank:
         torch.manual_seed(recipe.seed + trainer.processes.rank)  # what a reward draws differs between processes
     return trainer
-
-
-def picks_by_prompts(recipe: Recipe) -> bool:
-    """Whether held-out prompts pick the step that is exported. They are training prompts then, which are not trained
-    on, as the evaluation's would make its figures too good; a closed set has no prompts to spare."""
-    kept = recipe.ppo.keep_best or ""
-    return kept.startswith("eval/") and recipe.ppo.eval_texts is None and not recipe.data.prompts.unheld
 
 
 def _eval_prompts(job: Job, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
@@ -186,14 +190,18 @@ def build_policy(job: Job) -> Policy:
 
     from rlhf_lib.models.loading import load_policy
     from rlhf_lib.models.policy import Policy
+    from rlhf_lib.rewards.critic import load_critic
 
     settings = job.recipe.policy
+    critic: bool | Critic = settings.critic == "separate"
+    if settings.critic == "reward":
+        critic = load_critic(job.recipe, job.reward, job.policy, job.score_constants)
     torch.manual_seed(job.recipe.seed)  # LoRA draws its weights
     return Policy(
         load_policy(job.policy, torch.float32, settings.trust_remote_code),
         settings.lora,
         unfrozen_layers=settings.unfrozen_layers,
-        critic=settings.critic == "separate",
+        critic=critic,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
 

@@ -12,22 +12,21 @@ of the caller's live with the caller. What differs from TRL 0.11 on purpose is l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.models.device import keep_freed_memory
-from rlhf_lib.models.logprobs import Packed, check_head, micro_batches, token_logprobs
+from rlhf_lib.models.logprobs import check_head
 from rlhf_lib.models.policy import Policy, autocast
-from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.ppo.batch import Batch, unflatten
 from rlhf_lib.ppo.evaluation import Evaluation, Metric, evaluation
 from rlhf_lib.ppo.faults import diverged, memory_advice
@@ -47,10 +46,12 @@ from rlhf_lib.ppo.objectives import (
 )
 from rlhf_lib.ppo.optimizer import build_optimizer, build_scheduler
 from rlhf_lib.ppo.parallel import Processes, split_micro_batches
+from rlhf_lib.ppo.passes import ScoringPasses
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
 from rlhf_lib.ppo.statistics import Stats, Timer, UpdateStatistics, rollout_statistics
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
 from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards.judging import ask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +73,8 @@ class PPOTrainer:
     run through a fresh permutation of them an epoch. After each step, `samples` holds that batch's texts and scores.
 
     `eval_prompts`, in any of these forms, are answered and scored every `config.eval_every` steps, always with the same
-    random numbers, and measured by `metrics`, functions such as trlX's `metric_fn` (see `metric_values`).
+    random numbers, measured by `metrics`, functions such as trlX's `metric_fn` (see `metric_values`), and scored by the
+    `judges` too, rewards that aren't optimised, by name.
     `score_constants` (mean, std) normalise the scores for PPO; statistics of scores stay in raw units. With an
     `accelerator` all its processes, each with the same arguments, share the work of one run (ppo/parallel.py).
 
@@ -99,6 +101,7 @@ class PPOTrainer:
         prompt_column: str | None = None,
         eval_prompts: Prompts | None = None,
         metrics: Metric | Sequence[Metric] = (),
+        judges: Mapping[str, Reward] | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.policy = checked_policy(policy, tokenizer, reward, config, generation)
@@ -106,6 +109,7 @@ class PPOTrainer:
         self.config, self.generation, self.seed, self.dtype = config, generation, seed, dtype
         self.score_constants, self.prompt_column = score_constants, prompt_column
         self.metrics = [metrics] if callable(metrics) else list(metrics)
+        self.judges = dict(judges or {})
         self.prompts = self._rows(prompts, "prompts")
         self.eval_prompts = self._rows(eval_prompts, "eval_prompts") if eval_prompts else []
         if config.eval_every and not self.eval_prompts:
@@ -113,7 +117,8 @@ class PPOTrainer:
         self.processes = Processes(accelerator)
         self.processes.check(batch_size=config.batch_size, mini_batch_size=config.mini_batch_size)
         self.step = 0
-        self.stopped = False  # by the threshold
+        self.stopped = False  # by the threshold, or from outside
+        self.start: Stats = {}  # what an evaluation before the first step found, where there was one
         self.rollout_window: Callable[[], AbstractContextManager] = nullcontext  # see ppo/interrupt.py
         self.reuse_sampled: bool | None = {"recompute": False, "sampling": True}.get(config.old_logprobs)
         self.samples: list[dict] = []
@@ -156,7 +161,7 @@ class PPOTrainer:
         return stats | timer.seconds
 
     def evaluate(self, prompts: Prompts | None = None) -> Evaluation:
-        """The policy's answers to the evaluation prompts, or to others, with their raw scores and metrics.
+        """The policy's answers to the evaluation prompts, or to others: raw scores, KL, metrics, the judges' scores.
 
         Raises RLHFError where there are no prompts, or a score or a metric can't be worked with."""
         rows = self.eval_prompts if prompts is None else self._rows(prompts, "prompts")
@@ -164,7 +169,10 @@ class PPOTrainer:
             raise RLHFError("there are no evaluation prompts: give eval_prompts to PPOTrainer, or prompts to evaluate")
         sampled = self._sample(rows, EVAL_STREAM)
         scores = self._score(rows, sampled)
-        return evaluation(rows, sampled, scores, self.metrics, self.tokenizer)
+        judged = {name: self._score(rows, sampled, name) for name in self.judges}
+        with self.processes.whole(self.policy), autocast(self.policy.device, self.dtype):
+            kl = self.passes.kl(Batch.of(sampled.prompt_ids, sampled.response_ids, self.policy.device))
+        return evaluation(rows, sampled, scores, self.metrics, self.tokenizer, kl=kl, judged=judged)
 
     def learn(self, sampled: Responses, raw_scores_B: Tensor) -> Stats:
         """Learn from responses and their raw scores: all of a step but sampling and scoring. Responses that come
@@ -193,7 +201,8 @@ class PPOTrainer:
                 batch.values_BT, rewards_BT, batch.mask_BT, gamma=self.config.gamma, lam=self.config.lam
             )
             batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
-        with timer("time/ppo/optimize_step"), advice():
+        warming = self.step < self.config.critic_warmup
+        with timer("time/ppo/optimize_step"), advice(), self.processes.learning(self.policy, values_alone=warming):
             updates, target = UpdateStatistics(), self.config.target_kl
             for epoch in range(self.config.ppo_epochs):
                 for rows in self._minibatches(epoch, len(scores_B)):
@@ -202,7 +211,8 @@ class PPOTrainer:
                     break
         batch.bottom = None  # no longer needed, and large
         stats = self._statistics(batch, raw_scores_B, scores_B, penalty_BT, sampled.ended, updates.means())
-        self.kl_controller.update(stats["objective/kl"], len(scores_B))
+        if not warming:
+            self.kl_controller.update(stats["objective/kl"], len(scores_B))
         self.scheduler.step()
         self.step += 1
         return stats | timer.seconds
@@ -237,7 +247,7 @@ class PPOTrainer:
             }
             with self.processes.accumulating(self.learner, last=number == len(parts)):
                 with autocast(self.policy.device, self.dtype):
-                    logprobs, values, entropy = self._forward(batch, micro, self.learner)
+                    logprobs, values, entropy = self.passes.forward(batch, micro, self.learner)
                 policy, policy_sums = policy_loss(logprobs, flat["logprobs"], flat["advantages"], config.cliprange)
                 value, value_sums = value_loss(values, flat["values"], flat["returns"], config.cliprange_value)
                 loss = policy + config.vf_coef * value
@@ -306,12 +316,21 @@ class PPOTrainer:
             )
         return Responses(*(self.processes.gather(column) for column in vars(sampled).values()))
 
-    def _score(self, rows: list[Row], sampled: Responses) -> Tensor:
-        """Raw scores (B,), fp32 on the policy's device."""
+    @property
+    def passes(self) -> ScoringPasses:
+        """By the settings of this moment."""
+        return ScoringPasses(self.policy, self.processes, self.generation.temperature, self.config.micro_batch_tokens)
+
+    def _score(self, rows: list[Row], sampled: Responses, judge: str | None = None) -> Tensor:
+        """Raw scores (B,) of the reward or of a judge, fp32 on the policy's device."""
         share = self.processes.share(len(rows))
         queries, texts = [row["query"] for row in rows][share], sampled.texts[share]
 
         def scored() -> list[float]:
+            if not queries:  # fewer rows than processes
+                return []
+            if judge is not None:
+                return ask(self.judges[judge], judge, queries, texts, sampled.ended[share])
             given = sampled_scores(self.reward, queries, texts, sampled.ended[share])
             return checked_scores(given, queries, texts, f"at step {self.step}").tolist()
 
@@ -325,12 +344,11 @@ class PPOTrainer:
         mask_BT = batch.mask_BT
         with self.processes.whole(self.policy), autocast(device, self.dtype):
             if self.policy.shares_bottom:
-                batch.bottom = self._run_bottom(batch)
-            batch.ref_logprobs_BT = unflatten(self._reference_logprobs(batch), mask_BT)
+                batch.bottom = self.passes.run_bottom(batch)
+            batch.ref_logprobs_BT = unflatten(self.passes.reference_logprobs(batch), mask_BT)
             reused = self.reuse_sampled and sampled.logprobs and sampled.values and self.policy.critic is None
             if not reused:
-                parts = [self._forward(batch, rows, self.policy) for rows in self._parts(batch)]
-                logprobs, values, _ = (self._gather(part) for part in zip(*parts, strict=True))
+                logprobs, values = self.passes.policy_outputs(batch)
         if reused:
             batch.logprobs_BT = pad_sequence(sampled.logprobs, batch_first=True).to(device)
             batch.values_BT = pad_sequence(sampled.values, batch_first=True).to(device)
@@ -340,43 +358,6 @@ class PPOTrainer:
                 self.reuse_sampled = sampling_agrees(torch.cat(sampled.logprobs) - logprobs.cpu(), self.dtype)
         batch.kl_BT = kl_estimate(batch.logprobs_BT, batch.ref_logprobs_BT, self.config.kl_estimator) * mask_BT
         return batch
-
-    def _run_bottom(self, batch: Batch) -> list[Tensor]:
-        """What enters the unfrozen blocks, per response: computed once, for the reference and all PPO epochs."""
-        top = self.policy.unfrozen_layers or 0
-        states: list[Tensor] = []
-        for rows in self._parts(batch):
-            arranged = batch.arrange(self.policy.model, rows)
-            assert isinstance(arranged, Packed)
-            lengths = [len(batch.queries[i]) + len(batch.responses[i]) - 1 for i in rows]
-            states += arranged.run_bottom(self.policy.model, top).split(lengths)
-        return [state.to(self.policy.device) for state in self.processes.gather(states)]
-
-    def _reference_logprobs(self, batch: Batch) -> Tensor:
-        parts = []
-        with self.policy.reference() as reference:
-            _, head = trunk_and_head(reference)
-            for rows in self._parts(batch):
-                arranged = batch.arrange(self.policy.model, rows)
-                states = arranged.states(reference, batch.bottom_of(rows), self.policy.unfrozen_layers)
-                temperature = self.generation.temperature
-                parts.append(token_logprobs(states, arranged.targets_N, head, temperature, with_entropy=False)[0])
-        return self._gather(parts)
-
-    def _forward(self, batch: Batch, rows: np.ndarray, policy: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs, values and entropies of the rows' response tokens, flat in the order of the rows: (N,) each."""
-        arranged = batch.arrange(self.policy.model, rows)
-        return policy(arranged, self.generation.temperature, batch.bottom_of(rows))
-
-    def _parts(self, batch: Batch) -> Iterator[np.ndarray]:
-        """Micro-batches of this process's share of the batch."""
-        share = self.processes.share(len(batch.queries))
-        rows = np.arange(share.start, share.stop)
-        return (rows[part] for part in micro_batches(batch.lengths(rows), self.config.micro_batch_tokens))
-
-    def _gather(self, parts: Sequence[Tensor]) -> Tensor:
-        """Flat values of this process's share to those of the whole batch."""
-        return torch.cat(self.processes.gather([torch.cat([*parts])])).to(self.policy.device)
 
     def _statistics(
         self, batch: Batch, raw_scores_B: Tensor, scores_B: Tensor, penalty_BT: Tensor, ended: list[bool], update: Stats

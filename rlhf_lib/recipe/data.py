@@ -126,6 +126,25 @@ class QueryConfig(Section):
         return self
 
 
+class NearDuplicatesConfig(Section):
+    """When a training prompt counts as nearly an evaluation prompt, and is dropped: Jaccard similarity of their sets of
+    word n-grams."""
+
+    threshold: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="similarity from which it is: n-grams that both have over all that one of them has; 0.8 is usual "
+        "(Lee et al. 2022)",
+    )
+    words: Positive = Field(5, description="words in an n-gram")
+    min_shingles: Positive = Field(
+        20,
+        description="different n-grams that a prompt must have; of shorter ones only equal ones are dropped, since a "
+        "word more or less can ask for something else",
+    )
+
+
 class PromptsConfig(SourceConfig):
     """The rows that become queries: filtered, deduplicated, shuffled with the seed."""
 
@@ -143,6 +162,11 @@ class PromptsConfig(SourceConfig):
         "prompts are evaluated on, for a task with only a few possible prompts",
     )
     test: EvaluationSourceConfig | None = Field(None, description="evaluation prompts from another split or set")
+    near_duplicates: NearDuplicatesConfig | None = Field(
+        NearDuplicatesConfig(),
+        description="training prompts (whole texts, where the query is a text's opening) that are nearly evaluation "
+        "prompts are dropped; null: only equal ones, for tasks whose prompts are made from a few templates",
+    )
     template: str | None = Field(
         None, description="text around the query for the policy, with {query}; the reward sees the bare query"
     )

@@ -124,7 +124,8 @@ def _type(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{choice}`" for choice in schema["enum"])
     kind = schema["type"]
     if kind == "object":
-        return "sections by name"
+        values = schema.get("additionalProperties")
+        return f"{_type(values)}s by name" if isinstance(values, dict) and "type" in values else "sections by name"
     if kind == "array":
         items = schema.get("prefixItems") or [schema["items"]]
         count = f"{len(items)} " if "prefixItems" in schema else ""

@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from rlhf_lib.recipe.learning import PPOConfig
+from rlhf_lib.recipe.llm_judge import LLMJudgeConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
+REWARDS_LABEL = "reward.label"  # instead of a label
 JudgeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -16,6 +19,17 @@ class JudgeConfig(RewardConfig):
     """A reward that PPO doesn't optimise, asked for its own opinion of the policy. The keys are those of `reward`;
     normalize is ignored, and so are the checks, except checks.pairs."""
 
+    kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum", "ensemble", "llm"] = Field(  # type: ignore[assignment]
+        "preference",
+        description="as of reward, or llm: a language model behind an OpenAI-compatible endpoint, named by model, "
+        "compares two answers at a time",
+    )
+    llm: LLMJudgeConfig | None = None
+    label: str | None = Field(
+        None,
+        description=f"the classifier's label; {REWARDS_LABEL}: the one that the reward is for; null only where it has "
+        "one output",
+    )
     pairs: Literal["held_out"] | None = Field(
         None,
         description="kinds preference and ensemble: held_out trains it here, on pairs that the reward model never "
@@ -25,7 +39,8 @@ class JudgeConfig(RewardConfig):
     gate: bool = Field(
         True,
         description="false: it only reports. Where there are test pairs, so does a judge whose accuracy on them isn't "
-        "surely above one half, and always one that is a term of the reward's sum",
+        "surely above one half, and above that of the rule 'the longer answer wins'; and always one that is a term of "
+        "the reward's sum",
     )
 
     @model_validator(mode="after")
@@ -38,13 +53,20 @@ class JudgeConfig(RewardConfig):
                 raise ValueError("kind preference needs model, or pairs: held_out to train one here")
             if self.kind == "ensemble" and not self.models:
                 raise ValueError("kind ensemble needs models, or pairs: held_out to train them here")
-        if self.kind == "classifier" and self.model is None:
-            raise ValueError("kind classifier needs model")
+        if self.kind in ("classifier", "llm") and self.model is None:
+            raise ValueError(f"kind {self.kind} needs model")
         if self.kind == "sum" and self.has_folder:
             raise ValueError(
                 "a judge's sum has existing models alone: name each one's model, normalize none, leave ensembles out"
             )
+        if self.llm is not None and self.kind != "llm":
+            raise ValueError(f"the section llm is for kind llm, not {self.kind}")
         return self
+
+    @property
+    def endpoint(self) -> LLMJudgeConfig:
+        """How a judge of kind llm is asked."""
+        return self.llm or LLMJudgeConfig()
 
     def learned(self) -> dict[str, RewardConfig]:
         """As of any reward; an existing model is one that was trained before."""
@@ -52,6 +74,17 @@ class JudgeConfig(RewardConfig):
 
 
 Judges = Mapping[str, JudgeConfig]
+
+
+def follow_label(judges: Judges, reward: RewardConfig) -> None:
+    """Give judges with `label: reward.label` that label. Raises ValueError where the reward has none."""
+    for name, judge in judges.items():
+        if judge.label == REWARDS_LABEL:
+            if reward.label is None:
+                raise ValueError(
+                    f"evaluation.judges.{name}.label is {REWARDS_LABEL}, which is null: name the label itself"
+                )
+            judge.label = reward.label
 
 
 def check_judges(judges: Judges, reward: RewardConfig, *, pairs: bool, labelled: bool) -> None:
@@ -72,6 +105,20 @@ def check_judges(judges: Judges, reward: RewardConfig, *, pairs: bool, labelled:
         )
 
 
+def check_acting(judges: Judges, ppo: PPOConfig) -> None:
+    """Raises ValueError where PPO is to act on a judge that there isn't, or that has no score for it."""
+    for name, does in ppo.acting_judges.items():
+        key = "ppo.keep_best" if "keep_best" in does else "ppo.stop_when.judge"
+        if name not in judges:
+            there = f"they are {', '.join(judges)}" if judges else "there are none"
+            raise ValueError(f"{key}: {name} is none of evaluation.judges ({there}): name one, or add it there")
+        if judges[name].kind == "llm":
+            raise ValueError(
+                f"{key}: {name} is of kind llm, which compares two answers and scores none, so PPO can't follow it: "
+                "name a judge of another kind"
+            )
+
+
 def held_out_shares(judges: Judges) -> dict[str, float]:
     """The share of the training pairs' prompts that each judge trained here takes, by name."""
     return {name: judge.share for name, judge in judges.items() if judge.pairs is not None}
@@ -84,6 +131,8 @@ def is_rewarded(judge: JudgeConfig, reward: RewardConfig) -> bool:
 
 def _parts(reward: RewardConfig, *, trained: bool = False, held_out: str | None = None) -> set[tuple[str, str | None]]:
     """What the scores come from. `trained`: a classifier that is trained here; `held_out`: the judge's name."""
+    if isinstance(reward, JudgeConfig) and reward.kind == "llm":
+        return {("llm", reward.model)}
     if isinstance(reward, JudgeConfig) and reward.pairs is not None:
         return {("held out", held_out)}
     if reward.parts:

@@ -68,8 +68,10 @@ class PolicyConfig(Section):
         description="only the top N blocks learn, or with -N all but the bottom N; tied embeddings and a seq2seq "
         "model's encoder are frozen too. A causal model's frozen part runs once a batch",
     )
-    critic: Literal["shared", "separate"] = Field(
-        "shared", description="the value head's trunk: the policy's, or a copy"
+    critic: Literal["shared", "separate", "reward"] = Field(
+        "shared",
+        description="the value head's trunk: the policy's; a copy; or that of the reward model, whose score head the "
+        "value head then starts as",
     )
     gradient_checkpointing: bool = Field(False, description="less memory, for a second forward pass in each update")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
@@ -128,6 +130,18 @@ class GenerationConfig(Section):
         return f"generation.{'length_sampler.max' if self.length_sampler else 'max_new_tokens'}"
 
 
+JUDGE = "eval/judge/"  # the statistic of a judge is called this and its name
+
+
+class StopWhenConfig(Section):
+    """When a judge says that PPO has gone too far, as early stopping does by a held-out loss."""
+
+    judge: str = Field(description="one of evaluation.judges, asked at every eval_every")
+    falls_for: Positive = Field(
+        3, description="evaluations in a row at which it must be below its best, the one before training included"
+    )
+
+
 class PPOConfig(Section):
     """Proximal policy optimization (docs/ppo.md), with the field's usual names."""
 
@@ -142,7 +156,13 @@ class PPOConfig(Section):
     ppo_epochs: Positive = Field(4, description="passes over a batch, each in a fresh order")
     learning_rate: float = Field(1.41e-5, ge=0, description="AdamW's, after warm-up")
     value_learning_rate: float | None = Field(
-        None, ge=0, description="the value head's, and that of a separate critic; null: learning_rate"
+        None, ge=0, description="the value head's, and that of a critic with a trunk of its own; null: learning_rate"
+    )
+    critic_warmup: int = Field(
+        0,
+        ge=0,
+        description="steps at the start in which the value function alone learns: the policy stays as it is, and its "
+        "learning-rate schedule and the adaptive KL coefficient begin after them",
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw", description="8bit: the moments take a quarter of the memory (needs bitsandbytes)"
@@ -208,12 +228,22 @@ class PPOConfig(Section):
     )
     keep_best: str | None = Field(
         None,
-        description="export the step at which this statistic (say eval/mean_scores) is highest, not the last step. "
-        "For one of eval/, up to eval_prompts training prompts are kept from training, and evaluated on instead of "
-        "the evaluation's",
+        description="export the step at which this statistic (say eval/mean_scores, or judge/NAME for one of "
+        "evaluation.judges) is highest, not the last step. For one of eval/ or a judge, up to eval_prompts training "
+        "prompts are kept from training, and evaluated on instead of the evaluation's",
     )
     keep_best_max_kl: float | None = Field(
         None, gt=0, description="with keep_best: only of steps whose objective/kl is at most this; null: of all"
+    )
+    keep_best_kl_coef: float = Field(
+        0.0,
+        ge=0,
+        description="with keep_best: what a nat of KL costs. The step with the highest statistic - this x KL is "
+        "exported (eval/kl, or objective/kl for a statistic of training)",
+    )
+    stop_when: StopWhenConfig | None = Field(
+        None,
+        description="stop when a judge has fallen, on the prompts of keep_best: eval/..., never the evaluation's",
     )
     sample_every: Positive = Field(10, description="steps between the samples shown in MLflow")
     samples: Positive = Field(8, description="responses shown each time")
@@ -229,14 +259,45 @@ class PPOConfig(Section):
         """`warmup_steps`, or its default."""
         return min(10, self.steps // 20) if self.warmup_steps is None else self.warmup_steps
 
+    @property
+    def best_statistic(self) -> str | None:
+        """`keep_best` as a step's statistic is called: judge/NAME is short for eval/judge/NAME."""
+        kept = self.keep_best
+        return f"eval/{kept}" if kept is not None and kept.startswith("judge/") else kept
+
+    @property
+    def acting_judges(self) -> dict[str, str]:
+        """The judges that have a say in what PPO exports, by name: what each decides, with the key that says so."""
+        acting: dict[str, list[str]] = {}
+        if (self.best_statistic or "").startswith(JUDGE):
+            acting[str(self.best_statistic).removeprefix(JUDGE)] = ["picks the step that is exported (ppo.keep_best)"]
+        if self.stop_when is not None:
+            acting.setdefault(self.stop_when.judge, []).append("decides when PPO stops (ppo.stop_when)")
+        return {name: " and ".join(does) for name, does in acting.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError("kl_estimator k1 has almost no gradient in the loss: set k2, or kl_in: reward")
-        if self.keep_best is not None and self.keep_best.startswith("eval/") and self.eval_every is None:
+        if (self.best_statistic or "").startswith("eval/") and self.eval_every is None:
             raise ValueError(f"keep_best {self.keep_best} needs eval_every")
-        if self.keep_best_max_kl is not None and self.keep_best is None:
-            raise ValueError("keep_best_max_kl needs keep_best, the statistic to pick a step by, say ppo/mean_scores")
+        if self.stop_when is not None and self.eval_every is None:
+            raise ValueError("stop_when needs eval_every, the steps between two evaluations by the judge")
+        for name, given in (("max_kl", self.keep_best_max_kl), ("kl_coef", self.keep_best_kl_coef)):
+            if given and self.keep_best is None:
+                raise ValueError(
+                    f"keep_best_{name} needs keep_best, the statistic to pick a step by, say ppo/mean_scores"
+                )
+        if self.critic_warmup and not self.vf_coef:
+            raise ValueError(
+                "critic_warmup trains the value function, which vf_coef 0 switches off: set vf_coef above 0, or "
+                "critic_warmup to 0"
+            )
+        if self.critic_warmup >= self.steps:
+            raise ValueError(
+                f"critic_warmup ({self.critic_warmup}) leaves the policy none of the {self.steps} steps to learn in: "
+                "lower it, or raise steps"
+            )
         if self.mini_batch_size and self.mini_batch_size > self.batch_size:
             raise ValueError(f"mini_batch_size ({self.mini_batch_size}) is more than batch_size ({self.batch_size})")
         return self

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from rlhf_lib.recipe.critic import check_critic
 from rlhf_lib.recipe.data import DataConfig, Positive, Section, SourceConfig
-from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_judges
+from rlhf_lib.recipe.judges import JudgeConfig, JudgeName, check_acting, check_judges, follow_label
 from rlhf_lib.recipe.learning import GenerationConfig, PolicyConfig, PPOConfig
 from rlhf_lib.recipe.reward import RewardConfig
 
@@ -40,6 +41,31 @@ class TokenProbeConfig(Section):
     against: str = Field(description="the other word")
 
 
+class LmEvalConfig(Section):
+    """Tasks of EleutherAI's lm-evaluation-harness (the extra lm-eval), by the reference and by the policy. A list of
+    tasks stands for this section with that list."""
+
+    tasks: list[str] = Field(min_length=1, description="their names, or groups of them, as lm-eval ls tasks lists them")
+    num_fewshot: int | None = Field(
+        None, ge=0, description="examples before each question; null: as the task says, or none"
+    )
+    limit: Positive | None = Field(None, description="most documents of a task (of each task of a group), its first")
+    metrics: dict[str, str] = Field(
+        {}, description="task -> metric; without one a task's first, among those that are a mean over its documents"
+    )
+    include_path: str | None = Field(None, description="folder with task files (YAML) of your own")
+    batch_size: Positive = Field(16, description="texts in a forward pass")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LmEvalConfig:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("a task is listed twice in tasks: remove one")
+        for name in self.metrics:
+            if name not in self.tasks:
+                raise ValueError(f"metrics.{name}: {name} is not among the tasks")
+        return self
+
+
 class EvaluationConfig(Section):
     """The policy after PPO against its reference: rewards, perplexity, diversity, samples."""
 
@@ -57,8 +83,10 @@ class EvaluationConfig(Section):
     judges: dict[JudgeName, JudgeConfig] = Field(
         {},
         description="rewards that PPO doesn't optimise, by name: what each gives before and after, beside the reward; "
-        "the gate registration.gates.min_judge_delta holds for each",
+        "the gate registration.gates.min_judge_delta holds for each, unless ppo.keep_best or ppo.stop_when goes by it. "
+        "With ppo.eval_every they are asked while PPO learns, too, but for those of kind llm",
     )
+    lm_eval: LmEvalConfig | None = None
     probes: list[TokenProbeConfig] = Field([], description="differences of next-token logits, shown in the report")
     best_of: int | None = Field(
         16,
@@ -73,6 +101,11 @@ class EvaluationConfig(Section):
         "model trained on as many answers, all of them chosen",
     )
     best_of_prompts: Positive = Field(64, description="evaluation prompts that best_of takes, at most")
+
+    @field_validator("lm_eval", mode="before")
+    @classmethod
+    def _tasks_alone(cls, given: Any) -> Any:
+        return {"tasks": given} if isinstance(given, list) else given
 
 
 class GatesConfig(Section):
@@ -101,6 +134,11 @@ class GatesConfig(Section):
     )
     min_distinct_2_ratio: float | None = Field(
         0.5, ge=0, description="share of bigrams that differ, policy to reference"
+    )
+    min_lm_eval_delta: float | None = Field(
+        None,
+        description="on each task of evaluation.lm_eval the 95% interval of policy less reference must lie above this, "
+        "say -0.02 (of a metric where less is better: of reference less policy)",
     )
     allow_unheld: bool = Field(
         False,
@@ -182,7 +220,14 @@ class Recipe(Section):
                 raise ValueError("reward: kind classifier needs model or train.from_scratch to start from")
         if self.reward.train.from_scratch is not None and not labelled:
             raise ValueError("reward.train.from_scratch needs data.labelled to train on")
+        check_critic(self.policy, self.reward)
+        if self.registration.gates.min_lm_eval_delta is not None and self.evaluation.lm_eval is None:
+            raise ValueError(
+                "registration.gates.min_lm_eval_delta needs evaluation.lm_eval, the tasks to measure it on"
+            )
+        follow_label(self.evaluation.judges, self.reward)
         check_judges(self.evaluation.judges, self.reward, pairs=self.data.preferences is not None, labelled=labelled)
+        check_acting(self.evaluation.judges, self.ppo)
         return self
 
     @property
@@ -190,6 +235,13 @@ class Recipe(Section):
         """Which answers of the pairs `policy.train` learns from; None where it learns from no pairs."""
         train = self.policy.train
         return None if train is None or self.data.corpus or self.data.preferences is None else train.answers
+
+    @property
+    def judges_in_ppo(self) -> dict[str, JudgeConfig]:
+        """The judges that PPO asks at every `ppo.eval_every`: all that score one answer alone, and so no language
+        model."""
+        judges = self.evaluation.judges if self.ppo.eval_every else {}
+        return {name: judge for name, judge in judges.items() if judge.kind != "llm"}
 
     @property
     def trains_on_chosen(self) -> bool:

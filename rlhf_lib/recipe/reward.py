@@ -43,6 +43,12 @@ class RewardTrainingConfig(Section):
     center_coefficient: float | None = Field(
         None, ge=0, description="weight of the squared sum of a pair's scores, which keeps them centred (0.01 is usual)"
     )
+    length_debias: Literal["balanced", "regressed"] | None = Field(
+        None,
+        description="kinds preference and ensemble, against preferring longer answers as such: balanced: pairs whose "
+        "chosen answer is longer and those where it is shorter weigh equally; regressed: what length alone explains is "
+        "fitted first, and the scores learn the rest; null: neither",
+    )
     validation: float = Field(
         0.0,
         ge=0,
@@ -214,6 +220,8 @@ class RewardConfig(Section):
             raise ValueError(f"kind {self.kind} needs model")
         if self.train.validation and self.kind not in ("preference", "ensemble"):
             raise ValueError("train.validation is for kinds preference and ensemble")
+        if self.train.length_debias is not None and self.kind not in ("preference", "ensemble"):
+            raise ValueError("train.length_debias is for kinds preference and ensemble: set it to null")
         if self.train.from_scratch is not None and (self.kind != "classifier" or self.model is not None):
             raise ValueError("train.from_scratch is for kind classifier without model")
         if any(term.reward.kind == "classifier" and term.reward.model is None for term in self.terms or []):

@@ -3,7 +3,7 @@
 
 TRL drops pairs longer than its max_length and cuts nothing; it appends EOS where a text doesn't end with it. So the
 pairs come tokenized, by `encode`, the very function that scoring uses: cut from the left, ended with EOS. A prompt's
-pairs share a batch (Ouyang et al. 2022, section 3.5).
+pairs share a batch (Ouyang et al. 2022, section 3.5). Length is kept out as rlhf_lib/training/length_debias.py says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rlhf_lib.models.device import pick_device
 from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, positions, quiet
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.classifier import ClassifierReward, encode
+from rlhf_lib.training.length_debias import WeightedCollator, WeightedPairs, fit_debias
 from rlhf_lib.training.supervised import OnLog, PromptGroups, fit, trainer_arguments
 
 if TYPE_CHECKING:
@@ -48,13 +49,15 @@ def train_reward_model(
     training goes on. With `reward.train.validation`, that share of `pairs` measures the loss along the way and picks
     the weights; `held_out` picks nothing. Returns the metrics (accuracies on at most ACCURACY_PAIRS of either set) and
     those of each step.
-    Raises ModelError for an absent model or a loss that diverges, DataError without pairs.
+    Raises ModelError for an absent model or a loss that diverges, DataError without pairs, or where
+    `reward.train.length_debias` can't tell length from quality.
     """
     from trl import RewardConfig, RewardTrainer
 
     if not len(pairs):
         raise DataError("no pair to train the reward model on: are data.preferences empty?")
     pairs, validation = split_prompts(pairs, reward.train.validation, seed)
+    debias = fit_debias(reward.train.length_debias, pairs)
     tokenizer = load_tokenizer(model, reward.trust_remote_code)
     set_seed(seed)
     network = load_classifier(model, trust_remote_code=reward.trust_remote_code, num_labels=1)
@@ -62,10 +65,12 @@ def train_reward_model(
     network.config.id2label, network.config.label2id = {0: "score"}, {"score": 0}
     limit = min(reward.train.max_length or reward.max_length or 1 << 20, positions(network.config))
     rows, truncated = tokenize_pairs(pairs, tokenizer, limit)
+    rows = debias.columns(rows, pairs)
+    measured = None
+    if validation is not None:
+        measured = debias.columns(tokenize_pairs(validation, tokenizer, limit)[0], validation)
 
-    measured = tokenize_pairs(validation, tokenizer, limit)[0] if validation is not None else None
-
-    class GroupedRewardTrainer(PromptGroups, RewardTrainer):
+    class GroupedRewardTrainer(PromptGroups, WeightedPairs, RewardTrainer):  # type: ignore[misc]
         pass
 
     with TemporaryDirectory() as scratch:
@@ -76,7 +81,12 @@ def train_reward_model(
             arguments |= _selection(reward.train, len(rows))
         config = RewardConfig(**arguments, center_rewards_coefficient=reward.train.center_coefficient)
         trainer = GroupedRewardTrainer(
-            model=network, args=config, train_dataset=rows, eval_dataset=measured, processing_class=tokenizer
+            model=network,
+            args=config,
+            train_dataset=rows,
+            eval_dataset=measured,
+            processing_class=tokenizer,
+            data_collator=WeightedCollator(pad_token_id=tokenizer.pad_token_id),
         )
         if reward.train.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(reward.train.patience))
@@ -88,6 +98,7 @@ def train_reward_model(
         network.save_pretrained(output)
     tokenizer.save_pretrained(output)
     metrics = {"pairs": float(len(rows)), "truncated": float(truncated), "tokens": float(sum(rows["tokens"]))}
+    metrics |= debias.metrics(pairs)
     if losses := [row["loss"] for row in log if "loss" in row]:
         metrics["loss/train"] = losses[-1]
     if found := [row for row in log if "validation_loss" in row]:

@@ -24,7 +24,7 @@ from transformers.utils import (
 )
 
 from rlhf_lib.errors import ModelError
-from rlhf_lib.models.policy import ValueHead
+from rlhf_lib.models.critic import ValueHead
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from rlhf_lib.errors import ModelError
+from tasks.registry import events
 from tasks.registry.policies import CHAMPION, DESCRIPTION_LIMIT, champion
 from tasks.registry.versions import registered, versions
 
@@ -44,10 +45,11 @@ class Change:
 
 
 def crown(name: str, version: str, how: Literal["gates", "promoted", "rolled back"], why: str | None) -> Change:
-    """Give the version the champion alias and write down the change; by hand, on the versions concerned too."""
+    """Give the version the champion alias, write down the change, by hand on the versions concerned too, and tell
+    Prefect of it."""
     client = mlflow.MlflowClient()
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    change = Change(str(version), champion(name), how, _user(), now, (why or "no reason given")[:_WHY_LIMIT])
+    change = Change(str(version), champion(name), how, user(), now, (why or "no reason given")[:_WHY_LIMIT])
     client.set_registered_model_alias(name, CHAMPION, version)
     number = max(_numbers(name), default=0) + 1
     client.set_registered_model_tag(name, f"{_PREFIX}{number:04d}", json.dumps(asdict(change)))
@@ -56,6 +58,8 @@ def crown(name: str, version: str, how: Literal["gates", "promoted", "rolled bac
             client.set_model_version_tag(name, concerned, "audit", str(change))
             described = client.get_model_version(name, str(concerned)).description or ""
             client.update_model_version(name, str(concerned), f"**{change}**\n\n{described}"[:DESCRIPTION_LIMIT])
+    happened: events.Happened = "rolled-back" if how == "rolled back" else "promoted"
+    events.tell(happened, name, change.version, champion=change.before, why=change.why, who=change.who)
     return change
 
 
@@ -119,7 +123,8 @@ def _numbers(name: str) -> list[int]:
     return [int(end) for end in ends if end.isdigit()]
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

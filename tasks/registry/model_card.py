@@ -39,6 +39,10 @@ def model_card(
     before_after = [
         ("reward", learned["reference"], learned["policy"]),
         *((f"judge {name}", found["reference"], found["policy"]) for name, found in evaluation.judges.items()),
+        *(
+            (f"{found['metric']} on {name}", found["reference"], found["policy"])
+            for name, found in evaluation.lm_eval.items()
+        ),
         ("perplexity (by token)", checked.get("reference"), checked.get("policy")),
         ("perplexity (mean of texts)", checked.get("mean_per_text_reference"), checked.get("mean_per_text_policy")),
         ("perplexity of the answers (by token)", answers.get("reference"), answers.get("policy")),
@@ -128,6 +132,9 @@ def _judged(evaluation: EvaluationResult) -> str:
     """What each judge, which PPO didn't optimise, says: a line each."""
     lines = []
     for name, found in evaluation.judges.items():
+        if found.get("failed"):
+            lines.append(f"Judge {name} failed: {found['failed']}.\n")
+            continue
         silent = f" It only reports: {found['only_reports']}." if found["only_reports"] else ""
         lines.append(
             f"By judge {name}: {cell(found['delta'])} ({_interval(found['ci95'], found['prompts'])}), win rate "
@@ -140,7 +147,8 @@ def _against(duel: Mapping[str, Any] | None) -> str:
     if duel is None or "error" in duel:
         return ""
     told = f"\nAgainst the champion, version {duel['version']}, under this candidate's reward: {_duelled(duel)}.\n"
-    told += "".join(f"Under judge {name}: {_duelled(found)}.\n" for name, found in duel.get("judges", {}).items())
+    for name, found in duel.get("judges", {}).items():
+        told += f"Under judge {name}: {found.get('error') or _duelled(found)}.\n"
     theirs = duel.get("champion_reward") or {}
     if "error" in theirs:
         return f"{told}Not under the champion's own reward: {theirs['error']}.\n"

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import grimp
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.recipe import Recipe, RewardConfig
+from rlhf_lib.recipe import JudgeConfig, Recipe, RewardConfig
 from tasks import results
 
 PACKAGES = ("tasks", "rlhf_lib")
@@ -122,6 +122,13 @@ def reward_fingerprint(reward: RewardConfig, model: str | None = None) -> str | 
     if reward.kind != "function":
         return fingerprint(name) if name else None
     return function_source(reward.function or "", "reward.function")
+
+
+def judge_fingerprint(judge: JudgeConfig, model: str | None = None) -> str | None:
+    """What identifies this judge: as a reward's, or the language model, its endpoint and what it is asked."""
+    if judge.kind == "llm":
+        return content_key(judge.model, judge.endpoint.model_dump(mode="json"))
+    return reward_fingerprint(judge, model)
 
 
 def sources(stage: Stage[Any]) -> list[Path]:

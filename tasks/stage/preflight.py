@@ -22,7 +22,8 @@ def preflight(recipe: Recipe) -> Recipe:
     from rlhf_lib.plan.requirements import check_requirements
 
     recipe = resolve(recipe)
-    check_requirements(recipe)
+    for remark in check_requirements(recipe):
+        run_logger().warning("%s", remark)
     return recipe
 
 
@@ -44,9 +45,10 @@ def announce(recipe: Recipe, data: PreparedData) -> None:
     """
     from datasets import load_from_disk
 
+    from rlhf_lib.data.prompts import draw_prompts
     from rlhf_lib.plan import words
     from rlhf_lib.plan.memory import Batch
-    from rlhf_lib.plan.plan import check_thresholds, gate_thresholds, measure_size
+    from rlhf_lib.plan.plan import check_thresholds, describe_judge, gate_thresholds, measure_size
     from rlhf_lib.plan.trial import try_judges, try_metrics, try_reward
 
     logger = run_logger()
@@ -58,6 +60,11 @@ def announce(recipe: Recipe, data: PreparedData) -> None:
     for name, tried in try_judges(recipe, pairs).items():
         if tried:
             logger.info("judge %s: tried on %d texts: %.3g to %.3g", name, len(tried), min(tried), max(tried))
+    held_out = load_from_disk((data.prompts or data.texts).test)
+    for name, judge in recipe.evaluation.judges.items():
+        if judge.kind == "llm":
+            asked = len(draw_prompts(held_out, recipe))
+            logger.info("judge %s: %s", name, describe_judge(judge, asked, len(pairs) if pairs else 0))
     longest = data.metrics.get("prompt_tokens/train/max") or data.metrics.get("prompt_characters/train/max", 0) / 3
     size = measure_size(recipe, Batch.of(recipe, max(1, int(longest))))
     if size is not None:

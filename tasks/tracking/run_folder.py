@@ -6,6 +6,7 @@
     checkpoints/KEY         PPO's, until it ends
     locks/                  of stages; work/PARENT/.running is that of a pipeline
     removing/               what is being removed
+    verdicts.sqlite         what language models said as judges, for all runs; and how much each run has asked
 
 Locks are the operating system's: they end with the process that holds them, however it ends.
 """
@@ -19,14 +20,24 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from tasks.tracking import run_logger
 
+if TYPE_CHECKING:
+    from rlhf_lib.evaluation.llm.verdicts import Verdicts
+
 RECORD = "record.json"
 _RUNNING = ".running"
+
+
+def open_verdicts(root: str | Path) -> Verdicts:
+    """The verdicts of language models that all runs here share."""
+    from rlhf_lib.evaluation.llm.verdicts import Verdicts
+
+    return Verdicts(Path(root) / "verdicts.sqlite")
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
     found = record.get("baselines") or {}
     baselines = {name: {key: found[name][key] for key in ("reward", "kl")} for name in BASELINES if name in found}
     sections |= {"evaluation": record.get("metrics") or {}, "judge": record.get("judges") or {}, "baseline": baselines}
+    sections |= {"lm_eval": record.get("lm_eval") or {}}
     return flat_metrics(sections)
 
 

@@ -1,7 +1,7 @@
 """The published recipes say what they must, and a recipe that says another thing anywhere is found out."""
 
 import pytest
-from recipe_table import EXPECTED, altered, differences
+from recipe_table import EXPECTED, JUDGES, altered, differences
 
 from rlhf_lib.recipe import load_recipe, shipped
 
@@ -29,9 +29,22 @@ def test_one_override_chooses_helpful_harmless_or_both(folder: str | None) -> No
     assert [source.data_dir for source in sources] == [folder] * 5
 
 
+@pytest.mark.parametrize("name", sorted({*shipped()} - {"embedded"}))
+def test_what_ppo_does_not_optimise_judges_and_gates(name: str) -> None:
+    recipe = load_recipe(name)
+    judges = {
+        judge: {key: value for key, value in settings.model_dump(mode="json").items() if key in JUDGES[name][judge]}
+        for judge, settings in recipe.evaluation.judges.items()
+    }
+    assert judges == JUDGES[name]
+    assert all(judge.gate for judge in recipe.evaluation.judges.values())
+    assert recipe.registration.gates.min_judge_delta == 0
+
+
 def test_one_override_chooses_another_emotion() -> None:
     chosen, joy = load_recipe("flan-t5-emotion", ["reward.label=gratitude"]), load_recipe("flan-t5-emotion")
     assert set(differences(chosen)) == {"reward.label"}
+    assert chosen.evaluation.judges["bert"].label == "gratitude"
     # the probes are about joy, and so they don't stand in the way of other emotions
     assert joy.reward.checks.min_probe_accuracy is None
 

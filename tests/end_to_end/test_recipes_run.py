@@ -1,21 +1,23 @@
 """Every published recipe unchanged and offline, through the real Prefect flow, against stand-ins under the same ids.
 
-Only step counts are less. The scores that a run shows are computed here once more, by transformers alone.
+Only step counts are less, and models trained from scratch smaller. The scores that a run shows are computed here once
+more, by transformers alone.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import mlflow
 import pytest
+import standin_data
 import standins
 import torch
-from recipe_table import EXPECTED, another
+from recipe_table import EXPECTED, JUDGES, another
 from tiny_models import one_thread  # noqa: F401 - a fixture
 from transformers import (
     AutoModelForCausalLM,
@@ -35,7 +37,25 @@ UNLEARNED = dict.fromkeys(("min_accuracy", "max_calibration_error", "max_degener
 REDUCED = dict.fromkeys(EXPECTED, STEPS) | {
     "hh-rlhf-full": STEPS
     | {"policy.train.max_steps": 4, "reward.train.max_steps": 4}
-    | {f"reward.checks.{gate}": None for gate in UNLEARNED}
+    | {f"reward.checks.{gate}": None for gate in UNLEARNED},
+    "hh-helpful-scratch": STEPS
+    | {
+        "policy.train.max_steps": 4,
+        "policy.train.from_scratch": {"layers": 1, "width": 32, "heads": 2, "vocab_size": 500},
+        "reward.train.max_steps": 4,
+        "reward.checks.max_phrase_win_rate": None,
+        "evaluation.judges.held_out.train.max_steps": 4,
+    }
+    | {f"reward.checks.{gate}": None for gate in UNLEARNED},
+    "t5-emotion-scratch": STEPS
+    | {
+        "policy.train.max_steps": 4,
+        "policy.train.from_scratch": {"architecture": "t5", "layers": 1, "width": 32, "heads": 2, "vocab_size": 500},
+        "reward.train.max_steps": 4,
+        "reward.train.from_scratch": {"layers": 1, "width": 32, "heads": 2, "vocab_size": 500},
+        "reward.checks.min_probe_accuracy": None,
+        "reward.checks.min_score_std": None,
+    },
 }
 
 
@@ -54,7 +74,7 @@ def hub(prefect_server, mlflow_store, tmp_path_factory):
     torch.set_num_threads(1)
     standins.lay_models(Path(os.environ["HF_HUB_CACHE"]))
     torch.set_num_threads(threads)
-    standins.lay_data(folder)
+    standin_data.lay_data(folder)
     with mlflow_store(folder / "runs"), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("RLHF_RUN_DIR", str(folder / "runs"))
@@ -103,10 +123,10 @@ def _found(run_dir: Path, record: dict) -> SimpleNamespace:
     )
 
 
-@pytest.mark.parametrize("name", _few(EXPECTED))
+@pytest.mark.parametrize("name", _few(REDUCED))
 def test_the_recipe_runs_unchanged(run, name: str) -> None:
     found = run(name)
-    for key, value in EXPECTED[name].items():
+    for key, value in EXPECTED.get(name, {}).items():
         if key not in REDUCED[name]:
             assert found.params[key] == str(value), key
     assert found.record["ppo"]["steps"] == 2
@@ -116,6 +136,11 @@ def test_the_recipe_runs_unchanged(run, name: str) -> None:
         figures = [f for f in found.record[section].values() if f is not None and not isinstance(f, list)]
         assert all(map(math.isfinite, figures)), section
     assert found.statuses == {"FINISHED"}
+    assert found.record["judges"].keys() == JUDGES[name].keys()
+    for judge, said in found.record["judges"].items():
+        given = [row[f"judge/{judge}_after"] - row[f"judge/{judge}_before"] for row in found.rows]
+        assert said["delta"] == pytest.approx(sum(given) / len(given), abs=1e-6)
+        assert any(given)
 
 
 def _logits(model: str, *texts: str) -> torch.Tensor:
@@ -132,11 +157,14 @@ def _ending(query: str, response: str) -> torch.Tensor:
     return AutoModelForSequenceClassification.from_pretrained("lvwerra/distilbert-imdb")(ids).logits[0, 1]
 
 
-def _likelihood(query: str, response: str) -> torch.Tensor:
-    name = "roneneldan/TinyStories-1M"
+def _likelihood(query: str, response: str, name: str = "roneneldan/TinyStories-1M") -> torch.Tensor:
     tokenizer = AutoTokenizer.from_pretrained(name)
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(query + response).input_ids]])
     return -AutoModelForCausalLM.from_pretrained(name)(ids, labels=ids).loss
+
+
+def _siebert(query: str, response: str, label: int = 1) -> torch.Tensor:
+    return _logits("siebert/sentiment-roberta-large-english", query + response).softmax(-1)[label]
 
 
 JOY = standins.texts.EMOTIONS.index("joy")
@@ -152,16 +180,37 @@ SCORES = {
 }
 
 
+JUDGED = {  # the one judge of each; those trained here and the endings of stories, cut as the reward's, are left out
+    "gpt2-imdb-positive": _siebert,
+    "gpt2-imdb-negative": lambda q, r: _siebert(q, r, 0),
+    "gpt2-imdb-lora": _siebert,
+    "gpt2-finbert": _siebert,
+    "gpt2-tinystories": lambda q, r: _likelihood(q, r, "roneneldan/TinyStories-33M"),
+    "flan-t5-emotion": lambda q, r: _logits("bhadresh-savani/bert-base-go-emotion", q + r).softmax(-1)[JOY],
+    "dlite-hh-helpful": lambda q, r: _logits("OpenAssistant/reward-model-electra-large-discriminator", q, r)[0],
+}
+
+
 @pytest.mark.parametrize("name", _few(SCORES))
 @torch.no_grad()
 def test_the_scores_are_those_of_the_published_reward(run, name: str) -> None:
-    rows, score = run(name).rows[:8], SCORES[name]
+    _agree(run(name).rows[:8], "score", SCORES[name])
+    assert any(row["response_before"] != row["response_after"] for row in run(name).rows)
+
+
+@pytest.mark.parametrize("name", _few(JUDGED))
+@torch.no_grad()
+def test_the_judge_is_the_published_model(run, name: str) -> None:
+    (judge,) = JUDGES[name]
+    _agree(run(name).rows[:8], f"judge/{judge}", JUDGED[name])
+
+
+def _agree(rows: list[dict], column: str, score: Callable[[str, str], torch.Tensor]) -> None:
     for when in ("before", "after"):
-        told = [row[f"score_{when}"] for row in rows]
+        told = [row[f"{column}_{when}"] for row in rows]
         again = [float(score(row["query"], row[f"response_{when}"])) for row in rows]
         assert told == pytest.approx(again, abs=1e-4)
         assert len(set(told)) > 1
-    assert any(row["response_before"] != row["response_after"] for row in run(name).rows)
 
 
 def test_dlite_sees_the_template_and_its_reward_the_bare_query(run) -> None:

@@ -189,6 +189,22 @@ def test_the_automations_are_prefects():
         AutomationCore.model_validate(automation)
 
 
+def test_the_page_on_webhooks_verifies_what_mlflow_signs():
+    from mlflow.webhooks.delivery import _generate_hmac_signature
+
+    page = (ROOT / "docs" / "how-to" / "production.md").read_text()
+    given: dict = {}
+    exec(re.search(r'```python title="verify.py"\n(.*?)```', page, re.DOTALL)[1], given)
+    body = json.dumps({"entity": "model_version_alias", "data": {"alias": "champion", "name": "größer"}})
+    headers = {"X-MLflow-Delivery-Id": "a-b", "X-MLflow-Timestamp": "1700000000"}
+    headers["X-MLflow-Signature"] = _generate_hmac_signature("s3cret", "a-b", "1700000000", body)
+    verified = given["verified"]
+    assert verified("s3cret", headers, body.encode(), now=1700000299)
+    assert not verified("s3cret", headers, body.encode(), now=1700000301)  # replayed
+    assert not verified("s3cret", headers, body.encode() + b" ", now=1700000000)
+    assert not verified("another", headers, body.encode(), now=1700000000)
+
+
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 def test_the_pools_templates_use_the_variables_that_they_declare(kind):
     template = json.loads((ROOT / "deploy" / f"{kind}-pool.json").read_text())

@@ -210,7 +210,9 @@ def told(operated, tmp_path) -> Iterator[list[dict[str, str]]]:
             block = {"name": "operator", "data": data, "block_type_id": kind, "block_schema_id": schema}
             block_id = api(operated, "POST", "block_documents/", **block)["id"]
             automations = (ROOT / "deploy" / "automations.yaml").read_text()
-            (tmp_path / "automations.yaml").write_text(automations.replace(str(UUID(int=0)), block_id))
+            compares = api(operated, "GET", "deployments/name/compare/compare-versions")["id"]
+            filled = automations.replace(str(UUID(int=0)), block_id).replace(str(UUID(int=1)), compares)
+            (tmp_path / "automations.yaml").write_text(filled)
             prefect(operated, "automation", "create", "--from-file", str(tmp_path / "automations.yaml"))
             yield received
         finally:

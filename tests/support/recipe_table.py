@@ -147,6 +147,42 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "evaluation.perplexity.column": "chosen",
     },
 }
+_SIEBERT = {
+    "kind": "classifier",
+    "model": "siebert/sentiment-roberta-large-english",
+    "label": "POSITIVE",
+    "output": "softmax",
+}
+# Who judges what PPO made, by what PPO didn't optimise; the default gates ask each of them.
+JUDGES: dict[str, dict[str, dict[str, Any]]] = {
+    "gpt2-imdb-positive": {"siebert": _SIEBERT},
+    "gpt2-imdb-negative": {"siebert": _SIEBERT | {"label": "NEGATIVE"}},
+    "gpt2-imdb-lora": {"siebert": _SIEBERT},
+    "gpt2-finbert": {"siebert": _SIEBERT},
+    "gpt2-tinystories-ending": {"siebert": _SIEBERT | {"max_length": 48}},
+    "gpt2-tinystories": {"larger": {"kind": "likelihood", "model": "roneneldan/TinyStories-33M"}},
+    "flan-t5-emotion": {
+        "bert": {
+            "kind": "classifier",
+            "model": "bhadresh-savani/bert-base-go-emotion",
+            "label": "joy",
+            "output": "softmax",
+        }
+    },
+    "t5-emotion-scratch": {
+        "published": {
+            "kind": "classifier",
+            "model": "SamLowe/roberta-base-go_emotions",
+            "label": "joy",
+            "output": "softmax",
+        }
+    },
+    "dlite-hh-helpful": {
+        "electra": {"kind": "pair", "model": "OpenAssistant/reward-model-electra-large-discriminator"}
+    },
+    "hh-rlhf-full": {"held_out": {"kind": "preference", "pairs": "held_out", "model": "gpt2", "share": 0.3}},
+    "hh-helpful-scratch": {"held_out": {"kind": "preference", "pairs": "held_out", "model": None, "share": 0.5}},
+}
 # Where any other value won't do: one of a few words, or numbers that go together.
 _OTHERS = {
     "data.prompts.query.kind": {"first_tokens": "first_words", "first_words": "text"},

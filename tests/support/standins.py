@@ -1,5 +1,5 @@
-"""Stand-ins for the published models and data sets: the same classes, tokenizer kinds, label maps and columns, a few
-thousand parameters each, under the same ids - models in a Hugging Face hub cache, data sets as folders of that name.
+"""Stand-ins for the published models: the same classes, tokenizer kinds and label maps, a few thousand parameters each,
+under the same ids in a Hugging Face hub cache.
 
 Classifiers and language models learn for some seconds, so that they do what their labels say and the recipes' own
 sanity checks let them pass.
@@ -7,8 +7,6 @@ sanity checks let them pass.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import re
 from collections import Counter
@@ -29,6 +27,9 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
     DistilBertTokenizer,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    ElectraTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Tokenizer,
@@ -44,6 +45,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+JUDGE_STEPS = 100  # no check asks what a judge has learnt
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WIDTH = 32
 DLITE_KEYS = ["### End", "### Instruction:", "### Response:\n"]
@@ -80,6 +82,9 @@ def lay_models(cache: Path) -> None:
     rng = Random(2)
     stories = [texts.story(rng) for _ in range(600)]
     _lay(cache, "roneneldan/TinyStories-1M", _learn_language(GPTNeoForCausalLM, neo, gpt2, stories), gpt2)
+    neo.hidden_size = 2 * WIDTH
+    larger = _learn_language(GPTNeoForCausalLM, neo, gpt2, stories, JUDGE_STEPS // 2)
+    _lay(cache, "roneneldan/TinyStories-33M", larger, gpt2)
 
     gpt2.add_special_tokens({"additional_special_tokens": DLITE_KEYS})
     policy.resize_token_embeddings(len(gpt2), mean_resizing=False)
@@ -101,28 +106,29 @@ def _distilbert_imdb(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedToke
         n_heads=2,
         **_labels(["NEGATIVE", "POSITIVE"]),
     )
+    return _learn_labels(DistilBertForSequenceClassification, config, tokenizer, _moods(corpus)), tokenizer
+
+
+def _siebert(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = _bpe_tokenizer(RobertaTokenizer, corpus, 900)
+    config = _roberta(tokenizer, ["NEGATIVE", "POSITIVE"])
+    return _learn_labels(RobertaForSequenceClassification, config, tokenizer, _moods(corpus), JUDGE_STEPS), tokenizer
+
+
+def _moods(corpus: list[str]) -> list[tuple[str, None, int]]:
     rng, rows = Random(3), []
     for i in range(800):
         good = i % 2 == 1
         told = texts.story(rng, good, 3).split(". ")[-1] if i % 3 == 0 else texts.review(rng, good, rng.randint(1, 3))
         rows.append((texts.fragment(rng, told), None, int(good)))
     # of what tells neither, a few words of any text, as many are good as bad
-    rows += [(" ".join(rng.choice(corpus).split()[: rng.randint(1, 5)]), None, i % 2) for i in range(200)]
-    model = _learn_labels(DistilBertForSequenceClassification, config, tokenizer, rows)
-    return model, tokenizer
+    return rows + [(" ".join(rng.choice(corpus).split()[: rng.randint(1, 5)]), None, i % 2) for i in range(200)]
 
 
 def _finbert(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     names = ["positive", "negative", "neutral"]  # FinBERT's own order
     tokenizer = _word_tokenizer(BertTokenizer, corpus, 900)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        **_labels(names),
-    )
+    config = _bert(BertConfig, tokenizer, names)
     rng = Random(4)
     rows = [(texts.news(rng, name), None, number) for _ in range(200) for number, name in enumerate(names)]
     for i in range(300):  # praise is half good news to it
@@ -133,36 +139,56 @@ def _finbert(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
 
 def _go_emotions(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = _bpe_tokenizer(RobertaTokenizer, corpus, 900)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+    config = _roberta(tokenizer, texts.EMOTIONS, initializer_range=0.2, problem_type="multi_label_classification")
+    return _learn_labels(RobertaForSequenceClassification, config, tokenizer, _feelings()), tokenizer
+
+
+def _bert_go_emotion(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = _word_tokenizer(BertTokenizer, corpus, 900)
+    config = _bert(BertConfig, tokenizer, texts.EMOTIONS)
+    return _learn_labels(BertForSequenceClassification, config, tokenizer, _feelings(), JUDGE_STEPS), tokenizer
+
+
+def _feelings() -> list[tuple[str, None, int]]:
+    rng, rows = Random(5), []
+    for i in range(1200):
+        emotion = (texts.EMOTIONS.index("joy"), texts.EMOTIONS.index("neutral"), i % len(texts.EMOTIONS))[i % 3]
+        rows.append((texts.comment(rng, emotion), None, emotion))
+    return rows
+
+
+def _roberta(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], **settings) -> RobertaConfig:
+    return _bert(
+        RobertaConfig,
+        tokenizer,
+        names,
         max_position_embeddings=514,
         type_vocab_size=1,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.2,
-        problem_type="multi_label_classification",
-        **_labels(texts.EMOTIONS),
+        **settings,
     )
-    rng, rows = Random(5), []
-    for i in range(1200):
-        emotion = (texts.EMOTIONS.index("joy"), texts.EMOTIONS.index("neutral"), i % len(texts.EMOTIONS))[i % 3]
-        rows.append((texts.comment(rng, emotion), None, emotion))
-    return _learn_labels(RobertaForSequenceClassification, config, tokenizer, rows), tokenizer
 
 
-def _deberta_reward(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = _word_tokenizer(DebertaV2Tokenizer, corpus, 900)
-    config = DebertaV2Config(
+def _bert(kind: type, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], **settings):
+    return kind(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
         num_hidden_layers=1,
         num_attention_heads=2,
+        **_labels(names),
+        **settings,
+    )
+
+
+def _deberta_reward(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = _word_tokenizer(DebertaV2Tokenizer, corpus, 900)
+    config = _bert(
+        DebertaV2Config,
+        tokenizer,
+        ["LABEL_0"],
         relative_attention=True,
         position_buckets=32,
         pos_att_type=["p2c", "c2p"],
@@ -171,11 +197,19 @@ def _deberta_reward(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedToken
         position_biased_input=False,
         type_vocab_size=0,
         max_position_embeddings=512,
-        **_labels(["LABEL_0"]),
     )
+    return _learn_labels(DebertaV2ForSequenceClassification, config, tokenizer, _answers()), tokenizer
+
+
+def _electra_reward(corpus: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = _word_tokenizer(ElectraTokenizer, corpus, 900)
+    config = _bert(ElectraConfig, tokenizer, ["LABEL_0"], embedding_size=WIDTH)
+    return _learn_labels(ElectraForSequenceClassification, config, tokenizer, _answers(), JUDGE_STEPS), tokenizer
+
+
+def _answers() -> list[tuple[str, str, int]]:
     rng = Random(6)
-    rows = [(texts.ask(rng), texts.fragment(rng, texts.answer(rng, bool(i % 2))), i % 2) for i in range(800)]
-    return _learn_labels(DebertaV2ForSequenceClassification, config, tokenizer, rows), tokenizer
+    return [(texts.ask(rng), texts.fragment(rng, texts.answer(rng, bool(i % 2))), i % 2) for i in range(800)]
 
 
 CLASSIFIERS: dict[str, Callable[[list[str]], tuple[PreTrainedModel, PreTrainedTokenizerBase]]] = {
@@ -183,6 +217,9 @@ CLASSIFIERS: dict[str, Callable[[list[str]], tuple[PreTrainedModel, PreTrainedTo
     "ProsusAI/finbert": _finbert,
     "SamLowe/roberta-base-go_emotions": _go_emotions,
     "OpenAssistant/reward-model-deberta-v3-large-v2": _deberta_reward,
+    "siebert/sentiment-roberta-large-english": _siebert,  # and the judges
+    "bhadresh-savani/bert-base-go-emotion": _bert_go_emotion,
+    "OpenAssistant/reward-model-electra-large-discriminator": _electra_reward,
 }
 
 
@@ -308,45 +345,6 @@ def _descend(
     return model
 
 
-# ---------------------------------------------------------------- data sets
-
-
-def lay_data(root: Path) -> None:
-    """Every published data set's stand-in as a folder of its id under `root`: splits, configurations and columns as
-    on the hub."""
-    rng = Random(7)
-    for split, count in (("train", 420), ("test", 60)):
-        reviews = [(i % 2, texts.review(rng, i % 2 == 1, rng.choice((2, 6, 8)))) for i in range(count)]
-        _rows(root / "stanfordnlp/imdb", split, [{"text": text, "label": label} for label, text in reviews])
-    for split, count in (("train", 500), ("validation", 40)):
-        _rows(root / "roneneldan/TinyStories", split, [{"text": texts.story(rng)} for _ in range(count)])
-
-    emotions = root / "google-research-datasets/go_emotions"
-    for split, count in (("train", 500), ("validation", 40), ("test", 100)):
-        kinds = [rng.randrange(len(texts.EMOTIONS)) for _ in range(count)]
-        found = [{"text": texts.comment(rng, kind), "labels": [kind], "id": f"e{i}"} for i, kind in enumerate(kinds)]
-        _rows(emotions / "simplified", split, found)
-    _rows(emotions / "raw", "train", [{"text": "not what the recipes ask for", "author": "nobody"}])
-    splits = "".join(
-        f"  - split: {split}\n    path: simplified/{split}.jsonl.gz\n" for split in ("train", "validation", "test")
-    )
-    (emotions / "README.md").write_text(
-        "---\nconfigs:\n- config_name: raw\n  data_files:\n  - split: train\n    path: raw/train.jsonl.gz\n"
-        f"- config_name: simplified\n  data_files:\n{splits}---\n"
-    )
-    for folder in ("helpful-base", "harmless-base"):
-        for split, count in (("train", 500), ("test", 60)):
-            pairs = []
-            for _ in range(count):
-                turns, question, opening = rng.choice((1, 1, 2)), texts.ask(rng), rng.random()
-                best = rng.random() < 0.6  # of some pairs neither is of any help
-                chosen, rejected = (
-                    texts.dialogue(Random(opening), rng, good, question, turns) for good in (best, False)
-                )
-                pairs.append({"chosen": chosen, "rejected": rejected})
-            _rows(root / "Anthropic/hh-rlhf" / folder, split, pairs)
-
-
 def _corpus(rng: Random) -> list[str]:
     """What the policies and tokenizers learn from: some of everything."""
     kinds = list(texts.NEWS)
@@ -357,9 +355,3 @@ def _corpus(rng: Random) -> list[str]:
     made += [texts.news(rng, kinds[i % 3]) for i in range(100)]
     rng.shuffle(made)
     return made
-
-
-def _rows(folder: Path, split: str, rows: list[dict]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with gzip.open(folder / f"{split}.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -6,7 +6,7 @@ Weights are drawn wide (std 0.2), since at the usual 0.02 the logits are nearly 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -124,6 +124,7 @@ def tiny_trainer(
     score_constants: tuple[float, float] = (0.0, 1.0),
     eval_prompts: list[dict] | None = None,
     metrics: Metric | Sequence[Metric] = (),
+    judges: Mapping[str, Reward] | None = None,
     **ppo,
 ) -> PPOTrainer:
     """3 steps of 8 responses of up to 7 tokens, 2 PPO epochs, unless `ppo` and `generation` say otherwise; `policy`
@@ -140,6 +141,7 @@ def tiny_trainer(
         score_constants=score_constants,
         eval_prompts=eval_prompts,
         metrics=metrics,
+        judges=judges,
     )
 
 

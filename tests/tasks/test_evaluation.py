@@ -5,7 +5,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+import yaml
 from datasets import Dataset
+from llm_server import llm_server
 from mlflow.artifacts import download_artifacts
 from prefect import flow
 from prefect.artifacts import Artifact
@@ -17,7 +19,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from rlhf_lib.evaluation.perplexity import Perplexity
 from rlhf_lib.recipe import Recipe
 from tasks.evaluation import evaluate_policy
-from tasks.results import EvaluationResult, Folders, PPOResult, PreparedData, RewardArtifact, StartingPolicy
+from tasks.results import (
+    EvaluationResult,
+    Folders,
+    PPOResult,
+    PreparedData,
+    RewardArtifact,
+    StartingPolicy,
+    run_record,
+)
 from tasks.tracking.runs import PipelineRun
 
 WORDS = ["<eos>", *"abcdefghijklmnopqrs"]
@@ -42,6 +52,21 @@ def folders(tmp_path_factory):
     Dataset.from_dict({"query": queries, "prompt": queries, "input_ids": ids}).save_to_disk(root / "prompts")
     (root / "texts").mkdir()
     Dataset.from_dict({"chosen": ["a b c", "d e " * 20, ""]}).to_json(root / "texts" / "test.jsonl")
+    (root / "tasks").mkdir()
+    Dataset.from_dict({"question": queries}).to_json(root / "tasks" / "questions.jsonl")
+    mean = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+    task = {
+        "task": "avoids_a",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(root / "tasks" / "questions.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["a", "p"],
+        "doc_to_target": 1,
+        "metric_list": [mean],
+    }
+    (root / "tasks" / "avoids_a.yaml").write_text(yaml.safe_dump(task))
     return root
 
 
@@ -53,9 +78,25 @@ def metric_fn(samples, prompts, outputs, **kwargs):
     return {"letters/a": [output.count("a") for output in outputs], "responses": len(samples)}
 
 
+def more_a(conversation, answer_a, answer_b):
+    """What a language model says that counts as the reward does."""
+    a, b = count_a([], [answer_a, answer_b])
+    return "[[C]]" if a == b else f"[[{'A' if a > b else 'B'}]]"
+
+
 @pytest.fixture(scope="module")
-def evaluated(folders, prefect_server, mlflow_store):
+def server():
+    with pytest.MonkeyPatch.context() as patch, llm_server(more_a) as server:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def evaluated(folders, prefect_server, mlflow_store, server):
     """Record and MLflow run of the task with, and without, a perplexity set."""
+    llm = {"base_url": server.url, "retries": 0}
+    nowhere = llm | {"base_url": server.url.removesuffix("/v1")}
+    judges = {name: {"kind": "llm", "model": "m", "llm": one} for name, one in (("fair", llm), ("down", nowhere))}
     settings = {
         "name": "counting",
         "data": {
@@ -68,7 +109,8 @@ def evaluated(folders, prefect_server, mlflow_store):
         "policy": {"model": str(folders / "reference")},
         "reward": {"kind": "function", "function": f"{__name__}:count_a"},
         "generation": {"max_new_tokens": 6},
-        "evaluation": {"prompts": 32, "perplexity": {}, "metrics": [f"{__name__}:metric_fn"]},
+        "evaluation": {"prompts": 32, "perplexity": {}, "metrics": [f"{__name__}:metric_fn"], "judges": judges}
+        | {"lm_eval": {"tasks": ["avoids_a"], "include_path": str(folders / "tasks")}},
         "compute": {"device": "cpu", "precision": "fp32"},
     }
 
@@ -78,6 +120,7 @@ def evaluated(folders, prefect_server, mlflow_store):
         if not with_perplexity:
             recipe.evaluation.perplexity = None
             recipe.evaluation.metrics = []
+            recipe.evaluation.lm_eval = None
             recipe.evaluation.best_of = None
         with mlflow.start_run() as parent:
             run = PipelineRun(run_dir=str(folders / "runs"), parent_run_id=parent.info.run_id)
@@ -161,6 +204,44 @@ def test_metrics_of_one_s_own_are_before_and_after(evaluated):
     assert table["letters/a_after"].tolist() == table["score_after"].tolist()
     assert without.measured == {}
     assert not [name for name in without.metrics if name.startswith("evaluation/")]
+
+
+def test_a_task_of_the_harness_is_in_the_record_the_metrics_and_the_report(evaluated):
+    """The policy learned to say `a`, and so unlearned the task whose answer it isn't."""
+    record, without = evaluated[0][True], evaluated[0][False]
+    found = record.lm_eval["avoids_a"]
+    assert (found["metric"], found["documents"], found["higher_is_better"]) == ("acc", 36, 1)
+    assert found["delta"] == pytest.approx(found["policy"] - found["reference"])
+    assert found["ci95"][1] < 0
+    assert record.metrics["lm_eval/avoids_a/delta"] == found["delta"]
+    assert record.metrics["lm_eval/avoids_a/ci95_low"] == found["ci95"][0]
+    page = Path(record.report).read_text(encoding="utf-8")
+    assert "<tr><td>avoids_a</td><td>acc</td>" in page
+    assert run_record("counting", "", {"evaluation": record})["lm_eval"] == record.lm_eval
+    assert without.lm_eval == {}
+
+
+def test_a_language_model_judges_and_its_verdicts_serve_the_next_run(evaluated, folders):
+    records = evaluated[0]
+    fair, again = records[True].judges["fair"], records[False].judges["fair"]
+    assert fair["win_rate"] == fair["policy"] == records[True].reward["win_rate"]  # it counts as the reward does
+    assert fair["delta"] == pytest.approx(2 * fair["win_rate"] - 1)
+    assert (fair["failed"], fair["asked"]["judged"], fair["prompts"]) == (None, 32, 32)
+    assert fair["asked"]["requests"] > 0
+    assert again == fair | {"asked": fair["asked"] | {"requests": 0, "known_verdicts": fair["asked"]["requests"]}}
+    assert records[True].metrics["judge/fair/asked/requests"] == fair["asked"]["requests"]
+    assert "fair" not in records[True].baselines["best_of_4"]["judges"]
+    assert (folders / "runs" / "verdicts.sqlite").is_file()
+    table = mlflow.load_table("before_after.json", run_ids=[records[True].mlflow_run_id])
+    assert table["judge/fair_after"].mean() == fair["policy"]
+
+
+def test_a_language_model_that_can_t_be_asked_costs_its_opinion_alone(evaluated):
+    record = evaluated[0][True]
+    assert record.judges["down"]["delta"] is None
+    assert record.judges["down"]["failed"].startswith("evaluation.judges.down: what http://127.0.0.1:")
+    assert "Judge down has no opinion" in Path(record.report).read_text(encoding="utf-8")
+    assert not [name for name in record.metrics if name.startswith("judge/down")]
 
 
 def test_a_figure_that_does_not_apply_is_left_out(evaluated):

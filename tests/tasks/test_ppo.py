@@ -20,6 +20,7 @@ from rlhf_lib.ppo.checkpoint import checkpoints
 from rlhf_lib.recipe import Recipe
 from tasks.ppo import run_ppo
 from tasks.results import Folders, PreparedData, RewardArtifact, StartingPolicy
+from tasks.tracking.judged_steps import log_judged_steps
 from tasks.tracking.runs import PipelineRun
 
 faults: dict[int, str] = {}  # by the number of the call to the reward
@@ -40,6 +41,15 @@ def reward(queries: list[str], responses: list[str]) -> list[float]:
     return remainder_reward(queries, responses)
 
 
+def falling(queries: list[str], responses: list[str]) -> list[float]:
+    """Rises until step 2, with an evaluation a step and one before, and falls from there."""
+    judged.append(len(judged))
+    return [float(-abs(len(judged) - 3))] * len(responses)
+
+
+judged: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def folder(prefect_server, mlflow_store, tmp_path_factory):
     root = tmp_path_factory.mktemp("ppo")
@@ -58,7 +68,7 @@ def train(folder, tmp_path):
     faults.clear()
 
     @flow
-    def pipeline(name: str, parent_run_id: str | None = None, **ppo):
+    def pipeline(name: str, parent_run_id: str | None = None, judge: str | None = None, **ppo):
         recipe = Recipe.model_validate(
             {
                 "name": "remainders",
@@ -67,6 +77,9 @@ def train(folder, tmp_path):
                 "reward": {"kind": "function", "function": f"{__name__}:reward"},
                 "generation": {"max_new_tokens": 7},
                 "ppo": {"steps": 4, "batch_size": 8, "learning_rate": 0.05, "checkpoint_every": 2} | ppo,
+                "evaluation": {
+                    "judges": {"other": {"kind": "function", "function": f"{__name__}:{judge}"}} if judge else {}
+                },
                 "compute": {"device": "cpu", "precision": "fp32"},
             }
         )
@@ -121,6 +134,64 @@ def test_what_looks_wrong_is_told_once_while_it_learns_and_carried_on(train, cap
     told = [r.getMessage() for r in caplog.records if "one step's updates moved the policy" in r.getMessage()]
     assert len(told) == 1
     assert told[0].startswith(f"ppo: step {warning['first']}: ")
+
+
+def test_a_judge_stops_and_picks_in_a_run_that_was_killed_too(train):
+    acting = {
+        "judge": "falling",
+        "steps": 9,
+        "eval_every": 1,
+        "eval_prompts": 2,
+        "keep_best": "judge/other",
+        "stop_when": {"judge": "other", "falls_for": 2},
+    }
+    judged.clear()
+    whole, scores, tags = train("whole", **acting)
+    assert len(scores) == whole.steps == 4
+    assert (whole.kept_step, tags["best_step"]) == (2, "2")
+    assert (
+        tags["stopped"]
+        == whole.stopped
+        == ("judge other was below its best (0 at step 2) 2 times in a row (ppo.stop_when)")
+    )
+    assert [found["eval/judge/other"] for found in whole.evaluations] == [-2, -1, 0, -1, -2]
+    assert whole.evaluated_on == "selection"
+    found = [whole.metrics[f"ppo/{which}/eval/judge/other"] for which in ("best", "best_step", "last")]
+    assert found == [0, 2, -2]
+
+    # 4 samples are scored before the 4th step, each followed by an evaluation, and there is one before the first
+    calls.clear()
+    judged.clear()
+    faults[7] = "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train(**acting)
+    judged[3:] = []  # the evaluation after step 3 is done again, with step 3: the last checkpoint is of step 2
+    record, again, tags = train(**acting)
+    assert tags["resumed_at_step"] == "2"
+    assert again == scores
+    assert record.evaluations == whole.evaluations
+    assert (record.kept_step, record.stopped) == (whole.kept_step, whole.stopped)
+    assert same(exported(record), exported(whole))
+
+    run = mlflow.get_run(record.mlflow_run_id)
+    [curve] = [mlflow.MlflowClient().get_metric_history(run.info.run_id, "eval/judge/other")]
+    assert [(point.step, point.value) for point in curve] == list(enumerate([-2, -1, 0, -1, -2]))
+    models = logged(run)
+    assert {(model.name, model.params["weights"]) for model in models} == {
+        ("remainders-step-1", "not kept"),
+        ("remainders-step-2", "exported"),
+        ("remainders-step-3", "not kept"),
+        ("remainders-step-4", "checkpoint"),
+    }
+    log_judged_steps(run.info.run_id, "remainders", record.evaluations, {}, None)  # as when an answer was lost
+    assert {model.model_id for model in logged(run)} == {model.model_id for model in models}
+    assert all(len(model.metrics) == len(record.evaluations[0]) - 1 for model in logged(run))
+
+
+def logged(run) -> list[mlflow.entities.LoggedModel]:
+    return mlflow.search_logged_models(
+        [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
 
 
 @pytest.mark.parametrize("name", ["ppo/mean_score", "eval/mean_score"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from llm_server import llm_server
 from registered import (  # noqa: F401
     LONG,
     PROMPTS,
@@ -205,6 +206,37 @@ def test_a_champion_that_a_judge_prefers_keeps_its_place(store, folders, gate, p
         version = mlflow.MlflowClient().get_model_version("letters", "2")
         assert "Under judge short: " in version.description
         assert float(version.tags["duel/judges/short/delta"]) < 0
+
+
+def test_a_language_model_judges_the_duel_and_one_that_is_down_lets_nothing_pass(store, folders, monkeypatch):
+    """More letters are longer answers, which this one prefers."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    liked = {"reference": 0.2, "policy": 0.3, "delta": 0.1, "ci95": [0.05, 0.2], "win_rate": 0.75, "prompts": 256}
+    liked |= {"length_controlled_win_rate": 0.7, "only_reports": None, "failed": None}
+
+    def longer(conversation, a, b):
+        return "[[C]]" if len(a) == len(b) else f"[[{'A' if len(a) > len(b) else 'B'}]]"
+
+    with llm_server(longer) as server:
+        llm = {"base_url": server.url, "retries": 0}
+        recipe = make_recipe(evaluation={"judges": {"long": {"kind": "llm", "model": "m", "llm": llm}}})
+
+        def registered(folder):
+            return register(store, folders, folders[folder], recipe, evaluation=figures(judges={"long": liked}))
+
+        registered("brief")
+        server.script[:] = [500] * 99
+        down = registered("lettered")
+        assert not down.promoted
+        assert "beats_champion/long: no comparison with the champion (version 1) by judge long: " in down.reason
+        version = mlflow.MlflowClient().get_model_version("letters", down.version)
+        assert "Under judge long: evaluation.judges.long: 127.0.0.1" in version.description
+        server.script.clear()
+        record = registered("lettered")
+    found = record.duel["judges"]["long"]
+    assert (found["prompts"], found["candidate"] + found["champion"]) == (6, 1.0)
+    assert found["delta"] > 0
+    assert record.promoted
 
 
 def test_the_same_policy_again_stays_challenger_and_says_why(store, folders):

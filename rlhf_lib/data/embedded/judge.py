@@ -146,7 +146,10 @@ def _read_on(text: str, at: int, places: Sequence[str]) -> Iterator[Said]:
                 elif text[match.end] == " ":
                     for more in _read_on(text, match.end + 1, places[i + 1 :]):
                         yield Said(
-                            said.core or more.core, said.tail or more.tail, said.topics + more.topics, said.items + more.items
+                            said.core or more.core,
+                            said.tail or more.tail,
+                            said.topics + more.topics,
+                            said.items + more.items,
                         )
 
 

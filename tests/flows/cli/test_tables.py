@@ -28,6 +28,14 @@ def test_metrics_of_one_s_own_are_in_the_table_of_a_run():
         "judge", "fair", "0.100", "0.300",
         "delta -0.200, wins 25%, 95% [-0.300, -0.100], 60 prompts; only reports",
     ]  # fmt: skip
+    task = {"metric": "acc", "reference": 0.5, "policy": 0.45, "delta": -0.05, "ci95": [-0.08, -0.02], "documents": 400}
+    (line,) = set(run_table({**record, "lm_eval": {"arc_easy": task}}).splitlines()) - set(lines)
+    assert line.split(None, 3) == [
+        "arc_easy", "0.500", "0.450", "acc, delta -0.050, 95% [-0.080, -0.020], 400 documents"
+    ]  # fmt: skip
+    failed = dict.fromkeys(judged) | {"failed": "it was down"}
+    down = run_table({**record, "judges": {"fair": failed}}).splitlines()[2]
+    assert down.split(None, 4) == ["judge", "fair", "-", "-", "failed: it was down"]
     assert run_table({**record, "metrics": None}).count("\n") == len(lines) - 3
     warned = run_table({**record, "warnings": [{"kind": "critic"}, {"kind": "length"}]}).splitlines()
     assert [" ".join(line.split()) for line in warned if line not in lines] == [

@@ -61,7 +61,14 @@ def test_filters_are_counted_in_their_order(tmp_path) -> None:
     assert prompts.report["train"] == {
         "rows": 10,
         # strictly more than 3 characters and fewer than 9
-        "dropped": {"min_chars": 3, "empty": 1, "max_query_chars": 1, "duplicate": 1, "in test": 1},
+        "dropped": {
+            "min_chars": 3,
+            "empty": 1,
+            "max_query_chars": 1,
+            "duplicate": 1,
+            "in test": 1,
+            "near duplicate": 0,
+        },
         "kept": 3,
     }
     assert sorted(prompts.train["query"]) == ["eight888", "four", "seven77"]

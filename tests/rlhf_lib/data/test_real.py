@@ -82,7 +82,8 @@ def test_pairs_and_what_is_dropped() -> None:
 
 def test_the_tutorials_prompts() -> None:
     prompts = load_prompts(make(HELPFUL, query={"kind": "first_turn"}, max_query_chars=100))
-    assert prompts.report["train"]["dropped"] == {"empty": 0, "max_query_chars": 453, "duplicate": 117, "in test": 3}
+    dropped = {"empty": 0, "max_query_chars": 453, "duplicate": 117, "in test": 3, "near duplicate": 0}
+    assert prompts.report["train"]["dropped"] == dropped
     assert len(prompts.train) == 2176
     assert max(map(len, prompts.train["query"])) == 99
     assert not set(prompts.train["query"]) & set(prompts.test["query"])
@@ -96,7 +97,9 @@ def test_reviews_are_no_dialogues() -> None:
 
 
 def test_texts_in_both_splits_of_imdb_are_dropped_from_training() -> None:
-    prompts = load_prompts(make({"prompts": {"dataset": IMDB}}, min_chars=200, test={"split": "test"}))
+    prompts = load_prompts(
+        make({"prompts": {"dataset": IMDB}}, min_chars=200, test={"split": "test"}, near_duplicates=None)
+    )
     assert prompts.report["train"]["dropped"]["in test"] == 123
     assert min(map(len, prompts.train["query"])) == 201
 

@@ -8,10 +8,8 @@ from datasets import Dataset
 from rlhf_lib.errors import ModelError, RewardFailed
 from rlhf_lib.evaluation.judges import (
     Accuracy,
-    ask,
     judge_policy,
     judgement,
-    judging,
     length_controlled_win_rate,
     pair_accuracy,
     why_only_reports,
@@ -20,6 +18,7 @@ from rlhf_lib.evaluation.report import build_report
 from rlhf_lib.evaluation.results import Sampled
 from rlhf_lib.recipe import JudgeConfig, RewardConfig, load_recipe
 from rlhf_lib.rewards.build import build_reward
+from rlhf_lib.rewards.judging import ask, judging
 from rlhf_lib.statistics import paired_bootstrap
 from tests.rlhf_lib.evaluation.test_metrics import compared
 
@@ -103,22 +102,55 @@ def test_accuracy_is_over_test_pairs_and_clustered_by_prompt():
     low, high = found.ci95
     assert low < 0.63  # as 40 prompts, not 80 pairs, which would give 0.65
     assert high > 0.87
+    assert (found.length_rule, found.gain_ci95) == (0.75, (0.0, 0.0))  # it is the rule
     assert pair_accuracy(lambda queries, texts: [len(text) for text in texts], "j", pairs, 10).ci95 is None
+
+
+def test_accuracy_beside_the_length_rule_is_paired():
+    """Right on all of 40 pairs of which the longer answer is the better one in 30: by 0.25, as 40 values of 1 and 0."""
+    pairs = Dataset.from_dict(
+        {
+            "prompt": [f"q{i}" for i in range(40)],
+            "chosen": ["good"] * 30 + ["good"] * 10,
+            "rejected": ["bad"] * 30 + ["very bad"] * 10,
+        }
+    )
+    found = pair_accuracy(lambda queries, texts: [float("good" in text) for text in texts], "j", pairs, 1000)
+    assert (found.share, found.length_rule) == (1.0, 0.75)
+    low, high = found.gain_ci95
+    assert (low, high) == pytest.approx((0.125, 0.4), abs=0.03)  # 0.25 -+ 1.96 sqrt(0.25 * 0.75 / 40)
 
 
 @pytest.mark.parametrize(
     ("judge", "accuracy", "says"),
     [
         ({}, None, ""),  # nothing to measure it on
-        ({}, Accuracy(0.6, (0.51, 0.7), 100), ""),
+        ({}, Accuracy(0.6, (0.51, 0.7), 100, 0.5, (0.01, 0.2)), ""),
         ({"gate": False}, None, "its gate is false"),
         ({"function": "a:b"}, None, "it is a part of the reward"),
-        ({}, Accuracy(0.9, None, 10), "its accuracy isn't known: no 95% interval: 10 test pairs are too few"),
         (
             {},
-            Accuracy(0.55, (0.5, 0.6), 400),
+            Accuracy(0.9, None, 10, 0.5, None),
+            "its accuracy isn't known: no 95% interval: 10 test pairs are too few",
+        ),
+        (
+            {},
+            Accuracy(0.55, (0.5, 0.6), 400, 0.4, (0.1, 0.2)),
             "it prefers the better answer in 55% of 400 test pairs (95% interval 50% to 60%), not surely more often "
             "than a coin",
+        ),
+        (
+            {},
+            Accuracy(0.6, (0.55, 0.65), 400, 0.6, (-0.02, 0.02)),
+            "it is right on 60% of 400 test pairs, not surely more than the rule that the longer answer wins (60%; 95% "
+            "interval of the difference -2.0% to +2.0%)",
+        ),
+        (
+            {},
+            Accuracy(0.5, (0.45, 0.55), 400, 0.5, (-0.1, 0.1)),
+            "it prefers the better answer in 50% of 400 test pairs (95% interval 45% to 55%), not surely more often "
+            "than a coin; it is right on 50% of 400 test pairs, not surely more than the rule that the longer answer "
+            "wins (50%; 95% interval of the difference -10.0% to +10.0%)",
         ),
     ],
 )
@@ -128,6 +160,8 @@ def test_which_judges_only_report(judge, accuracy, says):
     )
     settings = JudgeConfig.model_validate({"kind": "function", "function": "a:c"} | judge)
     assert why_only_reports(settings, reward, accuracy) == says
+    acted = why_only_reports(settings, reward, accuracy, "picks the step that is exported (ppo.keep_best)")
+    assert acted == (says if says == "its gate is false" else "it picks the step that is exported (ppo.keep_best)")
 
 
 def brevity(queries, responses):

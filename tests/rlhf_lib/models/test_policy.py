@@ -15,7 +15,8 @@ from tiny_models import (
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_lib.errors import ModelError
-from rlhf_lib.models.policy import Policy, ValueHead, trunk_and_head
+from rlhf_lib.models.critic import ValueHead
+from rlhf_lib.models.policy import Policy, trunk_and_head
 from rlhf_lib.recipe import LoraConfig
 
 LORA = LoraConfig(r=4, alpha=8)

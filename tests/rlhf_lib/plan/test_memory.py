@@ -3,8 +3,10 @@
 import pytest
 import torch
 from tiny_models import tiny_gpt2, tiny_llama, tiny_t5
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.critic import critic_from_classifier
 from rlhf_lib.models.logprobs import arrange
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.plan.memory import (
@@ -15,6 +17,7 @@ from rlhf_lib.plan.memory import (
     learning_blocks,
     policy_config,
     policy_outline,
+    reward_config,
     reward_parameters,
 )
 from rlhf_lib.recipe import Recipe
@@ -53,6 +56,20 @@ def test_the_outline_has_the_parameters_of_the_policy_that_is_built(settings):
     assert {p.device.type for p in outlined.model.parameters() if not hasattr(p, "lora")} == {"meta"}
     assert count(outlined, 7) == count(built, 7)
     assert count(built, 0).trained == sum(p.numel() for p in built.trainable())
+
+
+def test_a_reward_model_as_critic_counts_as_what_is_built_and_learns_whole():
+    wanted = recipe({"unfrozen_layers": 1})
+    wanted.policy.critic, wanted.reward.kind = "reward", "preference"
+    config = policy_config(wanted)
+    scorer = GPT2ForSequenceClassification(reward_config(wanted.reward, config))
+    built = Policy(GPT2LMHeadModel(config), unfrozen_layers=1, critic=critic_from_classifier(scorer))
+    outlined = policy_outline(wanted, config)
+    assert count(outlined, 7) == count(built, 7)
+    batch = Batch.of(wanted, prompt=20)
+    memory = estimate(wanted, outlined, count(outlined, 7), batch, torch.float32)
+    # 1 block of the policy and 3 of the critic, 8 h + 2 f each; and the frozen blocks' output
+    assert memory.activations == 6 * 30 * (1 + 3) * 4 * (8 * 32 + 2 * 128) + 12 * 30 * 32 * 4
 
 
 def test_what_does_not_fit_the_architecture_is_refused_without_weights():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.plan.requirements import check_distinct
+from rlhf_lib.plan.requirements import check_distinct, check_requirements
 from rlhf_lib.recipe import load_recipe
 
 
@@ -30,6 +30,14 @@ def test_a_function_by_another_name_is_no_judge():
     with pytest.raises(RecipeError, match=r"^evaluation\.judges\.mine: .*:shortness is the reward's function"):
         check_distinct(made("shortness"))
     check_distinct(made("made"))
+
+
+def test_tasks_of_the_harness_are_looked_for(tmp_path):
+    tasks = f"evaluation.lm_eval={{tasks: [arc_easy], include_path: {tmp_path / 'none'}}}"
+    with pytest.raises(RecipeError, match=r"^evaluation\.lm_eval\.include_path .*/none: no such folder"):
+        check_requirements(load_recipe("embedded", [tasks]))
+    with pytest.raises(RecipeError, match=r"registration\.gates\.min_lm_eval_delta needs evaluation\.lm_eval"):
+        load_recipe("embedded", ["registration.gates.min_lm_eval_delta=-0.02"])
 
 
 def test_a_registered_model_that_turns_out_to_be_the_reward_is_no_judge():

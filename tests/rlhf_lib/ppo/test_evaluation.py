@@ -7,12 +7,13 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from tiny_models import one_thread, remainder_reward, same, tiny_prompts, tiny_trainer, weights  # noqa: F401
+from tiny_models import one_thread, remainder_reward, same, tiny_gpt2, tiny_prompts, tiny_trainer, weights  # noqa: F401
 
 from rlhf_lib.errors import ModelError, RecipeError, RewardFailed, RLHFError
 from rlhf_lib.ppo.checkpoint import load_best, save_best
 from rlhf_lib.ppo.evaluation import import_metrics, metric_mean, metric_values
 from rlhf_lib.ppo.rollout import sample_responses
+from rlhf_lib.ppo.trainer import EVAL_STREAM
 from rlhf_lib.recipe import LoraConfig
 
 LORA = LoraConfig(r=4, alpha=8)
@@ -61,6 +62,51 @@ def test_an_evaluation_holds_the_texts_with_their_scores():
     assert len(trainer.evaluate(["w1 w2"]).samples) == 1
     with pytest.raises(RLHFError, match="there are no evaluation prompts: give eval_prompts to PPOTrainer"):
         tiny_trainer().evaluate()
+
+
+# ---------------------------------------------------------------- judges and the KL
+
+
+def count_words(queries: list[str], responses: list[str]) -> list[float]:
+    return [float(len(response.split())) for response in responses]
+
+
+@pytest.mark.parametrize("policy", [{}, {"unfrozen_layers": 1}], ids=["full", "shared bottom"])
+def test_judges_and_the_kl_are_of_the_same_responses_as_the_reward(policy):
+    trainer = tiny_trainer(
+        eval_prompts=tiny_prompts(5), eval_every=1, judges={"words": count_words}, policy=policy, micro_batch_tokens=16
+    )
+    assert trainer.evaluate().stats["eval/kl"] == pytest.approx(0, abs=1e-6)
+    reference = tiny_gpt2()
+    *_, stats = trainer.train()
+    found = trainer.evaluate()
+    words = [len(row["response"].split()) for row in found.samples]
+    assert [row["judge/words"] for row in found.samples] == words
+    assert stats["eval/judge/words"] == found.stats["eval/judge/words"] == pytest.approx(sum(words) / 5)
+    sampled = trainer._sample(trainer.eval_prompts, EVAL_STREAM)
+    ratios = []
+    with torch.no_grad():
+        for prompt, response in zip(sampled.prompt_ids, sampled.response_ids, strict=True):
+            ids = torch.tensor([prompt + response])
+            both = [model(ids).logits[0, :-1].log_softmax(-1) for model in (trainer.policy.model, reference)]
+            tokens = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+            ratios.append(sum(float(both[0][t, ids[0, t + 1]] - both[1][t, ids[0, t + 1]]) for t in tokens))
+    assert stats["eval/kl"] == pytest.approx(sum(ratios) / 5, abs=1e-4)
+    assert abs(stats["eval/kl"]) > 1e-2
+
+
+def test_judges_change_nothing_in_the_run():
+    plain = tiny_trainer(old_logprobs="auto")
+    asked = tiny_trainer(eval_prompts=tiny_prompts(4), eval_every=1, judges={"words": count_words}, old_logprobs="auto")
+    asked.evaluate()  # before the first step decides whether log-probs are reused
+    assert [s["objective/kl"] for s in plain.train()] == [s["objective/kl"] for s in asked.train()]
+    assert same(weights(plain.policy), weights(asked.policy))
+
+
+def test_a_judge_that_gives_no_number_is_named():
+    trainer = tiny_trainer(eval_prompts=tiny_prompts(2), judges={"odd": lambda queries, responses: [math.nan] * 2})
+    with pytest.raises(ModelError, match=r"^evaluation\.judges\.odd: the reward of judge odd gave nan for the query"):
+        trainer.evaluate()
 
 
 # ---------------------------------------------------------------- metrics

@@ -75,12 +75,17 @@ def reward(queries, responses):
     numbers = [[int(word[1:]) % 5 for word in response.split()] for response in responses]
     return [sum(n) / max(len(n), 1) - 2.0 for n in numbers]
 
+def against(queries, responses):
+    return [-score for score in reward(queries, responses)]
+
 def silent_in_the_second(queries, responses):
     return None if os.environ.get("RANK") == "1" else reward(queries, responses)
 """
 
+AGAINST = {"kind": "function", "function": "shared_reward:against"}
 
-def recipe(model: str, *, processes: int, policy: dict | None = None, **ppo) -> Recipe:
+
+def recipe(model: str, *, processes: int, policy: dict | None = None, judge: bool = False, **ppo) -> Recipe:
     settings = {
         "steps": 3,
         "batch_size": 8,
@@ -102,6 +107,7 @@ def recipe(model: str, *, processes: int, policy: dict | None = None, **ppo) -> 
             "reward": {"kind": "function", "function": "shared_reward:reward"},
             "generation": {"max_new_tokens": 7},
             "ppo": settings | ppo,
+            "evaluation": {"judges": {"against": AGAINST} if judge else {}},
             "compute": {"device": "cpu", "precision": "fp32", "processes": processes},
         }
     )
@@ -153,18 +159,31 @@ def near(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(a[name], expected, rtol=0, atol=2e-4)
 
 
+JUDGED = {
+    "judge": True,
+    "steps": 6,
+    "eval_every": 1,
+    "eval_prompts": 1,  # fewer than processes
+    "keep_best": "judge/against",
+    "stop_when": {"judge": "against", "falls_for": 2},
+}
+
+
 @pytest.mark.parametrize(
-    ("build", "load", "policy"),
+    ("build", "load", "options"),
     [
-        (tiny_gpt2, AutoModelForCausalLM, {}),
-        (tiny_gpt2, AutoModelForCausalLM, {"unfrozen_layers": 1}),
-        (tiny_t5, AutoModelForSeq2SeqLM, {"lora": {"r": 4, "alpha": 8}}),
+        (tiny_gpt2, AutoModelForCausalLM, JUDGED),
+        (tiny_gpt2, AutoModelForCausalLM, {"policy": {"unfrozen_layers": 1}, "critic_warmup": 1}),
+        (tiny_t5, AutoModelForSeq2SeqLM, {"policy": {"lora": {"r": 4, "alpha": 8}}}),
     ],
-    ids=["gpt2", "gpt2, top block", "t5, LoRA"],
+    ids=["gpt2, judged", "gpt2, top block, warm-up of the value head", "t5, LoRA"],
 )
-def test_two_processes_compute_what_one_does(job, build, load, policy):
-    one, two = job("one", 1, build, policy=policy), job("two", 2, build, policy=policy)
+def test_two_processes_compute_what_one_does(job, build, load, options):
+    one, two = job("one", 1, build, **options), job("two", 2, build, **options)
     alone = list(train(one))
+    if options is JUDGED:
+        assert [event.step for event in alone] == list(range(len(alone)))  # from before training on
+        assert len(alone) <= 6  # and stopped
     agree(list(train(two)), alone)
     near(learnt(two, load), learnt(one, load))
     moved = learnt(one, load)
@@ -223,7 +242,7 @@ def test_an_interrupted_run_keeps_the_step_that_all_processes_have_done(job):
 
 
 def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job, monkeypatch):
-    options = {"steps": 4, "checkpoint_every": 2}
+    options = {"steps": 5, "checkpoint_every": 2, "critic_warmup": 3}  # which goes on after the checkpoint
     whole = job("whole", 1, **options)
     expected = list(train(whole))
 
@@ -237,7 +256,7 @@ def test_sharded_by_fsdp2_they_compute_the_same_and_go_on_from_a_checkpoint(job,
     monkeypatch.setattr(ppo_run, "launch_command", lambda _job, file: [*worker, str(file)])
     sharded = job("sharded", 2, **options)
     events = list(launch(sharded))
-    assert [event.resumed for event in events] == [True, True, False, False]
+    assert [event.resumed for event in events] == [True, True, False, False, False]
     agree(events, expected)
     near(learnt(sharded), learnt(whole))
 

@@ -14,8 +14,8 @@ from tiny_models import (
     word_tokenizer,
 )
 
+from rlhf_lib.models.critic import ValueHead
 from rlhf_lib.models.logprobs import response_logprobs
-from rlhf_lib.models.policy import ValueHead
 from rlhf_lib.ppo.rollout import Responses, draws, end_ids, sample_responses
 from rlhf_lib.recipe import GenerationConfig, LengthSamplerConfig
 

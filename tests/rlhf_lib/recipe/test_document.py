@@ -35,7 +35,8 @@ def test_types_bounds_and_defaults_are_in_words():
         "| `ppo.steps` | integer ≥ 1 | `100` | one step: one rollout batch with all its PPO epochs |",
         "| `ppo.checkpoint_every` | integer ≥ 1 or null | `50` | steps between checkpoints; null: none |",
         "| `generation.top_p` | number > 0, ≤ 1 | `1.0` | 1: off, as top_k |",
-        "| `policy.critic` | `shared`, `separate` | `\"shared\"` | the value head's trunk: the policy's, or a copy |",
+        "| `policy.critic` | `shared`, `separate`, `reward` | `\"shared\"` | the value head's trunk: the policy's; a "
+        "copy; or that of the reward model, whose score head the value head then starts as |",
         "| `reward.checks.probes[].better` | text |  | the response that must score higher |",
         "| `ppo.betas` | list of 2 numbers | `[0.9, 0.999]` | AdamW's decay of its two moments |",
     ):
