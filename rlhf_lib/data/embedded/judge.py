@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from rlhf_lib.data.embedded import Topic, phrases, topics
+from rlhf_lib.data.embedded import phrases, topics
 
 Topics = frozenset[str]  # by what they are called while the item isn't known ("order"); empty: any of them
 ANY: Topics = frozenset()
