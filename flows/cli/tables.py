@@ -116,6 +116,9 @@ def _baseline_rows(found: Record) -> list[tuple[str, str, str, str]]:
         told, best = found[name], name.startswith("best_of_")
         kl = "" if told["kl"] is None else f"KL {'<= ' if best else ''}{told['kl']:.2f}, "
         note = f"{'of the reference, ' if best else ''}{kl}{_interval(told['ci95'], told['prompts'], '.3f', 'prompt')}"
+        for judge, mean in told["judges"].items():
+            ci95 = told["judges_ci95"].get(judge)
+            note += f"; {judge} {mean:.3f}" + (f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else "")
         rows.append((name.replace("_", " ").replace("sft", "SFT"), "", f"{told['reward']:.3f}", note))
     return rows
 

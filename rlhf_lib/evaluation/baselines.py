@@ -119,28 +119,28 @@ def trained_baselines(
 ) -> list[Baseline]:
     """The further models of a comparison as baselines; `chosen`: the reference is itself SFT on chosen answers."""
 
-    def judged(answers: Sampled) -> dict[str, float]:
-        return {
-            name: fmean(sampled_scores(judge, comparison.queries, answers.texts, answers.ended))
-            for name, judge in (judges or {}).items()
-        }
+    queries = comparison.queries
 
-    _, _, *others = comparison.comparison.results
-    found = [(result.name, result, result.kl) for result in others]
-    if chosen:
-        found.append((SFT_ON_CHOSEN, comparison.comparison.results[0], 0.0))
-    return [
-        Baseline(
+    def baseline(name: str, answers: Sampled, reward: float, ci95: Interval | None, kl: float | None) -> Baseline:
+        judged = {
+            name: sampled_scores(judge, queries, answers.texts, answers.ended) for name, judge in (judges or {}).items()
+        }
+        return Baseline(
             name=name,
-            reward=result.mean,
-            ci95=result.ci95,
+            reward=reward,
+            ci95=ci95,
             kl=kl,
             kl_is_bound=False,
             prompts=comparison.comparison.distinct,
-            judges=judged(result.sampled),
+            judges={name: fmean(scores) for name, scores in judged.items()},
+            judges_ci95={name: mean_interval(scores, clusters=queries) for name, scores in judged.items()},
         )
-        for name, result, kl in found
-    ]
+
+    reference, _, *others = comparison.comparison.results
+    found = [baseline(other.name, other.sampled, other.mean, other.ci95, other.kl) for other in others]
+    if chosen:
+        found.append(baseline(SFT_ON_CHOSEN, reference.sampled, reference.mean, reference.ci95, 0.0))
+    return found
 
 
 _CHOSEN = (

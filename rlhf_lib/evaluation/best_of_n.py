@@ -49,6 +49,7 @@ class BestOfN:
     def baseline(self, n: int) -> Baseline:
         """Best of n, its interval by prompt, and what each judge thinks of the answer that the reward picks."""
         rewards = self.rewards_nP[n - 1].tolist()
+        judged = {name: expected_best(self.scores_PN, n, values_PN) for name, values_PN in self.judged.items()}
         return Baseline(
             name=f"best_of_{n}",
             reward=fmean(rewards),
@@ -56,9 +57,10 @@ class BestOfN:
             kl=kl_bound(n),
             kl_is_bound=True,
             prompts=len(set(self.queries)),
-            judges={
-                name: float(expected_best(self.scores_PN, n, values_PN).mean())
-                for name, values_PN in self.judged.items()
+            judges={name: float(values_P.mean()) for name, values_P in judged.items()},
+            judges_ci95={
+                name: mean_interval(values_P.tolist(), clusters=self.queries, seed=self.seed)
+                for name, values_P in judged.items()
             },
         )
 

@@ -252,7 +252,8 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What one cheaper method gets. `judges`: what each of the recipe's judges gives its answers, on average."""
+    """What one cheaper method gets. `judges`: what each of the recipe's judges gives its answers, on average;
+    `judges_ci95`: by prompt, as `ci95`."""
 
     name: str  # in the record and in metrics: best_of_16, sft_on_chosen
     reward: float
@@ -261,6 +262,7 @@ class Baseline:
     kl_is_bound: bool  # true: the KL is at most that
     prompts: int  # how many differ
     judges: dict[str, float] = field(default_factory=dict)
+    judges_ci95: dict[str, Interval | None] = field(default_factory=dict)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -271,6 +273,7 @@ class Baseline:
             "kl": self.kl,
             "prompts": self.prompts,
             "judges": dict(self.judges),
+            "judges_ci95": {name: list(ci95) if ci95 else None for name, ci95 in self.judges_ci95.items()},
         }
 
     @property

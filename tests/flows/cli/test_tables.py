@@ -61,9 +61,12 @@ def test_the_perplexity_of_answers_is_in_the_table_where_there_is_one():
 
 def test_baselines_stand_under_ppo_with_what_they_cost():
     best = {
-        f"best_of_{n}": {"reward": float(n), "ci95": [0.5, 1.5], "kl": 0.25 * n, "prompts": 64, "judges": {}}
+        f"best_of_{n}": {
+            "reward": float(n), "ci95": [0.5, 1.5], "kl": 0.25 * n, "prompts": 64,
+            "judges": {"fair": n / 32}, "judges_ci95": {"fair": [0.0, 0.25] if n < 16 else None},
+        }
         for n in (1, 2, 4, 8, 16)
-    }
+    }  # fmt: skip
     record = {
         "reward": {"reference": 0.1, "policy": 0.3, "delta": 0.2, "ci95": [0.1, 0.3], "win_rate": 0.75, "prompts": 60},
         "perplexity": None,
@@ -75,6 +78,12 @@ def test_baselines_stand_under_ppo_with_what_they_cost():
     }
     shown = [line for line in run_table(record).splitlines() if line.startswith("best of")]
     assert [line.split(None, 4) for line in shown] == [
-        ["best", "of", "4", "4.000", "of the reference, KL <= 1.00, 95% [0.500, 1.500], 64 prompts"],
-        ["best", "of", "16", "16.000", "of the reference, KL <= 4.00, 95% [0.500, 1.500], 64 prompts"],
+        [
+            "best",
+            "of",
+            "4",
+            "4.000",
+            "of the reference, KL <= 1.00, 95% [0.500, 1.500], 64 prompts; fair 0.125 [0.000, 0.250]",
+        ],
+        ["best", "of", "16", "16.000", "of the reference, KL <= 4.00, 95% [0.500, 1.500], 64 prompts; fair 0.500"],
     ]

@@ -83,7 +83,8 @@ def test_trained_baselines_are_the_further_models_of_the_comparison(best):
     negated = {"negated": lambda queries, responses: [-float(response) for response in responses]}
     [chosen] = trained_baselines(compared, judges=negated)
     assert chosen.record == {
-        "reward": 1.25, "ci95": list(results[2].ci95), "kl": 0.75, "prompts": 40, "judges": {"negated": -1.25},
+        "reward": 1.25, "ci95": list(results[2].ci95), "kl": 0.75, "prompts": 40,
+        "judges": {"negated": -1.25}, "judges_ci95": {"negated": pytest.approx([-1.325, -1.175], abs=0.02)},
     }  # fmt: skip
     both = Baselines(best, at_same_kl(best, [2.0] * 40, compared.kl), [chosen])
     report = build_report("t", compared, baselines=both)
