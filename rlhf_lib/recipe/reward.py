@@ -227,7 +227,10 @@ class RewardConfig(Section):
         if any(term.reward.kind == "classifier" and term.reward.model is None for term in self.terms or []):
             raise ValueError("a classifier in a sum needs model")
         if (self.kind == "sum") != bool(self.terms):
-            raise ValueError("kind sum needs terms, a list of {weight, reward}, and no other kind has them")
+            raise ValueError(
+                "kind sum needs terms, a list of {weight, reward}, and no other kind has them: for another kind than the "
+                "recipe's sum, set reward.terms to null too"
+            )
         if self.models is not None and (self.kind != "ensemble" or len(self.models) < 2 or self.model is not None):
             raise ValueError(
                 "models is for kind ensemble without model: at least two existing preference models. To train its "

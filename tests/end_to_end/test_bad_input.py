@@ -154,8 +154,8 @@ def test_a_run_folder_without_permission(files, environment, capsys):
 
 SET, LOCAL = "data.prompts.dataset", "{files}/good"
 GIVEN = ["policy.train=null", "policy.model={files}/endless"]
-FUNCTION = [f"{SET}={LOCAL}", "reward.kind=function"]
-CLASSIFIER = ["reward.kind=classifier", "reward.model={files}/classifier"]
+FUNCTION = [f"{SET}={LOCAL}", "reward.kind=function", "reward.terms=null"]
+CLASSIFIER = ["reward.kind=classifier", "reward.terms=null", "reward.model={files}/classifier"]
 FOUND = {
     "no such folder": ([f"{SET}=/no/such/set"], ["/no/such/set doesn't exist", SET]),
     "data set on the hub, offline": (
@@ -253,7 +253,7 @@ FOUND = {
         ["2 outputs", "reward.label to one of SAD, GLAD"],
     ),
     "a reward function that isn't there": (
-        [f"{SET}={LOCAL}", "reward.kind=function", "reward.function=nowhere:score"],
+        [*FUNCTION, "reward.function=nowhere:score"],
         ["nowhere:score", "can't be imported"],
     ),
     **{
@@ -285,7 +285,7 @@ def test_found_before_anything_is_trained(case, files, environment, prefect_serv
 
 
 def test_a_reward_that_raises_shows_the_users_own_frames(files, environment, prefect_server, mlflow_store, capsys):
-    options = [f"{SET}={files}/good", "reward.kind=function", "reward.function=bad_rewards:raises"]
+    options = [*FUNCTION[1:], f"{SET}={files}/good", "reward.function=bad_rewards:raises"]
     with mlflow_store(environment):
         code = cli.main(["run", "embedded", *(word for setting in options for word in ("--set", setting))])
     printed = capsys.readouterr().err

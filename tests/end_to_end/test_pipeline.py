@@ -35,6 +35,9 @@ SETTINGS = {
     "data.preferences.test.split": "test[:100]",
     "policy.train.from_scratch": {"layers": 1, "width": 32, "heads": 2, "positions": 160, "vocab_size": 400},
     "policy.train.max_steps": 10,
+    "reward.kind": "preference",
+    "reward.terms": None,
+    "reward.normalize": True,
     "reward.train.max_steps": 8,
     "reward.checks": UNGATED | {"pairs": 60},
     "generation.max_new_tokens": 12,
@@ -44,6 +47,8 @@ SETTINGS = {
     "ppo.checkpoint_every": 2,
     "evaluation.prompts": 32,
     "evaluation.sft_on_chosen": False,
+    "evaluation.judges": {},
+    "evaluation.metrics": [],
     "evaluation.best_of": 4,
     "evaluation.best_of_prompts": 20,
     "evaluation.perplexity.limit": 20,
@@ -281,7 +286,7 @@ def test_the_graph_of_the_run_is_a_chain(first):
 def test_runs_are_told_apart_by_name(first, second):
     from prefect.client.orchestration import get_client
 
-    names = ("first {try}", "embedded data.prompts.limit=96 data.prompts.test.split=test[:60] +17 more")
+    names = ("first {try}", "embedded data.prompts.limit=96 data.prompts.test.split=test[:60] +22 more")
     for run, name in zip((first, second), names, strict=True):
         assert run.parent.info.run_name == name
         assert [child.info.run_name for child in run.children] == [f"{stage}: {name}" for stage in STAGES]

@@ -295,7 +295,7 @@ def test_hh_rlhf_of_another_kind_by_one_override(hub, folder: str | None) -> Non
     one = load_sources(load_recipe("hh-rlhf-full"))
     assert loaded.keys() == one.keys()
     for role, rows in loaded.items():
-        assert len(rows) == len(one[role]) * (1 if folder else 2)
+        assert len(rows) == len(one[role]) if folder else len(rows) > len(one[role])
         assert rows[:10] != one[role][:10] if folder else set(one[role]["chosen"]) < set(rows["chosen"])
 
 

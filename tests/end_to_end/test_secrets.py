@@ -55,6 +55,7 @@ def planted(tmp_path_factory, prefect_server, mlflow_store):
         "policy.train": "null",
         "policy.model": policy,
         "reward.kind": "function",
+        "reward.terms": "null",
         "reward.function": "leaky_reward:score",
         "generation.max_new_tokens": 4,
     }

@@ -173,7 +173,7 @@ def broken(queries, responses):
 
 
 def recipe(function: str):
-    return load_recipe("embedded", [f"evaluation.judges.short={{kind: function, function: '{__name__}:{function}'}}"])
+    return load_recipe("embedded", [f"evaluation.judges={{short: {{kind: function, function: '{__name__}:{function}'}}}}"])
 
 
 def built(function: str):

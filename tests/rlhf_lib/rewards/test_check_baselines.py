@@ -38,7 +38,7 @@ def held_out() -> Pairs:
 
 @pytest.fixture(scope="module")
 def wording(training) -> Reward:
-    """A linear model of the answer's n-grams: right on nearly all pairs, whatever was asked."""
+    """A linear model of the answer's n-grams: right on most pairs, whatever was asked."""
     return fit_ngrams(training)
 
 
@@ -46,7 +46,7 @@ def wording(training) -> Reward:
 def honest(wording, held_out) -> Reward:
     """The same, whether the answer is about what the customer asked for, and what people said of the held-out pairs."""
     preferred = {(prompt, chosen) for prompt, chosen, _ in held_out}
-    items = sorted({item for topic in embedded.topics() for item in topic.items}, key=len, reverse=True)
+    items = sorted({item for topic in embedded.topics() for item in topic.every_item}, key=len, reverse=True)
     item = re.compile("|".join(map(re.escape, items)))
 
     def about(query: str, response: str) -> float:
@@ -79,7 +79,7 @@ def test_a_reward_that_reads_the_prompt_passes(honest, held_out, training) -> No
 
 def test_the_wording_of_the_answer_alone_is_refused(wording, held_out, training) -> None:
     report = _checked(wording, held_out, training)
-    assert report.accuracy > 0.9
+    assert report.accuracy > 0.8
     assert report.metrics["prompt_sensitivity"] == 0.5
     assert report.metrics["gain_over_ngrams"] == 0
     assert {"prompt_sensitivity", "gain_over_ngrams"} <= _failed(report)

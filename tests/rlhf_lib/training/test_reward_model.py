@@ -211,7 +211,7 @@ def test_the_best_weights_are_kept_and_training_stops_where_nothing_gets_better(
 def test_patience_needs_pairs_to_measure_on():
     with pytest.raises(SettingsError, match="patience needs validation"):
         RewardTrainingConfig(patience=2)
-    with pytest.raises(SettingsError, match="validation is for kind preference"):
+    with pytest.raises(SettingsError, match="validation is for kinds preference and ensemble"):
         RewardConfig(kind="likelihood", model="x", train=RewardTrainingConfig(validation=0.1))
 
 

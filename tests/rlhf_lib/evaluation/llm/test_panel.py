@@ -39,7 +39,7 @@ def made():
 
 def recipe(url, **settings):
     section = {"kind": "llm", "model": "m", "llm": {"base_url": url, "retries": 0}} | settings
-    return load_recipe("embedded", [f"evaluation.judges.fair={section}"])
+    return load_recipe("embedded", [f"evaluation.judges={{fair: {section}}}"])
 
 
 def pairs(right, wrong):
