@@ -93,7 +93,8 @@ class Baselines:
     @property
     def metrics(self) -> dict[str, Any]:
         """To be flattened: `baseline/best_of_16/reward`, `baseline/same_kl/gain`, ..."""
-        tree: dict[str, Any] = {"baseline": dict(self.record)}
+        found = {name: {key: told[key] for key in told if key != "judges_ci95"} for name, told in self.record.items()}
+        tree: dict[str, Any] = {"baseline": found}
         if self.same_kl:
             tree["baseline"]["same_kl"] = self.same_kl.metrics
         return tree
