@@ -228,8 +228,8 @@ class RewardConfig(Section):
             raise ValueError("a classifier in a sum needs model")
         if (self.kind == "sum") != bool(self.terms):
             raise ValueError(
-                "kind sum needs terms, a list of {weight, reward}, and no other kind has them: for another kind than the "
-                "recipe's sum, set reward.terms to null too"
+                "kind sum needs terms, a list of {weight, reward}, and no other kind has them: for another kind than "
+                "the recipe's sum, set reward.terms to null too"
             )
         if self.models is not None and (self.kind != "ensemble" or len(self.models) < 2 or self.model is not None):
             raise ValueError(

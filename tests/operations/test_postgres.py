@@ -243,7 +243,8 @@ def test_a_schedule_fires_by_itself(first, live, client):
 def test_no_secret_is_stored_or_told(first, live):
     """After a run that failed of a reward which tells all it knows, and whatever ran before."""
     (live.folder / "leaky.py").write_text(LEAKY)
-    leak = ["reward.kind=function", "reward.terms=null", "reward.function=leaky:score", "reward.checks.min_accuracy=null"]
+    leak = ["reward.kind=function", "reward.terms=null", "reward.function=leaky:score"]
+    leak += ["reward.checks.min_accuracy=null"]
     settings = [s for s in overrides() if not s.startswith("reward.")]
     process = run(live, "leaky", [*settings, *leak], **PLANTED, PYTHONPATH=str(live.folder))
     assert process.wait(600) != 0

@@ -173,7 +173,8 @@ def broken(queries, responses):
 
 
 def recipe(function: str):
-    return load_recipe("embedded", [f"evaluation.judges={{short: {{kind: function, function: '{__name__}:{function}'}}}}"])
+    short = f"{{kind: function, function: '{__name__}:{function}'}}"
+    return load_recipe("embedded", [f"evaluation.judges={{short: {short}}}"])
 
 
 def built(function: str):
