@@ -99,7 +99,8 @@ SMALL = TINY | {
     "data.preferences.limit": 256,
     "policy.train.max_steps": 10,
     "evaluation.perplexity.limit": 20,
-    **{f"registration.gates.{gate}": "null" for gate in ("min_reward_delta", "min_judge_delta", "max_perplexity_ratio")},
+    **{f"registration.gates.{gate}": "null" for gate in ("min_reward_delta", "min_judge_delta")},
+    "registration.gates.max_perplexity_ratio": "null",
     **{f"registration.gates.{gate}": "null" for gate in ("min_prompts", "min_distinct_2_ratio")},
 }
 
