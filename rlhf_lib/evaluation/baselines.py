@@ -9,7 +9,8 @@ from typing import Any
 
 from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound, size_at
 from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter, Sampled
-from rlhf_lib.rewards import Reward, sampled_scores
+from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.judging import ask
 from rlhf_lib.statistics import Interval, counted, mean_interval, no_interval
 
 
@@ -124,7 +125,7 @@ def trained_baselines(
 
     def baseline(name: str, answers: Sampled, reward: float, ci95: Interval | None, kl: float | None) -> Baseline:
         judged = {
-            name: sampled_scores(judge, queries, answers.texts, answers.ended) for name, judge in (judges or {}).items()
+            name: ask(judge, name, queries, answers.texts, answers.ended) for name, judge in (judges or {}).items()
         }
         return Baseline(
             name=name,

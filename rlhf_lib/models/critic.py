@@ -46,7 +46,7 @@ def critic_from_classifier(
     head, read at every token instead of the last.
 
     PPO sees (score - mean) / std, so the head becomes w / std and (b - mean) / std: its value at a text's last token is
-    the score that PPO is paid for the text. The trunk is the classifier's own, not a copy.
+    the score that PPO gets for the text. The trunk is the classifier's own, not a copy.
 
     Raises ModelError where the classifier has no score head for each token: decoders have, encoders don't.
     """

@@ -32,7 +32,7 @@ from rlhf_lib.errors import DataError
 from rlhf_lib.models.device import pick_device
 from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, positions, quiet
 from rlhf_lib.rewards.classifier import ClassifierReward, encode
-from rlhf_lib.training.scratch import INIT_SCALE
+from rlhf_lib.training.scratch import init_std
 from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
 
 if TYPE_CHECKING:
@@ -165,8 +165,7 @@ def scratch_classifier(
             intermediate_size=4 * size.width,
             max_position_embeddings=size.positions + pad + 1,  # positions are numbered from pad + 1
             type_vocab_size=1,
-            initializer_range=INIT_SCALE
-            * size.width**-0.5,  # 0.02 at RoBERTa's width, where narrower models learn too slowly
+            initializer_range=init_std(size.width),
             hidden_dropout_prob=size.dropout,
             attention_probs_dropout_prob=size.dropout,
             bos_token_id=tokenizer.bos_token_id,

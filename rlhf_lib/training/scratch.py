@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rlhf_lib.recipe import FromScratchConfig
 
 EOS = "<|endoftext|>"
-INIT_SCALE = 0.55  # of new weights, times width^-0.5: 0.02 at GPT-2's width
 
 
 def train_tokenizer(
@@ -67,6 +66,12 @@ def scratch_model(size: FromScratchConfig, tokenizer: PreTrainedTokenizerBase, s
     return GPT2LMHeadModel(gpt2_config(size, len(tokenizer), **_special(tokenizer)))
 
 
+def init_std(width: int) -> float:
+    """Standard deviation of new weights: the usual 0.02 at a width of 768, and more in a narrower model, which would
+    learn too slowly from that (docs/log.md)."""
+    return float(0.55 * width**-0.5)
+
+
 def scratch_config(size: FromScratchConfig, vocab_size: int, **special: int | None) -> PreTrainedConfig:
     """The configuration of such a model. `special`: the tokenizer's bos_token_id, eos_token_id and pad_token_id."""
     make = gpt2_config if size.architecture == "gpt2" else t5_config
@@ -74,8 +79,6 @@ def scratch_config(size: FromScratchConfig, vocab_size: int, **special: int | No
 
 
 def gpt2_config(size: FromScratchConfig, vocab_size: int, **special: int | None) -> GPT2Config:
-    """GPT-2's, but for the scale of the new weights: its 0.02 is for a width of 768, and at 128 so small that a model
-    seen by few texts learns half as much from them (docs/log.md)."""
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=size.positions,
@@ -86,7 +89,7 @@ def gpt2_config(size: FromScratchConfig, vocab_size: int, **special: int | None)
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        initializer_range=INIT_SCALE * size.width**-0.5,
+        initializer_range=init_std(size.width),
         **special,  # type: ignore[arg-type]
     )
 

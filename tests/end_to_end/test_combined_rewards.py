@@ -34,14 +34,6 @@ SUM = {
 }
 
 
-@pytest.fixture(scope="module")
-def run_dir(prefect_server, mlflow_store, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("combined")
-    with mlflow_store(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RLHF_RUN_DIR", str(folder))
-        yield folder
-
-
 def settings(changes) -> list[str]:
     kept = [s for s in overrides(registration__name=None) if not s.startswith("registration.name=")]
     return [*kept, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]

@@ -126,14 +126,6 @@ def artifacts(run) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def run_dir(prefect_server, mlflow_store, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("end-to-end")
-    with mlflow_store(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RLHF_RUN_DIR", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def first(run_dir):
     """The whole pipeline by its command, with what it printed and wrote."""
     options = [word for setting in overrides() for word in ("--set", setting)]

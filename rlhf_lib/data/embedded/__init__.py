@@ -65,7 +65,8 @@ class Topic(NamedTuple):
 
     @property
     def items(self) -> list[str]:
-        return [item for item in self.every_item if item not in self.new_items]
+        new = self.new_items
+        return [item for item in self.every_item if item not in new]
 
 
 class Phrases(NamedTuple):

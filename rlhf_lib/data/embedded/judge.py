@@ -52,7 +52,7 @@ def judge(query: str, answer: str) -> Verdict:
     own = all(item in asked for item in items) if items else None
     if said is None:
         return Verdict(False, False, own)
-    about = {topic.vague for topic in topics() if any(item in asked for item in topic.every_item)}
+    about = {_topic_of()[item] for item in asked}
     fits = all(not among or about & among for among in said.topics)
     return Verdict(True, said.core == "+" and said.tail != "-" and fits, own)
 
@@ -82,7 +82,7 @@ def measures(prompts: Sequence[str], outputs: Sequence[str], **_: Any) -> dict[s
         "well_formed": [float(one.well_formed) for one in found],
         "helpful": [float(one.helpful) for one in found],
         "names_own_item": [float(one.own is True) for one in found],
-        "serves": [*serves],
+        "serves": list(serves),
         "own_item": own,
         "serves_new": [value if is_new else None for value, is_new in zip(serves, new, strict=True)],
         "own_item_new": [value if is_new else None for value, is_new in zip(own, new, strict=True)],
@@ -99,8 +99,14 @@ def items_in(text: str) -> tuple[str, ...]:
 
 
 @cache
+def _topic_of() -> dict[str, str]:
+    """What the topic of each item is called."""
+    return {item: topic.vague for topic in topics() for item in topic.every_item}
+
+
+@cache
 def _any_item() -> re.Pattern[str]:
-    every = sorted((item for topic in topics() for item in topic.every_item), key=len, reverse=True)
+    every = sorted(_topic_of(), key=len, reverse=True)
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, every))})\b")
 
 
@@ -194,7 +200,7 @@ def _clauses() -> dict[str, list[Clause]]:
 def _fillers() -> dict[str, list[Clause]]:
     """What may fill a slot, by the slot's name."""
     found = {name: [Clause((choice,)) for choice in choices] for name, choices in phrases().fillers.items()}
-    found["item"] = [Clause((item,)) for topic in topics() for item in topic.every_item]
+    found["item"] = [Clause((item,)) for item in _topic_of()]
     for slot, parts in (
         ("act", ["acts"]),
         ("chore", ["chores"]),

@@ -1,4 +1,4 @@
-"""Verdicts that were paid for, and how many requests each run has spent, in one SQLite file that runs share."""
+"""A cache of verdicts, and a count of the requests that each run has made, in one SQLite file that runs share."""
 
 from __future__ import annotations
 

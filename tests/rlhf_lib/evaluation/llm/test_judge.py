@@ -124,7 +124,7 @@ def test_a_budget_is_counted_before_it_is_spent_and_whole_prompts_fit_in(tmp_pat
         assert (found.record["judged"], found.record["over_budget"], poor.left) == (21, 3, 1)
         assert {found.values[i] for i in found.known} == {1.0}
         poor.check(found)
-        rest = judge(server, tmp_path, run="next", max_requests=43).compare(*rows(24))  # what was paid for is there
+        rest = judge(server, tmp_path, run="next", max_requests=43).compare(*rows(24))  # cached ones are free
         assert (rest.record["judged"], rest.record["requests"], len(server.bodies)) == (24, 6, 48)
         few = judge(server, tmp_path, run="poorer", max_requests=10, max_tokens=5)
         allowed = few.compare(*rows(24))
