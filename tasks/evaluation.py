@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from rlhf_lib.evaluation.baselines import Baselines
     from rlhf_lib.evaluation.opinions import Judge
-    from rlhf_lib.evaluation.results import BeforeAfter
+    from rlhf_lib.evaluation.results import BeforeAfter, Scored
     from rlhf_lib.rewards import Reward
 
 
@@ -72,7 +72,7 @@ def evaluate_policy(
     from rlhf_lib.evaluation.phrases import phrases_behind_gain
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
-    from rlhf_lib.evaluation.results import SFT_ON_CHOSEN
+    from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Scored
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
     from rlhf_lib.models.policy import autocast
@@ -147,12 +147,15 @@ def evaluate_policy(
         for judgement in judged:
             logger.info(judgement.told(comparison.reward))
 
+        scoring = scorers(referees)
+        told = {name: [score for score in opinions[f"judge/{name}_after"] if score is not None] for name in scoring}
+        scored = Scored(comparison.policy.scores, told)
         baselines = _baselines(
-            recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, scorers(referees)
+            recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, scoring, scored
         )
         metrics |= flat_metrics(baselines.metrics)
-        if baselines.same_kl:
-            logger.info("evaluation: %s", baselines.same_kl.answer)
+        for sentence in [*([baselines.same_kl.answer] if baselines.same_kl else []), *baselines.told()]:
+            logger.info("evaluation: %s", sentence)
 
         perplexity = answer_perplexity = counts = None
         losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
@@ -306,15 +309,17 @@ def _baselines(
     prompts: Dataset,
     comparison: BeforeAfter,
     dtype: torch.dtype,
-    judges: Mapping[str, Reward] | None = None,
+    judges: Mapping[str, Reward],
+    policy: Scored,
 ) -> Baselines:
     """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges that
-    score one answer alone; best-of-n takes a prompt that is asked repeatedly once."""
+    score one answer alone, beside the scores of PPO's `policy`; best-of-n takes a prompt that is asked repeatedly
+    once."""
     from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
     from rlhf_lib.evaluation.best_of_n import sample_best_of_n
 
     itself = recipe.evaluation.sft_on_chosen and recipe.learns_from == "chosen"
-    others = trained_baselines(comparison, chosen=itself, judges=judges)
+    others = trained_baselines(comparison, chosen=itself, judges=judges, policy=policy)
     if not recipe.evaluation.best_of:
         return Baselines(others=others)
     queries = list(prompts["query"])
@@ -331,6 +336,6 @@ def _baselines(
         dtype=dtype,
         seed=recipe.seed,
         judges=judges,
+        policy=policy.at(rows),
     )
-    reached = [comparison.policy.scores[row] for row in rows]
-    return Baselines(best, at_same_kl(best, reached, comparison.kl, recipe.seed), others)
+    return Baselines(best, at_same_kl(best, policy.at(rows).reward, comparison.kl, recipe.seed), others)

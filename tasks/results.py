@@ -212,7 +212,7 @@ class EvaluationResult(StageResult):
     trained_on: Literal["texts", "answers"] = "texts"  # which of the two perplexities the gate is on
     diversity: dict[str, float | None]
     measured: dict[str, dict[str, Any]] = {}  # by evaluation.metrics: reference, policy, delta, ci95
-    baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges
+    baselines: dict[str, dict[str, Any]] = {}  # by name: reward, ci95, kl, prompts, judges, lead, ...
     judges: dict[str, dict[str, Any]] = {}  # by evaluation.judges: reference, policy, delta, ci95, win_rate, ...
     lm_eval: dict[str, dict[str, Any]] = {}  # by task: metric, reference, policy, delta, ci95, documents
     phrases: dict[str, Any] = {}  # phrases, share of the gain, ci95, answers

@@ -119,6 +119,8 @@ def _baseline_rows(found: Record) -> list[tuple[str, str, str, str]]:
         for judge, mean in told["judges"].items():
             ci95 = told["judges_ci95"].get(judge)
             note += f"; {judge} {mean:.3f}" + (f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else "")
+            if (lead := told["judges_lead"].get(judge)) and lead["ci95"]:
+                note += f", PPO {lead['delta']:+.3f} [{lead['ci95'][0]:+.3f}, {lead['ci95'][1]:+.3f}]"
         rows.append((name.replace("_", " ").replace("sft", "SFT"), "", f"{told['reward']:.3f}", note))
     return rows
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound, size_at
-from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter, Sampled
+from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter, Sampled, Scored
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.judging import ask
 from rlhf_lib.statistics import Interval, counted, mean_interval, no_interval
@@ -94,11 +94,20 @@ class Baselines:
     @property
     def metrics(self) -> dict[str, Any]:
         """To be flattened: `baseline/best_of_16/reward`, `baseline/same_kl/gain`, ..."""
-        found = {name: {key: told[key] for key in told if key != "judges_ci95"} for name, told in self.record.items()}
+        found = {}
+        for baseline in self.all:
+            shown = {key: baseline.record[key] for key in ("reward", "ci95", "kl", "prompts", "judges")}
+            leads = {judge: lead.delta for judge, lead in baseline.judges_lead.items()}
+            found[baseline.name] = shown | {"judges_lead": leads}
         tree: dict[str, Any] = {"baseline": found}
         if self.same_kl:
             tree["baseline"]["same_kl"] = self.same_kl.metrics
         return tree
+
+    def told(self) -> list[str]:
+        """Whether PPO is better than the strongest of each kind by the judges, in sentences."""
+        strongest = [*(self.best.baselines[-1:] if self.best else []), *self.others]
+        return [baseline.told(judge) for baseline in strongest for judge in baseline.judges_lead]
 
     def notes(self) -> list[str]:
         """How they were measured, in sentences."""
@@ -117,31 +126,27 @@ class Baselines:
 
 
 def trained_baselines(
-    comparison: BeforeAfter, *, chosen: bool = False, judges: Mapping[str, Reward] | None = None
+    comparison: BeforeAfter,
+    *,
+    chosen: bool = False,
+    judges: Mapping[str, Reward] | None = None,
+    policy: Scored | None = None,
 ) -> list[Baseline]:
-    """The further models of a comparison as baselines; `chosen`: the reference is itself SFT on chosen answers."""
-
+    """The further models of a comparison as baselines; `chosen`: the reference is itself SFT on chosen answers;
+    `policy`: PPO's scores."""
     queries = comparison.queries
 
-    def baseline(name: str, answers: Sampled, reward: float, ci95: Interval | None, kl: float | None) -> Baseline:
+    def baseline(name: str, answers: Sampled, kl: float | None) -> Baseline:
         judged = {
-            name: ask(judge, name, queries, answers.texts, answers.ended) for name, judge in (judges or {}).items()
+            judge: list(ask(scorer, judge, queries, answers.texts, answers.ended))
+            for judge, scorer in (judges or {}).items()
         }
-        return Baseline(
-            name=name,
-            reward=reward,
-            ci95=ci95,
-            kl=kl,
-            kl_is_bound=False,
-            prompts=comparison.comparison.distinct,
-            judges={name: fmean(scores) for name, scores in judged.items()},
-            judges_ci95={name: mean_interval(scores, clusters=queries) for name, scores in judged.items()},
-        )
+        return Baseline.of(name, queries, Scored(answers.scores, judged), kl, policy=policy)
 
     reference, _, *others = comparison.comparison.results
-    found = [baseline(other.name, other.sampled, other.mean, other.ci95, other.kl) for other in others]
+    found = [baseline(other.name, other.sampled, other.kl) for other in others]
     if chosen:
-        found.append(baseline(SFT_ON_CHOSEN, reference.sampled, reference.mean, reference.ci95, 0.0))
+        found.append(baseline(SFT_ON_CHOSEN, reference.sampled, 0.0))
     return found
 
 

@@ -7,18 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lib.evaluation.results import Baseline
+from rlhf_lib.evaluation.results import Baseline, Scored
 from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import GenerationConfig
 from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
-from rlhf_lib.statistics import mean_interval
 
 STREAM = 1 << 30  # a step that PPO never reaches: random numbers of their own
 
@@ -31,6 +29,7 @@ class BestOfN:
     scores_PN: np.ndarray  # raw, of the reward that picks
     judged: dict[str, np.ndarray] = field(default_factory=dict)  # what others than the reward think of them, (P, N)
     seed: int = 0
+    policy: Scored | None = None  # PPO's scores on the P prompts
 
     @property
     def most(self) -> int:
@@ -48,20 +47,10 @@ class BestOfN:
 
     def baseline(self, n: int) -> Baseline:
         """Best of n, its interval by prompt, and what each judge thinks of the answer that the reward picks."""
-        rewards = self.rewards_nP[n - 1].tolist()
         judged = {name: expected_best(self.scores_PN, n, values_PN) for name, values_PN in self.judged.items()}
-        return Baseline(
-            name=f"best_of_{n}",
-            reward=fmean(rewards),
-            ci95=mean_interval(rewards, clusters=self.queries, seed=self.seed),
-            kl=kl_bound(n),
-            kl_is_bound=True,
-            prompts=len(set(self.queries)),
-            judges={name: float(values_P.mean()) for name, values_P in judged.items()},
-            judges_ci95={
-                name: mean_interval(values_P.tolist(), clusters=self.queries, seed=self.seed)
-                for name, values_P in judged.items()
-            },
+        scored = Scored(self.rewards_nP[n - 1].tolist(), {name: values_P.tolist() for name, values_P in judged.items()})
+        return Baseline.of(
+            f"best_of_{n}", self.queries, scored, kl_bound(n), kl_is_bound=True, policy=self.policy, seed=self.seed
         )
 
     @property
@@ -94,9 +83,11 @@ def sample_best_of_n(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     judges: Mapping[str, Reward] | None = None,
+    policy: Scored | None = None,
 ) -> BestOfN:
     """`samples` answers of the reference to each of the P prompts, independent of every other stage's; `judges` score
-    them too, but have no say in which is best. Raises ModelError for scores that are no finite numbers."""
+    them too, but have no say in which is best. `policy`: PPO's scores on these prompts, to compare with. Raises
+    ModelError for scores that are no finite numbers."""
     asked = [query for query in queries for _ in range(samples)]
     ids = [prompt for prompt in prompt_ids for _ in range(samples)]
     with autocast(reference.device, dtype):
@@ -113,7 +104,7 @@ def sample_best_of_n(
         return np.array([known[answer] for answer in answers]).reshape(-1, samples)
 
     judged = {name: scored(judge, f"of the judge {name}") for name, judge in (judges or {}).items()}
-    return BestOfN(list(queries), scored(reward, "of best-of-n"), judged, seed)
+    return BestOfN(list(queries), scored(reward, "of best-of-n"), judged, seed, policy)
 
 
 def expected_best(scores_PN: np.ndarray, n: int, values_PN: np.ndarray | None = None) -> np.ndarray:

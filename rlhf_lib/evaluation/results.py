@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
-from rlhf_lib.statistics import Interval, counted, mean_interval
+from rlhf_lib.statistics import Interval, counted, mean_interval, no_interval
 
 SFT_ON_CHOSEN = "sft_on_chosen"  # a baseline's name
 UNHELD = (
@@ -251,9 +251,36 @@ class BeforeAfter:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """What the reward and each judge give one answer to each of P prompts, (P,) each; of best-of-n, in expectation."""
+
+    reward: Sequence[float]
+    judges: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def at(self, rows: Sequence[int]) -> Scored:
+        """Of these prompts alone."""
+        return Scored(
+            [self.reward[row] for row in rows],
+            {name: [scores[row] for row in rows] for name, scores in self.judges.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What PPO has more than a baseline on the same prompts, on average. The interval is paired."""
+
+    delta: float
+    ci95: Interval | None  # by prompt; None for a handful of prompts
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"delta": self.delta, "ci95": list(self.ci95) if self.ci95 else None}
+
+
+@dataclass(frozen=True)
 class Baseline:
     """What one cheaper method gets. `judges`: what each of the recipe's judges gives its answers, on average;
-    `judges_ci95`: by prompt, as `ci95`."""
+    `judges_ci95`: by prompt, as `ci95`. `lead` and `judges_lead`: PPO's, by the reward and by each judge."""
 
     name: str  # in the record and in metrics: best_of_16, sft_on_chosen
     reward: float
@@ -263,6 +290,46 @@ class Baseline:
     prompts: int  # how many differ
     judges: dict[str, float] = field(default_factory=dict)
     judges_ci95: dict[str, Interval | None] = field(default_factory=dict)
+    lead: Lead | None = None
+    judges_lead: dict[str, Lead] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        queries: Sequence[str],
+        scored: Scored,
+        kl: float | None,
+        *,
+        kl_is_bound: bool = False,
+        policy: Scored | None = None,
+        seed: int = 0,
+    ) -> Baseline:
+        """From its scores on P prompts; `policy`: PPO's on the same."""
+
+        def interval(scores: Sequence[float]) -> Interval | None:
+            return mean_interval(scores, clusters=queries, seed=seed)
+
+        def lead(after: Sequence[float], before: Sequence[float]) -> Lead:
+            gains = [high - low for high, low in zip(after, before, strict=True)]
+            return Lead(fmean(gains), interval(gains))
+
+        return cls(
+            name=name,
+            reward=fmean(scored.reward),
+            ci95=interval(scored.reward),
+            kl=kl,
+            kl_is_bound=kl_is_bound,
+            prompts=len(set(queries)),
+            judges={judge: fmean(scores) for judge, scores in scored.judges.items()},
+            judges_ci95={judge: interval(scores) for judge, scores in scored.judges.items()},
+            lead=lead(policy.reward, scored.reward) if policy else None,
+            judges_lead={
+                judge: lead(policy.judges[judge], scores)
+                for judge, scores in scored.judges.items()
+                if policy and judge in policy.judges
+            },
+        )
 
     @property
     def record(self) -> dict[str, Any]:
@@ -274,7 +341,20 @@ class Baseline:
             "prompts": self.prompts,
             "judges": dict(self.judges),
             "judges_ci95": {name: list(ci95) if ci95 else None for name, ci95 in self.judges_ci95.items()},
+            "lead": self.lead and self.lead.record,
+            "judges_lead": {name: lead.record for name, lead in self.judges_lead.items()},
         }
+
+    def told(self, judge: str) -> str:
+        """Whether PPO is better by this judge, in a sentence."""
+        lead = self.judges_lead[judge]
+        if lead.ci95 is None:
+            return f"By the judge {judge}, PPO and {self.title}: {lead.delta:+.3g}, {no_interval(self.prompts)}."
+        low, high = lead.ci95
+        found = f"{lead.delta:+.3g} (95% interval {low:+.3g} to {high:+.3g}, {counted(self.prompts, 'prompt')})"
+        if low <= 0 <= high:
+            return f"By the judge {judge}, PPO and {self.title} can't be told apart: {found}."
+        return f"By the judge {judge}, PPO is {'better' if low > 0 else 'worse'} than {self.title}: {found}."
 
     @property
     def title(self) -> str:

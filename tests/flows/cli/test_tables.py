@@ -64,6 +64,7 @@ def test_baselines_stand_under_ppo_with_what_they_cost():
         f"best_of_{n}": {
             "reward": float(n), "ci95": [0.5, 1.5], "kl": 0.25 * n, "prompts": 64,
             "judges": {"fair": n / 32}, "judges_ci95": {"fair": [0.0, 0.25] if n < 16 else None},
+            "judges_lead": {"fair": {"delta": 0.5, "ci95": [0.25, 0.75] if n < 16 else None}},
         }
         for n in (1, 2, 4, 8, 16)
     }  # fmt: skip
@@ -83,7 +84,8 @@ def test_baselines_stand_under_ppo_with_what_they_cost():
             "of",
             "4",
             "4.000",
-            "of the reference, KL <= 1.00, 95% [0.500, 1.500], 64 prompts; fair 0.125 [0.000, 0.250]",
+            "of the reference, KL <= 1.00, 95% [0.500, 1.500], 64 prompts; fair 0.125 [0.000, 0.250], "
+            "PPO +0.500 [+0.250, +0.750]",
         ],
         ["best", "of", "16", "16.000", "of the reference, KL <= 4.00, 95% [0.500, 1.500], 64 prompts; fair 0.500"],
     ]

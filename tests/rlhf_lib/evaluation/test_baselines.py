@@ -8,7 +8,7 @@ from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselin
 from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound
 from rlhf_lib.evaluation.measures import win_matrix
 from rlhf_lib.evaluation.report import build_report
-from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, BeforeAfter, Comparison, ModelResult, Sampled
+from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, BeforeAfter, Comparison, ModelResult, Sampled, Scored
 
 PROMPTS = [f"q{i}" for i in range(40)]
 
@@ -81,10 +81,13 @@ def test_trained_baselines_are_the_further_models_of_the_comparison(best):
         results.append(ModelResult.of(name, sampled, PROMPTS, first=first, kl=kl))
     compared = BeforeAfter(Comparison(PROMPTS, results, "reference", win_matrix(scores), True))
     negated = {"negated": lambda queries, responses: [-float(response) for response in responses]}
-    [chosen] = trained_baselines(compared, judges=negated)
+    ppo = Scored(scores[1], {"negated": [-score for score in scores[1]]})
+    [chosen] = trained_baselines(compared, judges=negated, policy=ppo)
     assert chosen.record == {
         "reward": 1.25, "ci95": list(results[2].ci95), "kl": 0.75, "prompts": 40,
         "judges": {"negated": -1.25}, "judges_ci95": {"negated": pytest.approx([-1.325, -1.175], abs=0.02)},
+        "lead": {"delta": 0.75, "ci95": pytest.approx([0.675, 0.825], abs=0.02)},
+        "judges_lead": {"negated": {"delta": -0.75, "ci95": pytest.approx([-0.825, -0.675], abs=0.02)}},
     }  # fmt: skip
     both = Baselines(best, at_same_kl(best, [2.0] * 40, compared.kl), [chosen])
     report = build_report("t", compared, baselines=both)
@@ -92,6 +95,7 @@ def test_trained_baselines_are_the_further_models_of_the_comparison(best):
         assert "SFT on chosen answers" in page
         assert "as many answers, all chosen" in page
         assert both.same_kl.answer in page.replace("&#39;", "'")
+        assert "By the judge negated, PPO is worse than SFT on chosen answers: -0.75 (95% interval -0.8" in page
     assert "| best of 2 | 2.33 | 2.33 to 2.33 | at most 0.193 | 40 |" in report.markdown()
     assert "| **PPO** | 2.00 | 2.00 to 2.00 | 0.750 | 40 |" in report.markdown()
     # a reference that learned from chosen answers alone is that baseline itself
@@ -100,3 +104,18 @@ def test_trained_baselines_are_the_further_models_of_the_comparison(best):
     assert (same.reward, same.kl) == (0.5, 0.0)
     assert "The reference is itself SFT on the chosen answers." in Baselines(others=[same]).notes()
     assert trained_baselines(itself) == []
+
+
+def test_ppo_s_lead_over_best_of_n_is_paired_by_prompt():
+    """Best of 2 has the judge at 5/3 for 0, 1, 2: every answer that PPO gives is 1/3 better."""
+    judged = {"fair": np.tile(np.arange(3.0), (40, 1))}
+    best = BestOfN(PROMPTS, np.tile(np.arange(3.0), (40, 1)), judged, policy=Scored([5 / 3] * 40, {"fair": [2.0] * 40}))
+    two = best.baseline(2)
+    assert (two.lead.delta, two.judges_lead["fair"].delta) == (pytest.approx(0), pytest.approx(1 / 3))
+    assert two.told("fair").startswith("By the judge fair, PPO is better than best of 2: +0.333 (95% interval +0.333")
+    assert Baselines(best).told() == [best.baseline(3).told("fair")]
+    assert "can't be told apart: +0 (95%" in best.baseline(3).told("fair")
+    few = BestOfN(PROMPTS[:2], best.scores_PN[:2], {"fair": best.scores_PN[:2]}, policy=best.policy.at([0, 1]))
+    assert few.baseline(2).told("fair") == (
+        "By the judge fair, PPO and best of 2: +0.333, no 95% interval: 2 prompts are too few."
+    )

@@ -84,7 +84,7 @@ def test_the_baselines_and_their_intervals_go_by_prompt():
     four = best.baselines[2]
     assert four.name == "best_of_4"
     assert four.title == "best of 4"
-    assert set(four.record) == {"reward", "ci95", "kl", "prompts", "judges", "judges_ci95"}
+    assert set(four.record) == {"reward", "ci95", "kl", "prompts", "judges", "judges_ci95", "lead", "judges_lead"}
     assert four.reward == pytest.approx(expected_best(scores_PN, 4).mean())
     error = expected_best(scores_PN, 4).std() / 10
     assert four.ci95 == pytest.approx((four.reward - 1.96 * error, four.reward + 1.96 * error), abs=0.03)
