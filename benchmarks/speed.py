@@ -179,8 +179,9 @@ def compare(sides: dict[str, tuple[str, str, str]], folder: Path, args: argparse
     return {name: {key: statistics.median(s[key] for s in steps) for key in steps[0]} for name, steps in taken.items()}
 
 
-def peaks(device: str) -> dict[str, float]:
-    """This machine's fastest matrix product (GFLOP/s) and copy (GB/s, reading and writing), the best of several."""
+def peaks(device: str, precision: str) -> dict[str, float]:
+    """This machine's fastest matrix product (GFLOP/s) in this precision and copy (GB/s, reading and writing), the best
+    of several."""
     import torch
 
     def fastest(run: Any) -> float:
@@ -193,19 +194,14 @@ def peaks(device: str) -> dict[str, float]:
             seconds.append(time.perf_counter() - begun)
         return min(seconds)
 
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        left, right = (
-            torch.randn(2048, 768, device=device, dtype=dtype),
-            torch.randn(768, 3072, device=device).to(dtype),
-        )
-        out = torch.empty(2048, 3072, device=device, dtype=dtype)
-        found[f"{name}_gflops"] = (
-            2 * 2048 * 768 * 3072 / fastest(lambda a=left, b=right, c=out: torch.mm(a, b, out=c)) / 1e9
-        )
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    left, right = (torch.randn(*shape, device=device).to(dtype) for shape in ((2048, 768), (768, 3072)))
+    product = torch.empty(2048, 3072, device=device, dtype=dtype)
     source, target = torch.ones(2**26, device=device), torch.empty(2**26, device=device)
-    found["copy_gb_s"] = 2 * 2**28 / fastest(lambda: target.copy_(source)) / 1e9
-    return found
+    return {
+        f"{precision}_gflops": 2 * 2048 * 768 * 3072 / fastest(lambda: torch.mm(left, right, out=product)) / 1e9,
+        "copy_gb_s": 2 * 2**28 / fastest(lambda: target.copy_(source)) / 1e9,
+    }
 
 
 def update_tflop(figures: dict[str, float], size: str, batch: int, epochs: int) -> float:
@@ -283,7 +279,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": processor(),
         "device": args.device,
-        "peaks": peaks(args.device),
+        "peaks": peaks(args.device, args.precision),
         "medians": medians,
     }
     if args.method == "full":
