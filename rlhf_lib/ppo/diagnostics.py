@@ -168,8 +168,15 @@ CRITIC = "policy.critic to reward, where the reward is a model of the policy's f
 def _critic(config: PPOConfig, generation: GenerationConfig) -> str:
     if config.value_learning_rate is None:
         rate = 10 * config.learning_rate
-        return f"Set ppo.value_learning_rate to {rate:g}, ten times the learning rate, or {CRITIC}"
-    return f"Raise ppo.value_learning_rate (now {config.value_learning_rate:g}), or set {CRITIC}"
+        advice = f"Set ppo.value_learning_rate to {rate:g}, ten times the learning rate, or {CRITIC}"
+    else:
+        advice = f"Raise ppo.value_learning_rate (now {config.value_learning_rate:g}), or set {CRITIC}"
+    if config.lam < 1:
+        advice += (
+            f". Else set ppo.lam to 1 (now {config.lam:g}): while values don't pass the score on, a token hears of it "
+            "by lam to the power of the tokens after it"
+        )
+    return advice
 
 
 def _entropy(config: PPOConfig, generation: GenerationConfig) -> str:

@@ -117,11 +117,13 @@ def test_the_advice_on_a_negative_kl_names_its_cause(config, generation, advice)
     assert advice in symptom.advice
 
 
-def test_the_advice_on_the_critic_is_its_learning_rate():
+def test_the_advice_on_the_critic_is_its_learning_rate_or_lambda():
     steps = history("ppo/val/var_explained", *[-0.1] * 10)
     assert "Set ppo.value_learning_rate to 0.001, ten times" in found(steps)["critic"].advice
     faster = PPOConfig(value_learning_rate=2e-3)
     assert "Raise ppo.value_learning_rate (now 0.002)" in found(steps, faster)["critic"].advice
+    assert "Else set ppo.lam to 1 (now 0.95)" in found(steps, faster)["critic"].advice
+    assert "ppo.lam" not in found(steps, PPOConfig(lam=1))["critic"].advice
 
 
 def test_every_setting_in_an_advice_exists():
