@@ -99,7 +99,7 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
     from tasks.base_model import given_policy, train_base_model
     from tasks.data import prepare_data
     from tasks.evaluation import evaluate_policy
-    from tasks.judges import train_judges, trains_judges
+    from tasks.judges import train_judges
     from tasks.ppo import run_ppo
     from tasks.registration import register_policy
     from tasks.reward_checks import check_reward_model
@@ -119,7 +119,7 @@ def _stages(recipe: Recipe, run: PipelineRun, chain: Chain) -> Generator[tuple[s
         checks = chain(check_reward_model, recipe, run, data, reward)
         yield "reward_checks", checks
         judges = None
-        if trains_judges(recipe):
+        if recipe.trains_judges:
             judges = chain(train_judges, recipe, run, data, policy)
             yield "judges", judges
         ppo = chain(run_ppo, recipe, run, data, policy, reward, judges)

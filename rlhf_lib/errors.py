@@ -38,6 +38,14 @@ class JudgeFailed(ModelError):
     opinion, not the evaluation."""
 
 
+class QuestionRefused(JudgeFailed):
+    """A question that a judge's endpoint doesn't take, say because it is too long. `said`: why, in its words."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
+
+
 class EnvironmentFault(RLHFError):
     """A folder that can't be written, or a server that is configured but doesn't answer."""
 

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def trains_judges(recipe: Recipe) -> bool:
-    """Whether the recipe has judges of which something is made here, without which there is no such stage."""
-    return any(judge.has_folder for judge in recipe.evaluation.judges.values())
-
-
 @task(name="judges", **OPTIONS)
 def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: StartingPolicy) -> JudgeModels:
     """Train every judge with `pairs: held_out` on its own part of the pairs, from its model or the base model, and put

@@ -108,7 +108,11 @@ class Judgement:
     def _how(self) -> str:
         """What a language model couldn't tell, where there is such."""
         asked = self.asked or {}
-        parts = {"over_budget": "not asked, over its max_requests", "unreadable": "without a readable verdict"}
+        parts = {
+            "over_budget": "not asked, over its max_requests",
+            "unreadable": "without a readable verdict",
+            "refused": "refused by its endpoint",
+        }
         lost = [f"{counted(asked[key], 'prompt')} {words}" for key, words in parts.items() if asked.get(key)]
         swayed = asked.get("swayed_by_order")
         told = [f"{counted(swayed, 'tie')} for a winner that changed with the order"] if swayed else []

@@ -244,6 +244,11 @@ class Recipe(Section):
         return {name: judge for name, judge in judges.items() if judge.kind != "llm"}
 
     @property
+    def trains_judges(self) -> bool:
+        """Whether there is a stage judges: something is made here of one of them."""
+        return any(judge.has_folder for judge in self.evaluation.judges.values())
+
+    @property
     def trains_on_chosen(self) -> bool:
         """Whether there is a stage sft_on_chosen."""
         return self.evaluation.sft_on_chosen and self.learns_from == "both"

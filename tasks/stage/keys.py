@@ -87,6 +87,11 @@ def check_stage(name: str) -> str:
 def check_stage_of(recipe: Recipe, name: str) -> str:
     """`check_stage`, for a run of the recipe. Raises RecipeError too for a stage that it has no use for."""
     stage = check_stage(name)
+    if stage == JUDGES.name and not recipe.trains_judges:
+        raise RecipeError(
+            f"{recipe.name} has no stage {stage}: it needs one of evaluation.judges with pairs held_out, or of kind "
+            "ensemble"
+        )
     if stage == SFT_ON_CHOSEN.name and not recipe.trains_on_chosen:
         raise RecipeError(
             f"{recipe.name} has no stage {stage}: it needs evaluation.sft_on_chosen, and policy.train with answers both"

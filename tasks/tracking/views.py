@@ -8,26 +8,18 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cache
 from typing import Any
 
 import mlflow
 from mlflow.entities import Experiment
 
+from rlhf_lib.recipe import load_recipe, shipped
+
 KEY = "rlhf"
 CURVES = ("ppo/mean_scores", "objective/kl")  # of PPO, by step: the parent run has them too
 _TAG = f"mlflow.sharedViewState.{KEY}"
 _NAME = "Reward, KL, promotion"
-_COLUMNS = {  # and their widths in pixels
-    "attributes.`Run Name`": 280,
-    "tags.`promoted`": 85,
-    "metrics.`reward/delta`": 100,
-    "metrics.`reward/policy`": 100,
-    "metrics.`ppo/kl`": 80,
-    "metrics.`perplexity/policy`": 120,
-    "attributes.`Models`": 220,
-    "attributes.`Dataset`": 170,
-    "tags.`reason`": 320,
-}
 _CHARTS = {
     "Reward and KL": {"ppo/mean_scores": "LINE", "objective/kl": "LINE", "reward/delta": "BAR"},
     "Evaluation": {"ppo/kl": "BAR", "perplexity/policy": "BAR", "diversity/distinct_2_policy": "BAR"},
@@ -45,7 +37,26 @@ def keep(experiment: Experiment) -> None:
     mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, _TAG, json.dumps(view))
 
 
+@cache
+def _columns() -> dict[str, int]:
+    """Columns and their widths in pixels. Of the judges' MLflow shows those that some run has."""
+    judges = sorted({name for recipe in shipped() for name in load_recipe(recipe).evaluation.judges})
+    return {
+        "attributes.`Run Name`": 280,
+        "tags.`promoted`": 85,
+        "metrics.`reward/delta`": 100,
+        **{f"metrics.`judge/{name}/delta`": 130 for name in judges},
+        "metrics.`reward/policy`": 100,
+        "metrics.`ppo/kl`": 80,
+        "metrics.`perplexity/policy`": 120,
+        "attributes.`Models`": 220,
+        "attributes.`Dataset`": 170,
+        "tags.`reason`": 320,
+    }
+
+
 def _state() -> dict[str, Any]:
+    columns = _columns()
     return {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",
@@ -54,9 +65,9 @@ def _state() -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": list(_COLUMNS),
-        "columnOrder": list(_COLUMNS),
-        "columnWidths": _COLUMNS,
+        "selectedColumns": list(columns),
+        "columnOrder": list(columns),
+        "columnWidths": columns,
         "runsHiddenMode": "FIRST_10_RUNS",
         "compareRunCharts": [
             _chart(kind, metric, section) for section, charts in _CHARTS.items() for metric, kind in charts.items()

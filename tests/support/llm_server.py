@@ -23,6 +23,7 @@ _ASKED = re.compile(
     r"\[Assistant B's answer\]\n(.*)\n\[End of assistant B's answer\]",
     re.DOTALL,
 )
+TOO_LONG = "This model's maximum context length is 2048 tokens. However, your prompt contains 3000 input tokens."
 _WORDS = {
     400: "'temperature' does not support 0 with this model",
     401: "Incorrect API key provided",
@@ -46,11 +47,12 @@ def first_wins(conversation: str, answer_a: str, answer_b: str) -> str:
 
 @dataclass
 class Server:
-    """`bodies`, `keys`: of the chat requests that came, in their order. `busiest`: most of them at once."""
+    """`bodies`, `keys`: of the chat requests that came, in their order. `context`: most characters of one."""
 
     rule: Rule = overlap
     models: list[str] | None = field(default_factory=lambda: ["m"])  # None: listing them fails
     script: list[int | str] = field(default_factory=list)
+    context: int | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -113,6 +115,8 @@ def llm_server(rule: Rule = overlap, **options: Any) -> Iterator[Server]:
                 self._send(200, "<html>welcome</html>")
             elif isinstance(scripted, int):
                 self._send(scripted, {"error": {"message": _WORDS[scripted], "type": "t", "code": None}})
+            elif state.context is not None and sum(len(m["content"]) for m in body["messages"]) > state.context:
+                self._send(400, {"error": {"message": TOO_LONG, "type": "BadRequestError", "code": 400}})
             else:
                 reply = scripted if scripted is not None else state.rule(*state.asked(body))
                 choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}

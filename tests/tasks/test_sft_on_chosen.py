@@ -59,3 +59,11 @@ def test_only_a_recipe_that_has_the_stage_can_stop_after_it(changed):
     with pytest.raises(RecipeError, match="tiny has no stage sft_on_chosen"):
         check_stage_of(other, "sft-on-chosen")
     assert check_stage_of(make(), "sft-on-chosen") == "sft_on_chosen"
+
+
+@pytest.mark.parametrize("judges", [{}, {"given": {"model": "m"}}, {"asked": {"kind": "llm", "model": "m"}}])
+def test_nor_after_judges_where_it_trains_none(judges):
+    with pytest.raises(RecipeError, match=r"^tiny has no stage judges: it needs one of evaluation\.judges with pairs"):
+        check_stage_of(make(judges=judges), "judges")
+    for made in ({"pairs": "held_out"}, {"kind": "ensemble", "models": ["a", "b"]}):
+        assert check_stage_of(make(judges=judges | {"made": made}), "judges") == "judges"

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lib.errors import JudgeFailed, RecipeError
+from rlhf_lib.errors import JudgeFailed, QuestionRefused, RecipeError
 from rlhf_lib.recipe.llm_judge import LLMJudgeConfig
 
 _LOOK_SECONDS = 10.0
 _SHOWN = 5  # served models in a message
+_OF_THE_QUESTION = (400, 413, 422)  # statuses of a request that another text may get through
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Endpoint:
             self._client.organization = self._client.project = None
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> Reply:
-        """The model's reply. Raises JudgeFailed where there is none."""
+        """The model's reply. Raises QuestionRefused where another question might get one, else JudgeFailed."""
         settings = self.settings
         # OpenAI's newer models refuse max_tokens, and some servers know nothing else
         options: dict[str, Any] = {"max_tokens" if settings.base_url else "max_completion_tokens": settings.max_tokens}
@@ -130,10 +131,13 @@ class Endpoint:
         except openai.InternalServerError as error:
             raise JudgeFailed(f"{key}: {host} fails, {tries} ({_said(error)}): see its own log") from error
         except openai.APIStatusError as error:
-            raise JudgeFailed(
+            message = (
                 f"{key}: {host} refuses the request ({_said(error)}): where the model can't have its temperature set, "
                 f"{key}.llm.temperature is null; where the texts are too long for it, take another, or shorter prompts"
-            ) from error
+            )
+            if error.status_code in _OF_THE_QUESTION:
+                raise QuestionRefused(message, _said(error)) from error
+            raise JudgeFailed(message) from error
         except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:  # a page, or JSON of its own
             raise JudgeFailed(
                 f"{key}: what {self.settings.url} sends isn't what OpenAI would ({error}): correct {key}.llm.base_url, "

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from llm_server import first_wins, llm_server
+from llm_server import TOO_LONG, first_wins, llm_server
 
 from rlhf_lib.errors import JudgeFailed, RecipeError
 from rlhf_lib.evaluation.llm.judge import LLMJudge, requests_at_most, where_texts_go
@@ -46,6 +46,7 @@ def test_both_orders_are_asked_and_only_what_they_agree_on_counts(tmp_path):
             "judged": 3,
             "swayed_by_order": 0,
             "unreadable": 0,
+            "refused": 0,
             "over_budget": 0,
             "requests": 6,
             "known_verdicts": 0,
@@ -172,6 +173,55 @@ def test_what_a_server_refuses_names_the_judge_and_the_fix(tmp_path, status, say
         pytest.raises(JudgeFailed, match=rf"^evaluation\.judges\.fair: .*{says}"),
     ):
         judge(server, tmp_path).compare(*ROWS)
+
+
+LONG = ["w " * 1000] * 2, ["no"] * 2, ["w"] * 2
+CONTEXT = 2000  # characters: the default template's, and a short prompt's
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_question_that_is_too_long_costs_its_own_verdict_alone(tmp_path, caplog, concurrency):
+    with llm_server(context=CONTEXT) as server:
+        for run, requests in (("first", 42), ("again", 2)):  # where nothing but what it refuses is asked again
+            caplog.clear()
+            asked = judge(server, tmp_path, run=run, concurrency=concurrency)
+            found = asked.compare(*(long + short for long, short in zip(LONG, rows(20), strict=True)))
+            assert found.values == [None] * 2 + [1.0] * 20
+            assert (found.record["refused"], found.record["unreadable"], found.record["judged"]) == (2, 0, 20)
+            assert found.record["requests"] == asked.verdicts.spent(asked.purse) == requests
+            assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+                f"evaluation.judges.fair: no verdict on 2 prompts, which 127.0.0.1:{server.port} refused (HTTP 400: "
+                f"{TOO_LONG})"
+            ]
+            asked.check(found)
+
+
+def test_too_many_that_are_too_long_are_no_opinion(tmp_path):
+    with llm_server(context=CONTEXT) as server:
+        asked = judge(server, tmp_path)
+        found = asked.compare(*(short + long for long, short in zip(LONG, rows(17), strict=True)))
+    with pytest.raises(JudgeFailed) as raised:
+        asked.check(found)
+    assert str(raised.value) == (
+        f"evaluation.judges.fair: m gave no readable verdict on 2 of 19 prompts (2 were refused, HTTP 400: {TOO_LONG}: "
+        "where they are too long, take a model with a longer context): take a larger model, or a simpler "
+        "evaluation.judges.fair.llm.prompt"
+    )
+
+
+def test_a_follow_up_that_is_too_long_is_refused_too(tmp_path):
+    with llm_server(lambda *texts: "x" * CONTEXT, context=CONTEXT) as server:
+        found = judge(server, tmp_path).compare(*rows(1))
+    assert (found.record["refused"], found.record["requests"]) == (1, 2)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_what_concerns_every_request_fails_at_once(tmp_path, status, concurrency):
+    with llm_server(script=[status] * 99) as server:
+        with pytest.raises(JudgeFailed, match=f"HTTP {status}"):
+            judge(server, tmp_path, concurrency=concurrency).compare(*rows(30))
+        assert len(server.bodies) <= 4 * concurrency  # of 60
 
 
 def test_replies_that_came_before_a_fault_are_kept(tmp_path):

@@ -88,6 +88,14 @@ def test_a_judge_swayed_by_the_order_says_so(tmp_path):
     assert "(24 ties for a winner that changed with the order.)" in found.told(made().reward)
 
 
+def test_a_prompt_that_the_endpoint_refuses_is_left_out_and_told(tmp_path):
+    with llm_server(script=["[[B]]", "[[A]]", 400]) as server:
+        found, columns = told(server, tmp_path, llm={"base_url": server.url, "concurrency": 1})
+    assert (found.record["prompts"], found.record["asked"]["refused"], found.failed) == (sum(GAINS) - 1, 1, "")
+    assert [i for i, share in enumerate(columns["judge/fair_after"]) if share is None] == [1]
+    assert "(1 prompt refused by its endpoint.)" in found.told(made().reward)
+
+
 def test_a_gain_that_the_judge_denies_is_no_promotion(tmp_path):
     with llm_server(
         lambda asked, a, b: "[[B]]" if asked in a.split() else "[[A]]" if asked in b.split() else "[[C]]"
