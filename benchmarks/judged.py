@@ -3,9 +3,9 @@ reference.
 
     python benchmarks/judged.py OUT.png --judge held_out NAME=SUMMARY.json[,SUMMARY.json ...] ...
 
-The summaries are those of `rlhf run ... --summary`; several under one name, say of runs of more and more steps, are
-joined by a line. Best-of-n from the reference is drawn too, as the first summary with baselines has it, with n beside
-its points. The distance is the square root of the KL in nats, as in Gao et al. 2023, "Scaling laws for reward model
+The summaries are those of `rlhf run ... --summary`. A run with `ppo.eval_every` is drawn as it went, on the prompts of
+these evaluations; of others the end alone, and several under one name are joined by a line. Best-of-n from the
+reference is drawn too, as the first summary with baselines has it, with n beside its points. The distance is the square root of the KL in nats, as in Gao et al. 2023, "Scaling laws for reward model
 overoptimization".
 """
 
@@ -37,6 +37,17 @@ def of_run(record: dict[str, Any], judge: str) -> Point:
     gained, judged = record["reward"], record["judges"][judge]
     kl = max(record["ppo"]["kl"], 0.0)
     return Point(sqrt(kl), gained["delta"], gained["ci95"], judged["delta"], judged["ci95"])
+
+
+def course(record: dict[str, Any], judge: str) -> list[Point]:
+    """The policy during a run, by what it gained on its start; empty without evaluations in it."""
+    start, *_ = seen = record["ppo"].get("evaluations") or [{}]
+    reward, judged = "eval/mean_scores", f"eval/judge/{judge}"
+    return [
+        Point(sqrt(max(at["eval/kl"], 0.0)), at[reward] - start[reward], None, at[judged] - start[judged], None)
+        for at in seen
+        if at
+    ]
 
 
 def best_of(record: dict[str, Any], judge: str) -> list[Point]:
@@ -91,7 +102,10 @@ def main() -> None:
         name: [json.loads(Path(file).read_text()) for file in files.split(",")]
         for name, _, files in (run.partition("=") for run in args.runs)
     }
-    lines = {name: [of_run(record, args.judge) for record in records] for name, records in named.items()}
+    lines = {
+        name: [point for record in records for point in course(record, args.judge) or [of_run(record, args.judge)]]
+        for name, records in named.items()
+    }
     for record in (record for records in named.values() for record in records):
         if best := best_of(record, args.judge):
             lines["best of n"] = best

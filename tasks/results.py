@@ -286,6 +286,7 @@ def run_record(
             "warnings": len(ppo.warnings),
             "kept_step": ppo.kept_step,
             "stopped": ppo.stopped,
+            "evaluations": ppo.evaluations or None,
             **{name: values or None for name, values in ppo.extremes.items()},
         },
         "warnings": ppo and [*ppo.warnings, *(evaluation.warnings if evaluation else [])],

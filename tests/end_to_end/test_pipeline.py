@@ -62,7 +62,7 @@ RECORD = {
     "mlflow_run_id": None,
     "model": {"name", "version", "promoted"},
     "reward_model": {"accuracy", "ci95", "held_out", "checks_passed"},
-    "ppo": {"steps", "seconds", "kl", "warnings", "kept_step", "stopped", "best", "best_step", "last"},
+    "ppo": {"steps", "seconds", "kl", "warnings", "kept_step", "stopped", "evaluations", "best", "best_step", "last"},
     "warnings": None,
     "reward": {"reference", "policy", "delta", "ci95", "win_rate", "prompts"},
     "perplexity": {"reference", "policy", "mean_per_text_reference", "mean_per_text_policy"},

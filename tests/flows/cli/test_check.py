@@ -53,12 +53,12 @@ def test_a_recipe_on_one_screen(capsys):
     assert "texts for perplexity 20" in text
     assert "of 148; base model" in text  # 160 positions less 12 for the response
     assert "PPO" in text
-    assert "70 steps of 16 responses" in text
+    assert "60 steps of 16 responses" in text
     for part in ("weights", "gradients", "optimizer", "reference", "reward", "activations", "logits"):
         assert re.search(rf"{part} [0-9.]+ MB", text.partition("memory in PPO")[2])
     assert "trained here on the pairs" in text
     assert "min_accuracy 0.8, min_gain_over_length 0, min_gain_over_ngrams 0, min_prompt_sensitivity 0.5" in text
-    assert "min_reward_delta 0, min_judge_delta 0, max_perplexity_ratio 3" in text
+    assert "min_reward_delta 0, min_judge_delta 0, max_perplexity_ratio 2" in text
 
 
 def test_what_is_lost_and_what_the_reward_says(tmp_path, monkeypatch, capsys):
