@@ -5,8 +5,8 @@ reference.
 
 The summaries are those of `rlhf run ... --summary`. A run with `ppo.eval_every` is drawn as it went, on the prompts of
 these evaluations; of others the end alone, and several under one name are joined by a line. Best-of-n from the
-reference is drawn too, as the first summary with baselines has it, with n beside its points. The distance is the square root of the KL in nats, as in Gao et al. 2023, "Scaling laws for reward model
-overoptimization".
+reference is drawn too, as the first summary with baselines has it, with n beside its points. The distance is the square
+root of the KL in nats, as in Gao et al. 2022, "Scaling laws for reward model overoptimization".
 """
 
 import argparse
