@@ -71,11 +71,14 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
             report.as_dicts(), key="reward-checks", description=f"{recipe.name}: metrics and thresholds"
         )
         create_markdown_artifact(markdown(report), key="reward-checks-report", description=f"{recipe.name}: the report")
+        logger = get_run_logger()
         for check in report.checks:
-            failed = not check.passed  # the error below names these again: the command line shows that alone
-            get_run_logger().log(40 if failed else 20, "reward check %s", check, extra={"told": failed})
+            if not check.passed:  # the error below names these again: the command line shows that alone
+                logger.error("reward check %s", check, extra={"told": True})
+        if passed := [check.brief for check in report.checks if check.passed]:
+            logger.info("reward checks passed, in full in the report: %s", ", ".join(passed))
         for sentence in report.gates_off:
-            get_run_logger().warning("%s", sentence)
+            logger.warning("%s", sentence)
 
         report.raise_if_failed()
         accuracy, count = report.accuracy, report.pairs

@@ -63,9 +63,17 @@ class Check:
 
     def __str__(self) -> str:
         """`accuracy: the share of held-out pairs with chosen above rejected is 0.52, must be at least 0.6 (...)`"""
-        bound = "" if self.key is None else f"{self.bound} "
-        must = "is not gated" if self.threshold is None else f"must be {bound}{self.threshold:g}"
+        must = "is not gated" if self.threshold is None else f"must be {self._must}"
         return f"{self.name}: {self.what} is {self.figure:.4g} and {must} ({self.detail})"
+
+    @property
+    def _must(self) -> str:
+        return f"{'' if self.key is None else f'{self.bound} '}{self.threshold:g}"
+
+    @property
+    def brief(self) -> str:
+        """`accuracy 0.52 (at least 0.6)`"""
+        return f"{self.name} {self.figure:.3g} ({'not gated' if self.threshold is None else self._must})"
 
     @property
     def what(self) -> str:

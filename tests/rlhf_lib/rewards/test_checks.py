@@ -201,6 +201,8 @@ def test_the_message_names_figure_threshold_and_key():
     assert str(Check.judge("finite_scores", 0, 0, "at most", "all finite")) == (
         "finite_scores: the number of NaN or infinite scores is 0 and must be 0 (all finite)"
     )
+    assert (accuracy.brief, finite.brief) == ("accuracy 0.521 (at least 0.6)", "finite_scores 2 (0)")
+    assert Check.judge("accuracy", 0.5, None, "at least").brief == "accuracy 0.5 (not gated)"
     with pytest.raises(GateFailed) as error:
         CheckReport([accuracy]).raise_if_failed()
     assert str(error.value) == (
