@@ -41,7 +41,7 @@ def of_run(record: dict[str, Any], judge: str) -> Point:
 
 def course(record: dict[str, Any], judge: str) -> list[Point]:
     """The policy during a run, by what it gained on its start; empty without evaluations in it."""
-    start, *_ = seen = record["ppo"].get("evaluations") or [{}]
+    start, *_ = seen = record.get("course") or [{}]
     reward, judged = "eval/mean_scores", f"eval/judge/{judge}"
     return [
         Point(sqrt(max(at["eval/kl"], 0.0)), at[reward] - start[reward], None, at[judged] - start[judged], None)

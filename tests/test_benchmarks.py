@@ -58,6 +58,13 @@ def test_judged_takes_gains_over_the_reference_and_over_best_of_1(tmp_path):
     one, four = judged["best_of"](record, "fair")
     assert one == (0.0, 0.0, None, 0.0, None, "1")
     assert four == (pytest.approx(0.8), 0.75, None, 0.5, None, "4")
+    seen = [
+        {"step": step, "eval/kl": kl, "eval/mean_scores": reward, "eval/judge/fair": judge}
+        for step, kl, reward, judge in ((0, -0.1, 1.0, 3.0), (5, 4.0, 1.5, 2.5))
+    ]
+    assert judged["course"](record, "fair") == []
+    record["course"] = seen
+    assert judged["course"](record, "fair") == [(0.0, 0.0, None, 0.0, None, ""), (2.0, 0.5, None, -0.5, None, "")]
     summary, plot = tmp_path / "run.json", tmp_path / "plot.png"
     summary.write_text(json.dumps(record))
     run("judged.py", plot, "--judge", "fair", f"usual={summary}")

@@ -118,6 +118,7 @@ def test_the_judge_stops_the_run_and_its_best_step_is_exported(run):
     kept = run.record["ppo"]["kept_step"]
     assert kept == steps[best]
     fell = f"judge moderate was below its best ({judged[best]:.4g} at step {kept}) 3 times in a row"
+    assert run.record["course"] == run.ppo["evaluations"]
     assert run.record["ppo"]["stopped"] == f"{fell} (ppo.stop_when)"
     policy = weights(GPT2LMHeadModel.from_pretrained(run.stages["ppo"] / "policy"))
     checkpoint = load_file(run.stages["ppo"] / "checkpoints" / f"step-{kept:06d}" / "policy.safetensors")
