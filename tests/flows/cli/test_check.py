@@ -53,7 +53,7 @@ def test_a_recipe_on_one_screen(capsys):
     assert "texts for perplexity 20" in text
     assert "of 148; base model" in text  # 160 positions less 12 for the response
     assert "PPO" in text
-    assert "60 steps of 16 responses" in text
+    assert "52 steps of 16 responses" in text
     for part in ("weights", "gradients", "optimizer", "reference", "reward", "activations", "logits"):
         assert re.search(rf"{part} [0-9.]+ MB", text.partition("memory in PPO")[2])
     assert "trained here on the pairs" in text
