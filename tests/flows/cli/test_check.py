@@ -57,7 +57,7 @@ def test_a_recipe_on_one_screen(capsys):
     for part in ("weights", "gradients", "optimizer", "reference", "reward", "activations", "logits"):
         assert re.search(rf"{part} [0-9.]+ MB", text.partition("memory in PPO")[2])
     assert "trained here on the pairs" in text
-    assert "min_accuracy 0.8, min_gain_over_length 0, min_gain_over_ngrams 0, min_prompt_sensitivity 0.5" in text
+    assert "min_accuracy 0.8, min_gain_over_length 0, min_gain_over_ngrams -0.03, min_prompt_sensitivity 0.5" in text
     assert "min_reward_delta 0, min_judge_delta 0, max_perplexity_ratio 2" in text
 
 
