@@ -35,7 +35,7 @@ def test_recipes_lists_what_is_shipped(capsys):
 def test_what_show_prints_is_the_whole_recipe_again(name, capsys, tmp_path):
     assert cli.main(["show", name, "--set", "ppo.steps=7", "--set", "generation.stop='\\n'"]) == 0
     printed = capsys.readouterr().out
-    assert yaml.safe_load(printed)["ppo"]["lam"] == 0.95  # a default
+    assert yaml.safe_load(printed)["ppo"]["gamma"] == 1.0  # a default
     (tmp_path / "mine.yaml").write_text(printed)
     again = load_recipe(str(tmp_path / "mine.yaml"))
     assert again == load_recipe(name, ["ppo.steps=7", "generation.stop='\\n'"])
