@@ -124,7 +124,7 @@ if SHORT:
 PROMISES = {
     "make run": r"(?s)reward  .*registered +embedded version 1 .*\n\. \.venv/bin/activate .*\nrlhf serve embedded",
     "rlhf recipes": r"(?m)^embedded ",
-    "rlhf show embedded": r"(?m)^  lam: 0.95$",
+    "rlhf show embedded": r"(?m)^  gamma: 1.0$",
     "rlhf run embedded": r"registered +embedded version 2",
     "rlhf run mine.yaml": r"registered +mine version 1",
     "rlhf compare reference models:/embedded": r"(?m)^Gains and wins against .* on \d+ prompts of embedded",
