@@ -41,12 +41,11 @@ def of_run(record: dict[str, Any], judge: str) -> Point:
 
 def course(record: dict[str, Any], judge: str) -> list[Point]:
     """The policy during a run, by what it gained on its start; empty without evaluations in it."""
-    start, *_ = seen = record.get("course") or [{}]
+    seen = record.get("course") or []
     reward, judged = "eval/mean_scores", f"eval/judge/{judge}"
     return [
-        Point(sqrt(max(at["eval/kl"], 0.0)), at[reward] - start[reward], None, at[judged] - start[judged], None)
+        Point(sqrt(max(at["eval/kl"], 0.0)), at[reward] - seen[0][reward], None, at[judged] - seen[0][judged], None)
         for at in seen
-        if at
     ]
 
 

@@ -325,6 +325,7 @@ def _baselines(
     queries = list(prompts["query"])
     first = {query: row for row, query in reversed(list(enumerate(queries)))}
     rows = sorted(first.values())[: recipe.evaluation.best_of_prompts]
+    reached = policy.at(rows)
     best = sample_best_of_n(
         reference,
         tokenizer,
@@ -336,6 +337,6 @@ def _baselines(
         dtype=dtype,
         seed=recipe.seed,
         judges=judges,
-        policy=policy.at(rows),
+        policy=reached,
     )
-    return Baselines(best, at_same_kl(best, policy.at(rows).reward, comparison.kl, recipe.seed), others)
+    return Baselines(best, at_same_kl(best, reached.reward, comparison.kl, recipe.seed), others)

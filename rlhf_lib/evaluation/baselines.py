@@ -95,10 +95,9 @@ class Baselines:
     def metrics(self) -> dict[str, Any]:
         """To be flattened: `baseline/best_of_16/reward`, `baseline/same_kl/gain`, ..."""
         found = {}
-        for baseline in self.all:
-            shown = {key: baseline.record[key] for key in ("reward", "ci95", "kl", "prompts", "judges")}
-            leads = {judge: lead.delta for judge, lead in baseline.judges_lead.items()}
-            found[baseline.name] = shown | {"judges_lead": leads}
+        for name, told in self.record.items():
+            shown = {key: told[key] for key in ("reward", "ci95", "kl", "prompts", "judges")}
+            found[name] = shown | {"judges_lead": {judge: lead["delta"] for judge, lead in told["judges_lead"].items()}}
         tree: dict[str, Any] = {"baseline": found}
         if self.same_kl:
             tree["baseline"]["same_kl"] = self.same_kl.metrics

@@ -53,7 +53,7 @@ class BestOfN:
             f"best_of_{n}", self.queries, scored, kl_bound(n), kl_is_bound=True, policy=self.policy, seed=self.seed
         )
 
-    @property
+    @cached_property
     def baselines(self) -> list[Baseline]:
         return [self.baseline(n) for n in self.sizes]
 

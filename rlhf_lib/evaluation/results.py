@@ -266,21 +266,9 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Lead:
-    """What PPO has more than a baseline on the same prompts, on average. The interval is paired."""
-
-    delta: float
-    ci95: Interval | None  # by prompt; None for a handful of prompts
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return {"delta": self.delta, "ci95": list(self.ci95) if self.ci95 else None}
-
-
-@dataclass(frozen=True)
 class Baseline:
     """What one cheaper method gets. `judges`: what each of the recipe's judges gives its answers, on average;
-    `judges_ci95`: by prompt, as `ci95`. `lead` and `judges_lead`: PPO's, by the reward and by each judge."""
+    `judges_ci95`: by prompt, as `ci95`. `lead` and `judges_lead`: what PPO gains on it, by the reward and by each."""
 
     name: str  # in the record and in metrics: best_of_16, sft_on_chosen
     reward: float
@@ -290,8 +278,8 @@ class Baseline:
     prompts: int  # how many differ
     judges: dict[str, float] = field(default_factory=dict)
     judges_ci95: dict[str, Interval | None] = field(default_factory=dict)
-    lead: Lead | None = None
-    judges_lead: dict[str, Lead] = field(default_factory=dict)
+    lead: RewardDelta | None = None
+    judges_lead: dict[str, RewardDelta] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -310,9 +298,8 @@ class Baseline:
         def interval(scores: Sequence[float]) -> Interval | None:
             return mean_interval(scores, clusters=queries, seed=seed)
 
-        def lead(after: Sequence[float], before: Sequence[float]) -> Lead:
-            gains = [high - low for high, low in zip(after, before, strict=True)]
-            return Lead(fmean(gains), interval(gains))
+        def lead(before: Sequence[float], after: Sequence[float]) -> RewardDelta:
+            return reward_delta(before, after, prompts=queries, seed=seed)
 
         return cls(
             name=name,
@@ -323,12 +310,10 @@ class Baseline:
             prompts=len(set(queries)),
             judges={judge: fmean(scores) for judge, scores in scored.judges.items()},
             judges_ci95={judge: interval(scores) for judge, scores in scored.judges.items()},
-            lead=lead(policy.reward, scored.reward) if policy else None,
-            judges_lead={
-                judge: lead(policy.judges[judge], scores)
-                for judge, scores in scored.judges.items()
-                if policy and judge in policy.judges
-            },
+            lead=lead(scored.reward, policy.reward) if policy else None,
+            judges_lead={judge: lead(scores, policy.judges[judge]) for judge, scores in scored.judges.items()}
+            if policy
+            else {},
         )
 
     @property
@@ -341,8 +326,8 @@ class Baseline:
             "prompts": self.prompts,
             "judges": dict(self.judges),
             "judges_ci95": {name: list(ci95) if ci95 else None for name, ci95 in self.judges_ci95.items()},
-            "lead": self.lead and self.lead.record,
-            "judges_lead": {name: lead.record for name, lead in self.judges_lead.items()},
+            "lead": self.lead and _lead(self.lead),
+            "judges_lead": {name: _lead(lead) for name, lead in self.judges_lead.items()},
         }
 
     def told(self, judge: str) -> str:
@@ -360,6 +345,10 @@ class Baseline:
     def title(self) -> str:
         """Its name in words."""
         return title(self.name)
+
+
+def _lead(gained: RewardDelta) -> dict[str, Any]:
+    return {key: gained.record[key] for key in ("delta", "ci95")}
 
 
 def title(name: str) -> str:
