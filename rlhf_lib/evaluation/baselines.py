@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound, size_at
+from rlhf_lib.evaluation.measures import reward_delta
 from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter, Sampled, Scored
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.judging import ask
-from rlhf_lib.statistics import Interval, counted, mean_interval, no_interval
+from rlhf_lib.statistics import Interval, counted, no_interval
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class AtSameKL:
 def at_same_kl(best: BestOfN, policy_P: Sequence[float], kl: float, seed: int = 0) -> AtSameKL:
     """PPO's scores on best-of-n's P prompts beside best-of-n at PPO's KL; an estimate of it below 0 counts as 0."""
     n, rewards = best.at_kl(max(kl, 0.0))
-    gains = [after - before for before, after in zip(rewards, policy_P, strict=True)]
+    gained = reward_delta(rewards, policy_P, prompts=best.queries, seed=seed)
     return AtSameKL(
         kl=kl,
         n=n,
         most=best.most,
-        best_of_n=fmean(rewards),
-        policy=fmean(policy_P),
-        gain=fmean(gains),
-        ci95=mean_interval(gains, clusters=best.queries, seed=seed),
-        prompts=len(set(best.queries)),
+        best_of_n=gained.reference,
+        policy=gained.policy,
+        gain=gained.delta,
+        ci95=gained.ci95,
+        prompts=gained.prompts,
     )
 
 
