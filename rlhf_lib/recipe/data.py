@@ -152,7 +152,7 @@ class PromptsConfig(SourceConfig):
         None,
         description="hub id, local folder or file, or embedded/customer-service; a list joins several; required",
     )
-    column: str = Field("text", description="column with the text or dialogue")
+    column: str = Field("text", description="column with the text, the dialogue or the list of messages")
     min_chars: int | None = Field(None, description="drop rows of at most this many characters")
     max_query_chars: int | None = Field(None, description="drop queries of at least this many characters")
     limit: Positive | None = Field(None, description="most prompts to keep, drawn with the recipe's seed")
@@ -171,6 +171,11 @@ class PromptsConfig(SourceConfig):
         None, description="text around the query for the policy, with {query}; the reward sees the bare query"
     )
     query: QueryConfig = QueryConfig()
+    columns: list[str] | None = Field(
+        None,
+        description="other columns, say a solution, which reach reward functions and metrics; null: all but messages "
+        "and the columns of data.preferences",
+    )
 
     @property
     def unheld(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import date
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_lib.recipe.data import Fraction, Positive, Section
 
@@ -33,7 +34,11 @@ class TrainConfig(Section):
 
     from_scratch: FromScratchConfig | None = Field(None, description="null: fine-tune policy.model")
     answers: Literal["chosen", "both"] = Field("chosen", description="which answers of the pairs to train on")
-    completion_only: bool = Field(False, description="loss on the answer alone rather than on the whole dialogue")
+    completion_only: bool = Field(
+        False,
+        description="loss on the answer alone rather than on the whole dialogue; of a conversation, on the last answer "
+        "rather than on all the assistant's turns",
+    )
     epochs: float = Field(1.0, gt=0, description="passes over the texts; fractions are fine")
     max_steps: Positive | None = Field(None, description="optimizer steps, instead of epochs")
     batch_size: Positive = Field(16, description="texts per optimizer step")
@@ -61,6 +66,23 @@ class PolicyConfig(Section):
     """The language model to train. A frozen copy of it, as it was at the start, is the reference for the KL."""
 
     model: str | None = Field(None, description="hub id, local folder or registry URI such as models:/NAME@champion")
+    chat: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: where the tokenizer has a chat template, prompts and answers are conversations in it; off: "
+        "plain texts",
+    )
+    system: str | None = Field(None, description="chat: system message of conversations that have none of their own")
+    chat_template: str | None = Field(
+        None,
+        description="chat: a Jinja file instead of the tokenizer's own template, or the name of one that comes with "
+        "rlhf: smollm2",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="chat: variables that the template reads, say {enable_thinking: false}"
+    )
+    chat_date: date = Field(
+        date(2024, 7, 26), description="chat: what a template that writes today's date gets, in training and serving"
+    )
     train: TrainConfig | None = Field(None, description="how to train the base model first")
     lora: LoraConfig | None = None
     unfrozen_layers: int | None = Field(
@@ -76,6 +98,11 @@ class PolicyConfig(Section):
     gradient_checkpointing: bool = Field(False, description="less memory, for a second forward pass in each update")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
 
+    @field_validator("chat", mode="before")
+    @classmethod
+    def _off(cls, given: Any) -> Any:
+        return "off" if given is False else given  # what YAML makes of off
+
     @model_validator(mode="after")
     def _some_model(self) -> PolicyConfig:
         scratch = self.train is not None and self.train.from_scratch is not None
@@ -87,6 +114,8 @@ class PolicyConfig(Section):
             raise ValueError("unfrozen_layers 0 would leave nothing to learn: set null for all, or a number of blocks")
         if self.lora is not None and self.unfrozen_layers is not None:
             raise ValueError("lora and unfrozen_layers are mutually exclusive: set one of them to null")
+        if self.chat == "off" and (self.system or self.chat_template or self.chat_template_kwargs):
+            raise ValueError("chat is off, so system, chat_template and chat_template_kwargs do nothing: drop them")
         return self
 
 
