@@ -25,7 +25,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
     from datasets import load_from_disk
 
     from rlhf_lib.data.losses import training_losses
-    from rlhf_lib.data.prompts import tokenize_splits
+    from rlhf_lib.data.prompt_tokens import tokenize_splits
     from rlhf_lib.data.sources import fingerprint as rows_fingerprint
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import fingerprint, load_config, load_tokenizer, positions

@@ -203,15 +203,16 @@ def _link(plan: Plan) -> None:
 def _prompts(plan: Plan) -> Dataset:
     """The recipe's evaluation prompts as its pipeline would draw them with the first model's tokenizer, columns query
     and prompt."""
-    from rlhf_lib.data.prompts import draw_prompts, load_prompts, tokenize_splits
-    from rlhf_lib.models.loading import load_config, load_tokenizer, positions
+    from rlhf_lib.data.prompt_tokens import tokenize_splits
+    from rlhf_lib.data.prompts import draw_prompts, load_prompts
+    from rlhf_lib.models.chat import policy_tokenizer
+    from rlhf_lib.models.loading import load_config, positions
 
     recipe, first = plan.recipe, plan.models[0].folder
     trust = recipe.policy.trust_remote_code
-    texts = load_prompts(recipe)
-    _, held_out, _ = tokenize_splits(
-        texts.train, texts.test, recipe, load_tokenizer(first, trust), positions(load_config(first, trust))
-    )
+    tokenizer = policy_tokenizer(recipe.policy, first)
+    texts = load_prompts(recipe, chat=tokenizer.chat_template is not None)
+    _, held_out, _ = tokenize_splits(texts.train, texts.test, recipe, tokenizer, positions(load_config(first, trust)))
     return draw_prompts(held_out, recipe)
 
 

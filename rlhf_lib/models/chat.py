@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from itertools import takewhile
-from pathlib import Path
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
@@ -26,7 +25,6 @@ from rlhf_lib.models.loading import load_tokenizer
 if TYPE_CHECKING:
     from rlhf_lib.recipe import PolicyConfig
 
-TEMPLATES = Path(__file__).parents[1] / "chat_templates"
 _BAKED = "{# as the recipe says #}"  # ends what `set_template` puts in front of a template
 _DATES = re.compile(r"strftime_now\(\s*(['\"])(.+?)\1\s*\)")
 _CONTROL = re.compile(r"<\|\w+\|>")
@@ -49,7 +47,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, policy: PolicyConfig) -> No
     if policy.chat == "off":
         tokenizer.chat_template = None
         return
-    template = read_template(policy.chat_template) if policy.chat_template else _own(tokenizer)
+    template = policy.chat_template or _own(tokenizer)
     if template is None:
         if policy.system or policy.chat_template_kwargs:
             raise ModelError(
@@ -58,27 +56,14 @@ def set_template(tokenizer: PreTrainedTokenizerBase, policy: PolicyConfig) -> No
             )
         return
     tokenizer.chat_template = baked(template, policy.chat_template_kwargs, policy.chat_date)
+    if lacking := [token for token in control_tokens(template) if token not in tokenizer.get_vocab()]:
+        if policy.train is None:
+            raise ModelError(
+                f"the tokenizer of {policy.model} lacks {', '.join(lacking)}, which policy.chat_template writes: set "
+                "policy.train, which learns them, or another template"
+            )
+        tokenizer.add_special_tokens({"extra_special_tokens": lacking}, replace_extra_special_tokens=False)
     _try(tokenizer, policy)
-
-
-def is_chat(policy: PolicyConfig) -> bool:
-    """Whether the policy's prompts are conversations. Raises ModelError where its tokenizer is absent."""
-    if policy.chat == "off":
-        return False
-    return bool(policy.chat_template) or (policy.model is not None and policy_tokenizer(policy).chat_template is not None)
-
-
-def read_template(name: str) -> str:
-    """A template that comes with rlhf, by its name, or a Jinja file. Raises ModelError."""
-    shipped = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
-    file = shipped.get(name) or Path(name).expanduser()
-    try:
-        return file.read_text()
-    except OSError as error:
-        raise ModelError(
-            f"policy.chat_template: {name} can't be read ({error.strerror}): give a Jinja file, or the name of one that "
-            f"comes with rlhf ({', '.join(sorted(shipped))})"
-        ) from None
 
 
 def baked(template: str, variables: dict[str, Any], today: date) -> str:
@@ -88,7 +73,8 @@ def baked(template: str, variables: dict[str, Any], today: date) -> str:
     if not variables:
         return template
     said = "".join(
-        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}" for name, value in variables.items()
+        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        for name, value in variables.items()
     )
     return said + _BAKED + template
 
@@ -189,7 +175,7 @@ def _marked(tokenizer: PreTrainedTokenizerBase, messages: list[Message], templat
     )
     cuts = [0, *(place for span in spans[0] for place in span), len(texts[0])]
     ids, mask = [], []
-    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(cuts)):
         part = tokenizer(texts[0][start:end], add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
         ids += part
         mask += [number % 2] * len(part)
@@ -212,8 +198,8 @@ def training_template(tokenizer: PreTrainedTokenizerBase) -> str:
         known = None
     if known is None:
         raise ModelError(
-            "the chat template doesn't mark what the assistant says, and TRL knows no form of it that does, so SFT can't "
-            "learn the assistant's turns alone: set policy.chat_template to one with {% generation %}, or "
+            "the chat template doesn't mark what the assistant says, and TRL knows no form of it that does, so SFT "
+            "can't learn the assistant's turns alone: set policy.chat_template to one with {% generation %}, or "
             "policy.train.completion_only to true, for a loss on the last answer"
         )
     return before + mark + known
@@ -243,7 +229,7 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _try(tokenizer: PreTrainedTokenizerBase, policy: PolicyConfig) -> None:
-    where = f"policy.chat_template {policy.chat_template}" if policy.chat_template else "the tokenizer's chat template"
+    where = "policy.chat_template" if policy.chat_template else f"the chat template of {policy.model}"
     asked = Conversation([user("Hi")])
     try:
         tokenizer.apply_chat_template(asked.messages, add_generation_prompt=True)

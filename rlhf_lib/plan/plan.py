@@ -259,7 +259,7 @@ def _with_new_tokenizer(recipe: Recipe, made: Prepared) -> tuple[PreTrainedToken
     from dataclasses import replace
 
     from rlhf_lib.data.losses import tokenized_losses
-    from rlhf_lib.data.prompts import tokenize_splits
+    from rlhf_lib.data.prompt_tokens import tokenize_splits
     from rlhf_lib.training.scratch import train_tokenizer
 
     size = recipe.policy.train.from_scratch if recipe.policy.train else None

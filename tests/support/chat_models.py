@@ -9,7 +9,8 @@ from pathlib import Path
 import trl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_lib.models.chat import read_template, turn_end
+from rlhf_lib.models.chat import turn_end
+from rlhf_lib.recipe.chat_template import read_template
 from rlhf_lib.training.scratch import train_tokenizer
 from tests.support.tiny_models import tiny_llama
 
@@ -22,7 +23,8 @@ TEXTS = (
     "You are a helpful assistant. system user assistant model",
 )
 ODD = (  # role marks of its own, no control tokens; and no system turns
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
     "{{ '>>> ' + message['role'].upper() + ': ' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '>>> ASSISTANT: ' }}{% endif %}"
 )
