@@ -109,7 +109,7 @@ def _section(schema: dict[str, Any]) -> tuple[str | None, str]:
     for option in (schema, *schema.get("anyOf", [])):
         named: Any = option.get("additionalProperties") or next(iter(option.get("patternProperties", {}).values()), {})
         for inner, mark in ((option, ""), (option.get("items", {}), "[]"), (named, _NAMED)):
-            if "$ref" in inner:
+            if isinstance(inner, dict) and "$ref" in inner:
                 return inner["$ref"].rpartition("/")[2], mark
     return None, ""
 
