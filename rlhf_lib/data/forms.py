@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlhf_lib.data.conversation import Conversation, Message, checked_messages
+from rlhf_lib.conversation import Conversation, Message, checked_messages
 from rlhf_lib.data.dialogue import split_dialogue
 from rlhf_lib.data.joined import missing, sets
 from rlhf_lib.data.sources import holds_messages, require_columns, text_column

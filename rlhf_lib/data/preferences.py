@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rlhf_lib.data.conversation import Conversation, columns_of
+from rlhf_lib.conversation import Conversation, columns_of
 from rlhf_lib.data.forms import FIXES, PairRow, read_pairs
 from rlhf_lib.data.rankings.consensus import Feedback, gather
 from rlhf_lib.data.sources import (
