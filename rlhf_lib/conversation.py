@@ -20,6 +20,7 @@ Message = dict[str, str]
 SYSTEM, HUMAN, ASSISTANT = "\n\nSystem:", "\n\nHuman:", "\n\nAssistant:"
 _MARKS = {"system": SYSTEM, "user": HUMAN, "assistant": ASSISTANT}
 _ROLES = {mark: role for role, mark in _MARKS.items()}
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
 _TURNS = re.compile(f"({SYSTEM}|{HUMAN}|{ASSISTANT})")
 MESSAGES = "messages"  # the column in which a data set on disk keeps what its texts don't tell
 
@@ -108,14 +109,23 @@ def is_messages(value: Any) -> bool:
 
 
 def checked_messages(value: Any, where: str) -> list[Message]:
-    """The messages, other keys left out. Raises DataError, naming `where`, for what is no list of them."""
-    if not is_messages(value):
+    """The messages of a list, or a single one; other keys left out, ShareGPT's {from, value} renamed. Raises DataError,
+    naming `where`, for what is none."""
+    listed = [_renamed(item) for item in value] if isinstance(value, list | tuple) else [_renamed(value)]
+    if not is_messages(listed):
         raise DataError(f"{where} is {value!r:.80}, no list of messages {{role, content}}")
-    for message in value:
+    for message in listed:
         if not isinstance(message["role"], str) or not isinstance(message["content"], str):
             held = f"role {message['role']!r:.40} and content {message['content']!r:.40}"
             raise DataError(f"{where}: a message has {held}: both must be text")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    return [{"role": message["role"], "content": message["content"]} for message in listed]
+
+
+def _renamed(item: Any) -> Any:
+    if not isinstance(item, Mapping) or "role" in item or not {"from", "value"} <= item.keys():
+        return item
+    speaker = item["from"]
+    return {"role": _SHAREGPT.get(speaker, speaker) if isinstance(speaker, str) else speaker, "content": item["value"]}
 
 
 def columns_of(prompts: Sequence[str], column: str) -> dict[str, list[Any]]:

@@ -291,9 +291,8 @@ def _other_columns(recipe: Recipe, dataset: Dataset) -> list[str]:
             )
         return settings.columns
     known = {settings.column, pairs.chosen, pairs.rejected, *_OURS}
-    return [
-        name for name in dataset.column_names if name not in known and not holds_messages(dataset, name) and name != SET
-    ]
+    passed = [name for name in dataset.column_names if name not in known and not name.startswith(SET)]
+    return [name for name in passed if not holds_messages(dataset, name)]
 
 
 def _dataset(queries: list[str], settings: PromptSettings, others: _Others) -> Dataset:

@@ -168,10 +168,12 @@ def text_column(dataset: Dataset, column: str, where: str, key: str | None) -> l
 
 
 def holds_messages(dataset: Dataset, column: str) -> bool:
-    """Whether the column is there and holds lists of messages, {role, content}."""
-    feature: Any = dataset.features.get(column)
-    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
-    return isinstance(inner, dict) and {"role", "content"} <= set(inner)
+    """Whether the column is there and holds messages, well-formed or not: its first value that isn't empty tells, since
+    the features of messages whose keys differ don't."""
+    if column not in dataset.column_names or _is_text(dataset.features[column]):
+        return False
+    value = next((value for value in dataset.with_format(None)[column] if value), None)
+    return isinstance(value[0] if isinstance(value, list) else value, Mapping)
 
 
 def messages_column(dataset: Dataset, column: str, where: str) -> list[list[Message]]:
