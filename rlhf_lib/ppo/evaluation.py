@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import in_full
 from rlhf_lib.errors import ModelError
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.statistics import std
@@ -29,7 +30,7 @@ Metric = Callable[..., Mapping[str, Any]]
 Values = dict[str, list[float | None] | float | None]
 
 METRICS_KEY = "evaluation.metrics"
-OWN = ("query", "prompt", "input_ids", "attention_mask")  # columns of a row that are no metadata
+OWN = ("query", "prompt", "input_ids", "attention_mask", "messages")  # columns of a row that are no metadata
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def metric_values(
     None and NaN mean that a metric doesn't apply. Raises ModelError, naming the function, for values that are not
     numbers, or not N.
     """
-    samples = [query + response for query, response in zip(queries, responses, strict=True)]
+    samples = [in_full(query, response) for query, response in zip(queries, responses, strict=True)]
     columns = {name for row in rows for name in row} - set(OWN)
     offered: dict[str, Any] = {name: [row.get(name) for row in rows] for name in sorted(columns)}
     offered |= {"samples": samples, "prompts": list(queries), "outputs": list(responses), "tokenizer": tokenizer}
