@@ -232,22 +232,25 @@ def _row(value: Any, column: str | None, where: str) -> Row:
         found = _ids_or_text(value, where)
         return {"query": found, _CONTINUED: found} if isinstance(found, str) else {"input_ids": found}
     row = dict(value)
-    if column is None and (messages := row.pop(MESSAGES, None)):
-        row["query"] = Conversation(checked_messages(messages, f"{where}, column {MESSAGES}"))
-        if "input_ids" not in row:
-            return row | {_CONTINUED: row["query"]}
-    elif column is not None and is_messages(row.get(column)):
-        return {**row, "query": (query := Conversation(checked_messages(row[column], where))), _CONTINUED: query}
+    if column is None and row.get(MESSAGES):
+        return _conversation(row, row.pop(MESSAGES), f"{where}, column {MESSAGES}")
     if column is None and "input_ids" in row:
         return row | {"input_ids": _ids(row["input_ids"], f"{where}, input_ids")}
     _check_column(row, column, where)
     name = column or next(known for known in TEXT_COLUMNS if known in row)
+    if is_messages(row[name]):
+        return _conversation(row, row[name], f"{where}, column {name}")
     found = _ids_or_text(row[name], f"{where}, column {name}")
     if not isinstance(found, str):
         return row | {"input_ids": found}
     row.pop("input_ids", None)
     continued = row["prompt"] if column is None and isinstance(row.get("prompt"), str) else found
     return row | {"query": found, _CONTINUED: continued}
+
+
+def _conversation(row: Row, messages: Any, where: str) -> Row:
+    query = Conversation(checked_messages(messages, where))
+    return row | {"query": query} | ({} if "input_ids" in row else {_CONTINUED: query})
 
 
 def _check_column(columns: Iterable[str], column: str | None, where: str) -> None:

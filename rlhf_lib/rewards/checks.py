@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from rlhf_lib.conversation import Conversation
 from rlhf_lib.recipe import ChecksConfig
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.check_baselines import check_transfer
@@ -92,7 +93,7 @@ def run_checks(
     elif texts:
         texts = [texts[i] for i in rng.permutation(len(texts))[: checks.pairs]]
         _check_texts(report, scorer, checks, texts)
-    _check_probes(report, scorer, checks)
+    _check_probes(report, scorer, checks, chat=bool(texts) and isinstance(texts[0][0], Conversation))
     _check_spread(report, checks, f", on {counted(len(texts or []), 'response')} of the starting policy" * sampled)
     if texts:
         real_N = report.scores["chosen" if pairs else "response"]
@@ -132,11 +133,12 @@ def _check_texts(report: CheckReport, scorer: Scorer, checks: ChecksConfig, text
     )
 
 
-def _check_probes(report: CheckReport, scorer: Scorer, checks: ChecksConfig) -> None:
+def _check_probes(report: CheckReport, scorer: Scorer, checks: ChecksConfig, *, chat: bool) -> None:
     if not checks.probes:
         return
-    better_N = scorer("probes", [(probe.query, probe.better) for probe in checks.probes])
-    worse_N = scorer("probes", [(probe.query, probe.worse) for probe in checks.probes])
+    asked = [Conversation.of(probe.query) if chat and probe.query else probe.query for probe in checks.probes]
+    better_N = scorer("probes", list(zip(asked, (probe.better for probe in checks.probes), strict=True)))
+    worse_N = scorer("probes", list(zip(asked, (probe.worse for probe in checks.probes), strict=True)))
     right_N = better_N > worse_N
     wrong = [
         f"{p.better[:60]!r} not above {p.worse[:60]!r}"
