@@ -93,7 +93,7 @@ def run_checks(
     elif texts:
         texts = [texts[i] for i in rng.permutation(len(texts))[: checks.pairs]]
         _check_texts(report, scorer, checks, texts)
-    _check_probes(report, scorer, checks, chat=bool(texts) and isinstance(texts[0][0], Conversation))
+    _check_probes(report, scorer, checks, chat=any(isinstance(query, Conversation) for query, _ in texts or []))
     _check_spread(report, checks, f", on {counted(len(texts or []), 'response')} of the starting policy" * sampled)
     if texts:
         real_N = report.scores["chosen" if pairs else "response"]
