@@ -79,7 +79,9 @@ def transcript(messages: Sequence[Mapping[str, str]]) -> str:
 def dialogue_messages(text: str) -> list[Message]:
     """A dialogue's turns as messages; its last, empty "\\n\\nAssistant:" is none."""
     _, *parts = _TURNS.split(text)
-    turns = [{"role": _ROLES[mark], "content": said.strip()} for mark, said in zip(parts[::2], parts[1::2], strict=True)]
+    turns = [
+        {"role": _ROLES[mark], "content": said.strip()} for mark, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
     return turns[:-1] if turns and turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
@@ -123,6 +125,4 @@ def prompts_of(rows: Dataset, column: str) -> list[str]:
     texts = list(plain[column])
     if MESSAGES not in rows.column_names:
         return texts
-    return [
-        Conversation(messages) if messages else text for text, messages in zip(texts, plain[MESSAGES], strict=True)
-    ]
+    return [Conversation(messages) if messages else text for text, messages in zip(texts, plain[MESSAGES], strict=True)]

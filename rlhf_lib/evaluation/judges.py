@@ -267,7 +267,7 @@ def judge_policy(
         try:
             if isinstance(judge, JudgeFailed):
                 raise judge
-            told = opinion(judge, name, comparison.queries, *sides)
+            told = opinion(judge, name, comparison.queries, *sides, comparison.columns)
             most, aside = settings.checks.pairs, 2 * len(comparison.queries) * settings.gate
             accuracy = pair_accuracy(judge, name, pairs, most, keep=aside) if pairs is not None else None
         except JudgeFailed as error:

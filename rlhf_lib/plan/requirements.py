@@ -72,7 +72,7 @@ def check_accelerate(recipe: Recipe) -> None:
 
 def check_distinct(recipe: Recipe) -> None:
     """Raise RecipeError for a judge that turns out to be the reward: another name of the same model or function."""
-    from rlhf_lib.rewards.build import import_function
+    from rlhf_lib.rewards.function import import_function
 
     labelled, pairs = recipe.data.labelled is not None, recipe.data.preferences is not None
     judges, reward = recipe.evaluation.judges, recipe.reward

@@ -75,6 +75,7 @@ class Chat:
         from rlhf_lib.models.policy import autocast
         from rlhf_lib.ppo.rollout import sample_responses
         from rlhf_lib.rewards import sampled_scores
+        from rlhf_lib.rewards.columns import with_ids
         from tasks.registry.policy_server import framed
 
         query, prompt = framed(typed, **form(self.recipe))
@@ -90,7 +91,10 @@ class Chat:
                     model, tokenizer, [ids], self.recipe.generation, seed=self.recipe.seed, step=turn
                 )
             text = sampled.texts[0]
-            score = sampled_scores(self.reward, [query], [text], sampled.ended)[0] if self.reward else None
+            score = None
+            if self.reward:
+                told = with_ids(None, sampled.response_ids)
+                score = sampled_scores(self.reward, [query], [text], sampled.ended, told)[0]
             answers.append(Answer(name, text, score))
         return answers
 
