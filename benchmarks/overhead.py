@@ -53,7 +53,8 @@ def library(recipe_name: str, overrides: list[str], folder: Path) -> dict[str, f
 
     from rlhf_lib.data.corpus import load_texts
     from rlhf_lib.data.preferences import load_preferences
-    from rlhf_lib.data.prompts import held_out_prompts, load_prompts, tokenize_splits
+    from rlhf_lib.data.prompt_tokens import tokenize_splits
+    from rlhf_lib.data.prompts import held_out_prompts, load_prompts
     from rlhf_lib.data.sources import fingerprint, load_sources
     from rlhf_lib.drawing import save
     from rlhf_lib.evaluation import plots

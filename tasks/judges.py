@@ -53,7 +53,7 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
             name: policy.fingerprint if judge.pairs is not None and judge.model is None else reward_fingerprint(judge)
             for name, judge in judges.items()
         },
-        [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
+        [recipe.seed, device.type, str(pick_dtype(recipe.compute, device)), recipe.policy.chat_settings],
         [fingerprint(rows) for rows in (train, test) if rows is not None],
         [
             policy.fingerprint,
@@ -77,6 +77,7 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
                 compute=recipe.compute,
                 seed=recipe.seed,
                 held_out=test,
+                policy=recipe.policy,
                 on_log=lambda step, logged: current.log_metrics(
                     {f"{name}/train/{key}": value for key, value in logged.items()}, step
                 ),

@@ -204,8 +204,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
         run_id=run_id,
     )
     served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
-    texts = prompts[:CHECKED_PROMPTS]["prompt"]
-    prompt_ids = [tokenizer(text).input_ids[: settings["positions"]] for text in texts]
+    prompt_ids = [ids[: settings["positions"]] for ids in prompts[:CHECKED_PROMPTS]["input_ids"]]
     difference = largest_difference(model, served.model, prompt_ids)
     if difference != 0:
         raise EnvironmentFault(
@@ -265,7 +264,7 @@ def _duel(
             device=device,
             dtype=pick_dtype(recipe.compute, device),
             seed=recipe.seed,
-            trust_remote_code=recipe.policy.trust_remote_code,
+            policy=recipe.policy,
             champion_reward=theirs,
             judges={
                 title: partial(

@@ -104,8 +104,10 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
 def _pairs(folder: str) -> list[tuple[str, str, str]]:
     from datasets import load_from_disk
 
+    from rlhf_lib.conversation import prompts_of
+
     rows = load_from_disk(folder)
-    return list(zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True))
+    return list(zip(prompts_of(rows, "prompt"), rows["chosen"], rows["rejected"], strict=True))
 
 
 def _key(recipe: Recipe, data: PreparedData, reward: RewardArtifact) -> str:
@@ -115,6 +117,6 @@ def _key(recipe: Recipe, data: PreparedData, reward: RewardArtifact) -> str:
 
     training = fingerprint(load_from_disk(data.preferences.train)) if data.preferences else None
     texts = None if data.preferences else [recipe.data.prompts.model_dump(), recipe.generation.model_dump()]
-    settings = recipe.reward.model_dump(mode="json")
+    settings = [recipe.reward.model_dump(mode="json"), recipe.policy.chat_settings]
     samples = reward.stage_key if reward.samples is not None else None
     return REWARD_CHECKS.key(reward.fingerprint, settings, data.fingerprints, texts, samples, recipe.seed, training)

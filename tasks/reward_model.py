@@ -41,7 +41,7 @@ def prepare_reward_model(
     trained = rows is not None
     check_reward(reward, trained_here=trained)
     from_base = any(section.model is None for section in learned.values())
-    source = [reward_fingerprint(reward), policy.fingerprint if from_base else None]
+    source = [reward_fingerprint(reward), [policy.fingerprint, recipe.policy.chat_settings] if from_base else None]
     device = pick_device(recipe.compute)
     unused = {"checks", "model" if trained else "train"}
     if trained and not reward.normalize:
@@ -119,6 +119,7 @@ def _train_on_pairs(
         compute=recipe.compute,
         seed=recipe.seed,
         held_out=load_from_disk(data.preferences.test),
+        policy=recipe.policy,
         on_log=lambda step, metrics: current.log_metrics({f"train/{k}": v for k, v in metrics.items()}, step),
     )
     for path, log in logs.items():

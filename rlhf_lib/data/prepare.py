@@ -10,7 +10,8 @@ from rlhf_lib.data.corpus import Corpus, load_corpus
 from rlhf_lib.data.labelled import LabelledTexts, load_labelled
 from rlhf_lib.data.losses import SHARED
 from rlhf_lib.data.preferences import Pairs, load_preferences
-from rlhf_lib.data.prompts import load_prompts, shared_with_pairs, tokenize_splits
+from rlhf_lib.data.prompt_tokens import tokenize_splits
+from rlhf_lib.data.prompts import load_prompts, shared_with_pairs
 from rlhf_lib.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def prepare(
     Raises:
         DataError: whatever is wrong with the rows, or a filter that leaves nothing.
     """
-    prompts = load_prompts(recipe, loaded)
+    # of a tokenizer that is still to be trained, the recipe gives the template
+    chat = bool(recipe.policy.chat_template) if tokenizer is None else tokenizer[0].chat_template is not None
+    prompts = load_prompts(recipe, loaded, chat=chat)
     texts = {"train": prompts.train, "test": prompts.test}
     report: dict[str, Any] = {"prompts": prompts.report}
     tokenized: Splits | None = None
@@ -58,7 +61,7 @@ def prepare(
         report["preferences"] = pairs.report
         shared = shared_with_pairs(prompts, pairs.train["prompt"], recipe.data.prompts.query)
         report |= {SHARED: shared} if shared is not None else {}
-    corpus = load_corpus(recipe, loaded) if recipe.data.corpus is not None else None
+    corpus = load_corpus(recipe, loaded, chat=chat) if recipe.data.corpus is not None else None
     labelled = load_labelled(recipe, loaded) if recipe.data.labelled is not None else None
     report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
     return Prepared(texts, tokenized, pairs, corpus, labelled, report)

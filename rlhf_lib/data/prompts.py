@@ -1,45 +1,52 @@
-"""Prompts: rows of a data set turned into the queries that the policy continues, in two steps.
-
-`load_prompts` works on text alone (filters, duplicates, held-out split, leakage); `tokenize_prompts` needs the policy's
-tokenizer, which may itself still have to be trained on the text.
-"""
+"""Prompts: rows of a data set turned into the queries that the policy continues: filters, duplicates, held-out split,
+leakage. All of this is about text; rlhf_lib/data/prompt_tokens.py needs the policy's tokenizer."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import load_from_disk
 
+from rlhf_lib.conversation import MESSAGES, Conversation, columns_of
 from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
-from rlhf_lib.data.joined import row_place
+from rlhf_lib.data.joined import SET, row_place
 from rlhf_lib.data.losses import NEAR
 from rlhf_lib.data.near_duplicates import near_duplicates
-from rlhf_lib.data.sources import Funnel, describe_source, first_seen, load_sources, mixture, sources, text_column
+from rlhf_lib.data.sources import (
+    Funnel,
+    conversations,
+    describe_source,
+    first_seen,
+    holds_messages,
+    load_sources,
+    mixture,
+    require_columns,
+    sources,
+    text_column,
+)
 from rlhf_lib.errors import DataError
+from rlhf_lib.recipe import PreferencesConfig, QueryConfig, Recipe
 from rlhf_lib.recipe import PromptsConfig as PromptSettings
-from rlhf_lib.recipe import QueryConfig, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
-_OPENINGS = ("first_tokens", "first_words")
-_BATCH = 1000
+OPENINGS = ("first_tokens", "first_words")
 EXAMPLES = 5  # near duplicates in the report
-_CHARS_PER_TOKEN = 32  # far above what tokenizers reach on average: saves encoding whole texts for a few tokens
+# columns of the prompts' data sets that are ours, and keywords of reward functions: no set's own column passes for one
+_OURS = {"query", "prompt", "prompts", "input_ids", "attention_mask", "messages", "completions", "completion_ids"}
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Columns `query` (bare text, what the reward sees) and `prompt` (what the policy continues); no row in both,
-    unless the recipe holds none out.
+    """Columns `query` (bare text, what the reward sees) and `prompt` (what the policy continues), the messages of
+    conversations, and the set's other columns; no row in both, unless the recipe holds none out.
 
-    With the query kinds first_tokens and first_words both still hold the whole text, which `tokenize_prompts` cuts:
+    With the query kinds first_tokens and first_words both still hold the whole text, which `prompt_tokens` cuts:
     openings of different texts often agree, and are no duplicates for it.
     """
 
@@ -48,8 +55,8 @@ class Prompts:
     report: dict[str, Any]
 
 
-def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> Prompts:
-    """The recipe's prompts as text, in an order drawn with its seed.
+def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None, *, chat: bool = False) -> Prompts:
+    """The recipe's prompts as text, with `chat` as conversations, in an order drawn with its seed.
 
     Dropped and counted: texts of `min_chars` characters or fewer, empty queries, queries of `max_query_chars`
     characters or more, duplicates, training prompts that are evaluation prompts too or nearly so, and those above
@@ -67,7 +74,8 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
     loaded = loaded or load_sources(recipe, "prompts")
     described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
 
-    train, train_funnel, rows = _queries(loaded["prompts/train"], settings, described["prompts/train"])
+    system = recipe.policy.system
+    train, train_funnel, rows = _queries(loaded["prompts/train"], settings, described["prompts/train"], chat, system)
     sets = mixture(recipe, "prompts/train", loaded["prompts/train"], rows)
     train = _shuffled(train, recipe.seed, 1)
     if settings.test is None:
@@ -79,7 +87,8 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
             train_funnel.dropped["held out"] = len(test)
         test_report = {"rows": len(test), "dropped": {}, "kept": len(test)}
     else:
-        test, test_funnel, _ = _queries(loaded["prompts/test"], settings, described["prompts/test"])
+        where = described["prompts/test"]
+        test, test_funnel, test_rows = _queries(loaded["prompts/test"], settings, where, chat, system)
         test = _shuffled(test, recipe.seed, 2)
         test_report = test_funnel.report(len(test))
         held_out = set(test)
@@ -95,108 +104,18 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) ->
     kept = train_funnel.report(len(train))
     train, taken = sets.take(train, train, recipe.seed)
     report = {"train": kept | taken, "test": test_report} | similar
-    return Prompts(_dataset(train, settings), _dataset(test, settings), report)
-
-
-def tokenize_prompts(
-    dataset: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, positions: int
-) -> tuple[Dataset, dict[str, int]]:
-    """Adds `input_ids`; prompts that leave no room for the longest response within `positions` tokens are dropped.
-
-    First_tokens: each row keeps its first N tokens as they were encoded, and the query is those tokens' text;
-    first_words: its first N words, joined by spaces. N is uniform in [min, max) by the recipe's seed and the row's
-    text, so that neither filters nor order change it. The template comes after the cut.
-
-    Returns:
-        (columns `query`, `prompt`, `input_ids`; counts: rows, too long, query too long, kept)
-
-    Raises:
-        DataError: no room for the response at all, or no prompt that leaves it.
-    """
-    from datasets import Dataset
-
-    settings, room = recipe.data.prompts, positions - recipe.generation.response_limit
-    if room < 1:
-        raise DataError(
-            f"responses of {recipe.generation.response_limit} tokens leave no room for a prompt within the model's "
-            f"{positions} positions. Lower {recipe.generation.response_limit_key}"
-        )
-    rows: dict[str, list[Any]] = {"query": [], "prompt": [], "input_ids": []}
-    long_queries = too_long = 0
-    shortest = positions
-    for start in range(0, len(dataset), _BATCH):
-        batch = dataset[start : start + _BATCH]
-        queries, prompts = batch["query"], batch["prompt"]
-        ids = None
-        if settings.query.kind == "first_tokens":
-            cut = _first_tokens(queries, settings.query, recipe.seed, tokenizer)
-            queries = tokenizer.batch_decode(cut, skip_special_tokens=True)
-            ids = cut if settings.template is None else None
-        elif settings.query.kind == "first_words":
-            queries = [first_words(text, settings.query, recipe.seed)[0] for text in queries]
-        if settings.query.kind in _OPENINGS:
-            prompts = [with_template(query, settings) for query in queries]
-        for query, prompt, input_ids in zip(
-            queries, prompts, ids or tokenizer(prompts, verbose=False)["input_ids"], strict=True
-        ):
-            shortest = min(shortest, len(input_ids))
-            if settings.max_query_chars is not None and len(query) >= settings.max_query_chars:
-                long_queries += 1
-            elif len(input_ids) > room:
-                too_long += 1
-            else:
-                for column, value in zip(rows.values(), (query, prompt, input_ids), strict=True):
-                    column.append(value)
-    counts = {"rows": len(dataset), "query too long": long_queries, "too long": too_long, "kept": len(rows["query"])}
-    if long_queries == len(dataset):
-        raise DataError(
-            f"none of the {len(dataset)} queries has fewer than {settings.max_query_chars} characters: "
-            "raise data.prompts.max_query_chars"
-        )
-    if not rows["query"]:
-        raise DataError(
-            f"none of the {len(dataset)} prompts leaves room for a response of {recipe.generation.response_limit} "
-            f"tokens within the model's {positions} positions (the shortest has {shortest} tokens). Shorten the "
-            "prompts (data.prompts.query, .max_query_chars) or the responses "
-            f"({recipe.generation.response_limit_key}), or take a model with more positions"
-        )
-    return Dataset.from_dict(rows), counts
-
-
-def tokenize_splits(
-    train: Dataset, test: Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, positions: int
-) -> tuple[Dataset, Dataset, dict[str, dict[str, int]]]:
-    """`tokenize_prompts` of both splits, no query in both, unless the recipe holds none out.
-
-    Openings of different texts often agree in their first few tokens or words. Evaluation prompts that equal a training
-    prompt are dropped and counted as `in train`: the training prompts keep the distribution that was asked for.
-
-    Raises:
-        DataError: as `tokenize_prompts`, or if every evaluation prompt is a training prompt too.
-    """
-    train, train_counts = tokenize_prompts(train, recipe, tokenizer, positions)
-    test, test_counts = tokenize_prompts(test, recipe, tokenizer, positions)
-    if recipe.data.prompts.unheld:
-        return train, test, {"train": train_counts, "test": test_counts}
-    seen = set(train["query"])
-    unseen = [row for row, query in enumerate(test["query"]) if query not in seen]
-    if not unseen:
-        raise DataError(
-            f"all {len(test)} evaluation prompts are training prompts too: raise data.prompts.query.min and .max so "
-            "that fewer agree; for a task that has no other prompts, set data.prompts.held_out to 0 (and "
-            "data.prompts.test to null), and the training prompts are evaluated on"
-        )
-    test_counts |= {"in train": len(test) - len(unseen), "kept": len(unseen)}
-    return train, test.select(unseen), {"train": train_counts, "test": test_counts}
+    others = [_Others(recipe, loaded["prompts/train"], rows)]
+    others.append(others[0] if settings.test is None else _Others(recipe, loaded["prompts/test"], test_rows))
+    return Prompts(_dataset(train, settings, others[0]), _dataset(test, settings, others[1]), report)
 
 
 def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: QueryConfig) -> int | None:
     """How many evaluation queries also occur in the pairs, so that a reward model trained on these knows them; None for
     openings of texts, which don't tell."""
-    if query.kind in _OPENINGS:
+    if query.kind in OPENINGS:
         return None
     asked = set(pair_prompts)
-    if query.kind == "first_turn":
+    if query.kind == "first_turn" and MESSAGES not in prompts.test.column_names:
         asked = {first_turn(prompt) for prompt in asked if prompt.startswith(HUMAN)}
     return sum(text in asked for text in prompts.test["query"])
 
@@ -217,11 +136,18 @@ def draw_prompts(prompts: Dataset, recipe: Recipe) -> Dataset:
     return prompts.shuffle(seed=recipe.seed, keep_in_memory=True).select(range(limit))
 
 
-def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[list[str], Funnel, list[str]]:
+def _queries(
+    dataset: Dataset, settings: PromptSettings, where: str, chat: bool, system: str | None
+) -> tuple[list[str], Funnel, list[str]]:
     """(the queries that the filters keep, their counts, every row's query)."""
     funnel = Funnel(where, len(dataset))
-    texts = text_column(dataset, settings.column, where, "data.prompts.column")
+    if holds_messages(dataset, settings.column):
+        texts = conversations(dataset, settings.column, where)
+    else:
+        texts = text_column(dataset, settings.column, where, "data.prompts.column")
     rows = [(text, _query(text, row, settings, dataset, where)) for row, text in enumerate(texts)]
+    if chat and settings.query.kind not in OPENINGS:  # these are cut first
+        rows = [(text, Conversation.of(query, system) if query else "") for text, query in rows]
     every = [query for _, query in rows]
     if settings.min_chars is not None:
         least = settings.min_chars
@@ -229,7 +155,7 @@ def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[li
     queries = [query for _, query in rows]
     fix = f"Does column '{settings.column}' hold the texts? Set data.prompts.column"
     queries = funnel.keep("empty", queries, map(bool, queries), fix)
-    if settings.max_query_chars is not None and settings.query.kind not in _OPENINGS:
+    if settings.max_query_chars is not None and settings.query.kind not in OPENINGS:
         most = settings.max_query_chars
         short = (len(query) < most for query in queries)
         queries = funnel.keep("max_query_chars", queries, short, "Raise data.prompts.max_query_chars")
@@ -238,8 +164,17 @@ def _queries(dataset: Dataset, settings: PromptSettings, where: str) -> tuple[li
 
 def _query(text: str, row: int, settings: PromptSettings, dataset: Dataset, where: str) -> str:
     """The row's query; white space alone counts as empty."""
+    kind = settings.query.kind
+    if isinstance(text, Conversation):
+        if kind in OPENINGS:
+            raise DataError(
+                f"{where}: column '{settings.column}' holds messages, and data.prompts.query.kind {kind} cuts texts: "
+                "set it to text (the conversation up to its last answer) or first_turn"
+            )
+        asked = next((one["content"] for one in text.messages if one["role"] == "user"), "") if text else ""
+        return asked if kind == "first_turn" else text if asked.strip() else ""
     try:
-        match settings.query.kind:
+        match kind:
             case "first_turn":
                 return first_turn(text)
             case "dialogue":
@@ -278,20 +213,6 @@ def cut(text: str, query: QueryConfig, seed: int, key: str) -> tuple[str, str]:
         f"a seq2seq model reads a prompt and writes what follows, and data.prompts.query.kind {query.kind} doesn't cut "
         f"texts in two: {key}"
     )
-
-
-def _first_tokens(
-    texts: list[str], query: QueryConfig, seed: int, tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    """Each text's first N tokens; special tokens that the tokenizer adds (BOS, T5's EOS) stay and aren't counted."""
-    openings = [text[: query.max * _CHARS_PER_TOKEN] for text in texts]
-    encoded = tokenizer(openings, return_special_tokens_mask=True, verbose=False)
-    cut = []
-    for text, ids, special in zip(texts, encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-        limit = draw_length(query, seed, text)
-        place = accumulate(1 - mark for mark in special)  # a token's number among the text's own
-        cut.append([token for token, own, mark in zip(ids, place, special, strict=True) if mark or own <= limit])
-    return cut
 
 
 def with_template(query: str, settings: PromptSettings) -> str:
@@ -343,9 +264,41 @@ def _drop_near_duplicates(
     return kept, {"near duplicates": examples} if examples else {}
 
 
-def _dataset(queries: list[str], settings: PromptSettings) -> Dataset:
+class _Others:
+    """The set's other columns of a query's row, the first that has it."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, rows: list[str]) -> None:
+        self.dataset, self.names = dataset, _other_columns(recipe, dataset)
+        self.places = {query: row for row, query in reversed(list(enumerate(rows)))}
+
+    def of(self, queries: list[str]) -> dict[str, list[Any]]:
+        """By name, one value a query."""
+        if not self.names:
+            return {}
+        chosen = self.dataset.select([self.places[query] for query in queries]).select_columns(self.names)
+        plain = chosen.with_format(None)
+        return {name: list(plain[name]) for name in self.names}
+
+
+def _other_columns(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """Those that data.prompts.columns names, or all that hold something else than messages, pairs and prompts."""
+    settings, pairs = recipe.data.prompts, recipe.data.preferences or PreferencesConfig()
+    if settings.columns is not None:
+        require_columns(dataset, settings.columns, "data.prompts", "data.prompts.columns")
+        if ours := _OURS & set(settings.columns):
+            raise DataError(
+                f"data.prompts.columns: {', '.join(sorted(ours))} can't be passed on: rename it in the data set"
+            )
+        return settings.columns
+    known = {settings.column, pairs.chosen, pairs.rejected, *_OURS}
+    return [
+        name for name in dataset.column_names if name not in known and not holds_messages(dataset, name) and name != SET
+    ]
+
+
+def _dataset(queries: list[str], settings: PromptSettings, others: _Others) -> Dataset:
     from datasets import Dataset
 
-    opening = settings.query.kind in _OPENINGS
-    prompts = queries if opening else [with_template(query, settings) for query in queries]
-    return Dataset.from_dict({"query": queries, "prompt": prompts})
+    opening = settings.query.kind in OPENINGS
+    prompts = [str(query) if opening else with_template(query, settings) for query in queries]
+    return Dataset.from_dict(columns_of(queries, "query") | {"prompt": prompts} | others.of(queries))

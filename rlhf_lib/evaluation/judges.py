@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from rlhf_lib.conversation import prompts_of
 from rlhf_lib.errors import JudgeFailed
 from rlhf_lib.evaluation.llm.judge import LLMJudge
 from rlhf_lib.evaluation.llm.verdicts import Verdicts
@@ -185,14 +186,14 @@ def pair_accuracy(judge: Judge, name: str, pairs: Dataset, most: int, *, keep: i
     """On `pairs` (columns prompt, chosen, rejected), at most so many of them; a language model leaves `keep` requests
     of its budget unspent, and where it can tell no pair there is no accuracy."""
     pairs = pairs.select(range(min(most, len(pairs))))
-    prompts = list(pairs["prompt"])
+    prompts = prompts_of(pairs, "prompt")
     if isinstance(judge, LLMJudge):
         shares = judge.compare(prompts, list(pairs["rejected"]), list(pairs["chosen"]), keep=keep)
         right_N = np.array([share for share in shares.values if share is not None])
         if not right_N.size:
             return None
         pairs = pairs.select(shares.known)
-        prompts = list(pairs["prompt"])
+        prompts = prompts_of(pairs, "prompt")
     else:
         chosen, rejected = (np.array(ask(judge, name, prompts, pairs[side])) for side in ("chosen", "rejected"))
         right_N = pairwise_outcomes(chosen, rejected)

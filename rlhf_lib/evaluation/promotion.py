@@ -15,7 +15,7 @@ from rlhf_lib.evaluation.compare import compare_folders
 from rlhf_lib.evaluation.measures import RewardDelta, reward_delta
 from rlhf_lib.evaluation.opinions import Judge, gain
 from rlhf_lib.evaluation.results import ModelSource
-from rlhf_lib.recipe import GatesConfig, GenerationConfig
+from rlhf_lib.recipe import GatesConfig, GenerationConfig, PolicyConfig
 from rlhf_lib.rewards import Reward, sampled_scores
 from rlhf_lib.rewards.columns import with_ids
 from rlhf_lib.statistics import counted, no_interval
@@ -201,7 +201,7 @@ def compare_policies(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     seed: int,
-    trust_remote_code: bool = False,
+    policy: PolicyConfig | None = None,
     champion_reward: Reward | None = None,
     judges: Mapping[str, Callable[[], Judge]] | None = None,
 ) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def compare_policies(
         dtype=dtype,
         seed=seed,
         anchor=None,
-        trust_remote_code=trust_remote_code,
+        policy=policy,
     )
     outcome = compared.results[1].gain
     assert outcome is not None

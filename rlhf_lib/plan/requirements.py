@@ -19,8 +19,9 @@ def check_requirements(recipe: Recipe) -> list[str]:
     from rlhf_lib.evaluation.harness import check_tasks
     from rlhf_lib.evaluation.opinions import check_judge
     from rlhf_lib.evaluation.probes import probe_tokens
+    from rlhf_lib.models.chat import policy_tokenizer
     from rlhf_lib.models.device import pick_device
-    from rlhf_lib.models.loading import load_config, load_tokenizer
+    from rlhf_lib.models.loading import load_config
     from rlhf_lib.plan.memory import NoOutline, policy_config, policy_outline
     from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.optimizer import check_optimizer
@@ -35,10 +36,12 @@ def check_requirements(recipe: Recipe) -> list[str]:
         check_tasks(recipe.evaluation.lm_eval)
     scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
     seq2seq = scratch is not None and scratch.architecture == "t5"
+    chat = recipe.policy.chat_template is not None
     if recipe.policy.model is not None:
         seq2seq = bool(load_config(recipe.policy.model, recipe.policy.trust_remote_code).is_encoder_decoder)
-        tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
+        tokenizer = policy_tokenizer(recipe.policy)
         probe_tokens(recipe.evaluation.probes, tokenizer)
+        chat = tokenizer.chat_template is not None
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
     check_critic(recipe)
     check_distinct(recipe)
@@ -51,6 +54,7 @@ def check_requirements(recipe: Recipe) -> list[str]:
             recipe.data.prompts.dataset,
             seed=recipe.seed,
             prompts=recipe.data.prompts if seq2seq else None,
+            chat=recipe.policy if chat else None,
         )
     remarks = [check_judge(name, judge) for name, judge in recipe.evaluation.judges.items()]
     return [remark for remark in remarks if remark]

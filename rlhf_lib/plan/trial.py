@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_lib.conversation import prompts_of
 from rlhf_lib.errors import ModelError, RewardFailed, RLHFError
 from rlhf_lib.models import hub
 from rlhf_lib.ppo.evaluation import import_metrics, metric_values
@@ -109,7 +110,8 @@ def trial_texts(recipe: Recipe, pairs: Dataset | None) -> list[tuple[str, str]]:
     if pairs is None:
         return real_texts(recipe, ROWS)
     rows = pairs.select(range(min(ROWS, len(pairs))))
-    return [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    asked = prompts_of(rows, "prompt")
+    return [(prompt, row[side]) for prompt, row in zip(asked, rows, strict=True) for side in ("chosen", "rejected")]
 
 
 def can_try(recipe: Recipe) -> bool:

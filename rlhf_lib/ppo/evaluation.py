@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import in_full
 from rlhf_lib.errors import ModelError
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.statistics import std
@@ -101,7 +102,7 @@ def metric_values(
     None and NaN mean that a metric doesn't apply. Raises ModelError, naming the function, for values that are not
     numbers, or not N.
     """
-    samples = [query + response for query, response in zip(queries, responses, strict=True)]
+    samples = [in_full(query, response) for query, response in zip(queries, responses, strict=True)]
     offered: dict[str, Any] = dict(row_columns(rows))
     offered |= {"samples": samples, "prompts": list(queries), "outputs": list(responses), "tokenizer": tokenizer}
     values: Values = {}

@@ -14,7 +14,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import MESSAGES, Conversation, checked_messages, is_messages
 from rlhf_lib.errors import DataError, ModelError, RecipeError
+from rlhf_lib.models.chat import prompt_ids
 from rlhf_lib.models.loading import positions
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.rollout import end_ids
@@ -28,7 +30,9 @@ Row = dict[str, Any]
 Prompts: TypeAlias = Sequence[str] | Sequence[Sequence[int]] | Sequence[Mapping[str, Any]] | Dataset
 
 TEXT_COLUMNS = ("query", "prompt", "text")
-FORMS = "a list of texts, a list of lists of token ids, a datasets.Dataset, or rows with `query` and `input_ids`"
+FORMS = (
+    "a list of texts, of lists of messages or of token ids, a datasets.Dataset, or rows with `query` and `input_ids`"
+)
 ORDER = "PPOTrainer(policy, tokenizer, reward, prompts, config, generation)"
 
 
@@ -185,6 +189,7 @@ def prompt_rows(
     """Rows with `query`, the text that the reward sees, and `input_ids`, what the policy continues.
 
     - A text is the query, and its tokens are the ids.
+    - A list of messages, or the `messages` of a row, is a conversation, rendered in the tokenizer's chat template.
     - Token ids (a list, array or tensor of whole numbers) are the ids, and their text is the query.
     - A row (a mapping, or a data set's) has either or both: `input_ids`, and the text in `column`, or else in `query`,
       `prompt` or `text`. With `query` and `prompt`, the policy continues the prompt and the reward sees the query. Its
@@ -198,6 +203,7 @@ def prompt_rows(
     if not given:
         raise DataError(f"PPO has no {what}: the list or data set is empty")
     rows = [_row(value, column, f"{what}: row {i}") for i, value in enumerate(given)]
+    _render([row for row in rows if "input_ids" not in row and isinstance(row["query"], Conversation)], tokenizer, what)
     untokenized = [row for row in rows if "input_ids" not in row]
     if untokenized:
         texts = [row.pop(_CONTINUED) for row in untokenized]
@@ -210,6 +216,15 @@ def prompt_rows(
 
 
 _CONTINUED = "\0continued"  # a row's text until it is tokenized
+
+
+def _render(rows: list[Row], tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Give conversations their tokens."""
+    if rows and tokenizer.chat_template is None:
+        raise DataError(f"{what} are messages, and the tokenizer has no chat_template: set one, or give texts")
+    for row, ids in zip(rows, prompt_ids(tokenizer, [row["query"] for row in rows]), strict=True):
+        row.pop(_CONTINUED)
+        row["input_ids"] = ids
 
 
 def _listed(prompts: Any, what: str) -> list[Any]:
@@ -226,10 +241,18 @@ def _listed(prompts: Any, what: str) -> list[Any]:
 
 
 def _row(value: Any, column: str | None, where: str) -> Row:
+    if is_messages(value):
+        value = {"messages": value}
     if not isinstance(value, Mapping):
         found = _ids_or_text(value, where)
         return {"query": found, _CONTINUED: found} if isinstance(found, str) else {"input_ids": found}
     row = dict(value)
+    if column is None and (messages := row.pop(MESSAGES, None)):
+        row["query"] = Conversation(checked_messages(messages, f"{where}, column {MESSAGES}"))
+        if "input_ids" not in row:
+            return row | {_CONTINUED: row["query"]}
+    elif column is not None and is_messages(row.get(column)):
+        return {**row, "query": (query := Conversation(checked_messages(row[column], where))), _CONTINUED: query}
     if column is None and "input_ids" in row:
         return row | {"input_ids": _ids(row["input_ids"], f"{where}, input_ids")}
     _check_column(row, column, where)
@@ -248,7 +271,7 @@ def _check_column(columns: Iterable[str], column: str | None, where: str) -> Non
         near = difflib.get_close_matches(column, present, n=1)
         hint = f": did you mean {near[0]}?" if near else "."
         raise DataError(f"{where} has no column {column}{hint} There are {', '.join(present)}")
-    if column is None and not {"input_ids", *TEXT_COLUMNS} & set(present):
+    if column is None and not {"input_ids", MESSAGES, *TEXT_COLUMNS} & set(present):
         raise DataError(
             f"{where} has the columns {', '.join(present)}, and none of query, prompt, text or input_ids: name the one "
             "that holds the prompts, prompt_column=..."
@@ -266,11 +289,6 @@ def _ids(value: Any, where: str) -> list[int]:
         if ids and min(ids) < 0:
             raise DataError(f"{where} has {min(ids)} among its token ids: leave out what pads or masks a prompt")
         return [int(i) for i in ids]
-    if isinstance(ids, list | tuple) and ids and isinstance(ids[0], Mapping):
-        raise DataError(
-            f"{where} is a list of messages: make it text, tokenizer.apply_chat_template(messages, tokenize=False, "
-            "add_generation_prompt=True)"
-        )
     raise DataError(f"{where} is {value!r:.80}, neither a text nor a list of token ids")
 
 

@@ -17,8 +17,10 @@ def sample_reference(recipe: Recipe, model: str, prompts: str) -> tuple[list[str
     policy, and the prompts' other columns; few prompts are answered several times each."""
     from datasets import load_from_disk
 
+    from rlhf_lib.conversation import prompts_of
+    from rlhf_lib.models.chat import policy_tokenizer
     from rlhf_lib.models.device import pick_device
-    from rlhf_lib.models.loading import load_policy, load_tokenizer
+    from rlhf_lib.models.loading import load_policy
     from rlhf_lib.ppo.rollout import sample_responses
     from rlhf_lib.rewards.columns import dataset_columns, with_ids
 
@@ -27,9 +29,9 @@ def sample_reference(recipe: Recipe, model: str, prompts: str) -> tuple[list[str
     trust = recipe.policy.trust_remote_code
     sampled = sample_responses(
         load_policy(model, trust_remote_code=trust).to(pick_device(recipe.compute)),  # type: ignore[arg-type]
-        load_tokenizer(model, trust),
+        policy_tokenizer(recipe.policy, model),
         list(rows["input_ids"]),
         recipe.generation,
         seed=recipe.seed,
     )
-    return list(rows["query"]), sampled, with_ids(dataset_columns(rows), sampled.response_ids)
+    return prompts_of(rows, "query"), sampled, with_ids(dataset_columns(rows), sampled.response_ids)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from rlhf_lib.recipe.chat_template import read_template
 from rlhf_lib.recipe.data import Fraction, Positive, Section
 
 
@@ -72,10 +73,10 @@ class PolicyConfig(Section):
         "plain texts",
     )
     system: str | None = Field(None, description="chat: system message of conversations that have none of their own")
-    chat_template: str | None = Field(
+    chat_template: Annotated[str, AfterValidator(read_template)] | None = Field(
         None,
-        description="chat: a Jinja file instead of the tokenizer's own template, or the name of one that comes with "
-        "rlhf: smollm2",
+        description="chat: a Jinja file instead of the tokenizer's own template, or one that comes with rlhf: chatml, "
+        "smollm2. Control tokens that the tokenizer lacks are added to it, where policy.train learns them",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="chat: variables that the template reads, say {enable_thinking: false}"
@@ -102,6 +103,12 @@ class PolicyConfig(Section):
     @classmethod
     def _off(cls, given: Any) -> Any:
         return "off" if given is False else given  # what YAML makes of off
+
+    @property
+    def chat_settings(self) -> dict[str, Any]:
+        """What decides how conversations are rendered, JSON."""
+        keys = {key for key in type(self).model_fields if key.startswith("chat")}
+        return self.model_dump(mode="json", include=keys | {"system"})
 
     @model_validator(mode="after")
     def _some_model(self) -> PolicyConfig:

@@ -17,7 +17,7 @@ from inspect import Parameter
 from types import SimpleNamespace
 from typing import Any
 
-from rlhf_lib.data.conversation import Conversation
+from rlhf_lib.conversation import Conversation
 
 Columns = Mapping[str, Sequence[Any]]  # by name, a value an answer: the prompts' other columns, and completion_ids
 

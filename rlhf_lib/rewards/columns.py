@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lib.data.conversation import MESSAGES
+from rlhf_lib.conversation import MESSAGES
 from rlhf_lib.rewards.calling import COMPLETION_IDS, Columns
 
 if TYPE_CHECKING:

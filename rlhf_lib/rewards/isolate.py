@@ -20,8 +20,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lib import errors
+from rlhf_lib.conversation import Conversation
 from rlhf_lib.credentials import redact
-from rlhf_lib.data.conversation import Conversation
 from rlhf_lib.errors import DataError, ModelError, RecipeError, RewardFailed, RLHFError
 from rlhf_lib.rewards import checked_terms, worker
 from rlhf_lib.rewards.calling import Columns, read_columns, required_columns

@@ -20,7 +20,7 @@ import signal
 import sys
 from typing import Any
 
-from rlhf_lib.data.conversation import Conversation
+from rlhf_lib.conversation import Conversation
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.rewards.calling import call
 from rlhf_lib.rewards.failure import explained

@@ -10,7 +10,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_lib.data.corpus import load_corpus, split_answers
-from rlhf_lib.data.prompts import load_prompts, tokenize_prompts
+from rlhf_lib.data.prompt_tokens import tokenize_prompts
+from rlhf_lib.data.prompts import load_prompts
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PromptsConfig, Recipe
 from rlhf_lib.training.scratch import EOS, train_tokenizer

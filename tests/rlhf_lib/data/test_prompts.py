@@ -8,13 +8,12 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_lib.data.prompt_tokens import tokenize_prompts, tokenize_splits
 from rlhf_lib.data.prompts import (
     Prompts,
     draw_prompts,
     load_prompts,
     shared_with_pairs,
-    tokenize_prompts,
-    tokenize_splits,
 )
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import GenerationConfig, QueryConfig, Recipe

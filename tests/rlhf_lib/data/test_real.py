@@ -8,7 +8,8 @@ from datasets import load_dataset
 
 from rlhf_lib.data.dialogue import first_turn, split_dialogue
 from rlhf_lib.data.preferences import load_preferences
-from rlhf_lib.data.prompts import load_prompts, tokenize_splits
+from rlhf_lib.data.prompt_tokens import tokenize_splits
+from rlhf_lib.data.prompts import load_prompts
 from rlhf_lib.data.sources import load_split
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.loading import load_tokenizer
