@@ -31,6 +31,7 @@ Metric = Callable[..., Mapping[str, Any]]
 Values = dict[str, list[float | None] | float | None]
 
 METRICS_KEY = "evaluation.metrics"
+METRIC = ("samples", "prompts", "outputs", "tokenizer")  # the keywords beside the prompts' columns
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def term_scores(
     if getattr(reward, "reads_columns", False):
         told["columns"] = columns
     if told:
-        return reward(list(queries), list(responses), **told)  # type: ignore[no-any-return]
-    return call(reward, queries, responses, columns)  # type: ignore[no-any-return]
+        return reward(list(queries), list(responses), **told)
+    return call(reward, queries, responses, columns)
 
 
 def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
 from rlhf_lib.rewards import Reward, term_scores, timeouts_of
-from rlhf_lib.rewards.calling import Columns
+from rlhf_lib.rewards.calling import Columns, required_columns
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
 from rlhf_lib.rewards.ensemble import Ensemble
 from rlhf_lib.rewards.function import function_reward, import_reward
@@ -147,6 +147,14 @@ class WeightedSum:
     def timeouts(self) -> int | None:
         """See `rlhf_lib.rewards.timeouts`."""
         return timeouts_of(reward for _, reward in self.terms)
+
+
+def needed_columns(reward: recipe.RewardConfig) -> dict[str, list[str]]:
+    """The prompts' columns without which its functions can't be called, by function; those that need none left out."""
+    found = {path: needed for part in reward.parts.values() for path, needed in needed_columns(part).items()}
+    if reward.kind == "function" and (needed := required_columns(import_reward(reward.function or ""))):
+        found[reward.function or ""] = needed
+    return found
 
 
 def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> None:

@@ -50,12 +50,13 @@ def takes_texts(function: Callable[..., Any]) -> bool:
     return True
 
 
-def required_columns(function: Callable[..., Any]) -> list[str]:
-    """The prompts' columns without which the function can't be called."""
-    if not by_keywords(function):
+def required_columns(function: Callable[..., Any], known: Sequence[str] | None = None) -> list[str]:
+    """The prompts' columns without which the function can't be called. `known`: the keywords of one that is no reward
+    and gets others."""
+    if known is None and not by_keywords(function):
         return []
     required = [p.name for p in _named(_parameters(function)) if p.default is p.empty]
-    return [name for name in required if name not in (*_ANSWERS, *_TRAINER)]
+    return [name for name in required if name not in (known or (*_ANSWERS, *_TRAINER))]
 
 
 def keywords(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:

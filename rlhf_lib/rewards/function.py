@@ -86,10 +86,10 @@ def check_columns(path: str, required: Collection[str], there: Collection[str]) 
     """Raises RecipeError where the function needs a column that isn't there."""
     for name in required:
         if name not in there:
-            present = ", ".join(sorted(there)) if there else "no columns beside the prompts"
+            present = ", ".join(sorted(there)) if there else "none"
             raise RecipeError(
-                f"{KEY} {path} needs the column {name}, and there are {present}: take the rows of data.prompts from a "
-                "set that has it (data.prompts.columns), or give the parameter a default"
+                f"{KEY} {path} needs the column {name}, and the prompts' other columns are {present}: add it to their "
+                "data set and to data.prompts.columns, or give the parameter a default"
             )
 
 

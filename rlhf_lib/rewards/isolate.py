@@ -179,7 +179,7 @@ class Process:
                 if not read:
                     raise OverLimit
                 line += read
-        return json.loads(line)  # type: ignore[no-any-return]
+        return json.loads(line)
 
 
 def _end(popen: subprocess.Popen[bytes]) -> None:
@@ -206,7 +206,7 @@ def environment(folder: str) -> dict[str, str]:
 def raised(reply: dict[str, Any]) -> RLHFError:
     """What the function's process met with, as it would be raised here."""
     kind = getattr(errors, reply["error"], ModelError)
-    return kind(reply["message"])  # type: ignore[no-any-return]
+    return kind(reply["message"])
 
 
 def _is_json(value: Any) -> bool:

@@ -99,10 +99,13 @@ class Chat:
         return answers
 
     def _reward(self, version: Any) -> Any:
-        from rlhf_lib.rewards.build import build_reward
+        from rlhf_lib.rewards.build import build_reward, needed_columns
 
         try:
             model = versions.reward_model_of(self.recipe, [version] if version else [])
+            for path, columns in needed_columns(self.recipe.reward).items():
+                self.missing.append(f"reward.function {path} needs {columns[0]}, which typed prompts don't have")
+                return None
             return build_reward(self.recipe.reward, model, self.device)
         except RLHFError as error:
             self.missing.append(str(error))
