@@ -57,7 +57,7 @@ def prepare(
         tokenized = {"train": train, "test": test}
     pairs = None
     if recipe.data.preferences is not None:
-        pairs = load_preferences(recipe, loaded)
+        pairs = load_preferences(recipe, loaded, chat=chat)
         report["preferences"] = pairs.report
         shared = shared_with_pairs(prompts, pairs.train["prompt"], recipe.data.prompts.query)
         report |= {SHARED: shared} if shared is not None else {}

@@ -75,6 +75,7 @@ class Chat:
         from rlhf_lib.models.policy import autocast
         from rlhf_lib.ppo.rollout import sample_responses
         from rlhf_lib.rewards import sampled_scores
+        from rlhf_lib.rewards.columns import with_ids
         from tasks.registry.policy_server import framed
 
         query, prompt = framed(typed, **form(self.recipe))
@@ -90,15 +91,21 @@ class Chat:
                     model, tokenizer, [ids], self.recipe.generation, seed=self.recipe.seed, step=turn
                 )
             text = sampled.texts[0]
-            score = sampled_scores(self.reward, [query], [text], sampled.ended)[0] if self.reward else None
+            score = None
+            if self.reward:
+                told = with_ids(None, sampled.response_ids)
+                score = sampled_scores(self.reward, [query], [text], sampled.ended, told)[0]
             answers.append(Answer(name, text, score))
         return answers
 
     def _reward(self, version: Any) -> Any:
-        from rlhf_lib.rewards.build import build_reward
+        from rlhf_lib.rewards.build import build_reward, needed_columns
 
         try:
             model = versions.reward_model_of(self.recipe, [version] if version else [])
+            for path, columns in needed_columns(self.recipe.reward).items():
+                self.missing.append(f"reward.function {path} needs {columns[0]}, which typed prompts don't have")
+                return None
             return build_reward(self.recipe.reward, model, self.device)
         except RLHFError as error:
             self.missing.append(str(error))
