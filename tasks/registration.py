@@ -178,6 +178,8 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from rlhf_lib.data.conversation import Conversation, prompts_of, user
+    from rlhf_lib.models import chat
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import end_ids
 
@@ -187,16 +189,19 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.policy.trust_remote_code
     ).eval()
     tokenizer = load_tokenizer(folder, recipe.policy.trust_remote_code)
-    settings = {
-        "seq2seq": seq2seq,
+    example, talks = policies.question(prompts[0]["query"]), tokenizer.chat_template is not None
+    settings: dict[str, Any] = {
         "max_new_tokens": recipe.generation.response_limit,
         "positions": positions(model.config),
         "end_ids": [] if recipe.generation.ignore_eos else sorted(end_ids(model, tokenizer)),
         "stop": recipe.generation.stop,
         "trust_remote_code": recipe.policy.trust_remote_code,
-        "example": policies.question(prompts[0]["query"]),
-        **policies.form(recipe),
     }
+    if talks:
+        name = recipe.registration.name or recipe.name
+        settings |= {"system": recipe.policy.system, "name": name, "example": [user(example)]}
+    else:
+        settings |= {"seq2seq": seq2seq, "example": example, **policies.form(recipe)}
     logged = policies.log_policy(
         folder,
         settings=settings,
@@ -204,8 +209,12 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
         run_id=run_id,
     )
     served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
-    texts = prompts[:CHECKED_PROMPTS]["prompt"]
-    prompt_ids = [tokenizer(text).input_ids[: settings["positions"]] for text in texts]
+    texts = prompts_of(prompts.select(range(min(CHECKED_PROMPTS, len(prompts)))), "prompt")
+    if talks:
+        encoded = chat.prompt_ids(tokenizer, [Conversation.of(text, recipe.policy.system) for text in texts])
+    else:
+        encoded = [tokenizer(text).input_ids for text in texts]
+    prompt_ids = [ids[: settings["positions"]] for ids in encoded]
     difference = largest_difference(model, served.model, prompt_ids)
     if difference != 0:
         raise EnvironmentFault(
