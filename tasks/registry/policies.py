@@ -166,6 +166,11 @@ def fetch(name: str) -> tuple[str, str]:
     return root, str(folder)
 
 
+def settings(root: str) -> dict[str, Any]:
+    """What a fetched MLflow model's ServedPolicy or ServedChat was registered with."""
+    return dict(mlflow.models.Model.load(root).flavors["python_function"]["config"])
+
+
 def _pickles(folder: str | Path) -> list[str]:
     """Names of the files below that are pickles by their suffix, or by their first bytes whatever their suffix."""
     found = []

@@ -69,8 +69,7 @@ def load(model: str) -> Served:
 
     version = versions.named(model)
     root, folder = policies.fetch(versions.uri_of(version))
-    flavors = Model.load(root).flavors[FLAVOR_NAME]
-    settings = dict(flavors["config"])
+    settings = policies.settings(root)
     talks = policies.is_chat(settings)
     if not talks and "turn" not in settings:  # registered before versions recorded it
         settings |= policies.form(versions.recipe_of(version))
