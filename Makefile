@@ -9,7 +9,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-backends test-browser test-faults test-docs test-recipes lint format docs ui up down bench \
-	parity clean clean-old-runs clean-runs
+	parity wheel clean clean-old-runs clean-runs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ parity: $(READY)  ## compute TRL 0.11.4's PPO statistics anew and hold ours agai
 	test -x build/trl/bin/python || PYTHON=$(BIN)/python sh benchmarks/trl_environment.sh build/trl
 	build/trl/bin/python benchmarks/trl_parity.py
 	$(BIN)/python -m pytest tests/rlhf_lib/ppo/test_parity.py
+
+wheel: $(READY)  ## build dist/ppo_rlhf-VERSION-py3-none-any.whl
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## remove caches and build output; the runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -27,6 +27,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
     from rlhf_lib.data.losses import training_losses
     from rlhf_lib.data.prompt_tokens import tokenize_splits
     from rlhf_lib.data.sources import fingerprint as rows_fingerprint
+    from rlhf_lib.models.chat import set_template
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import fingerprint, load_config, load_tokenizer, positions
 
@@ -40,7 +41,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
     )
     device = pick_device(recipe.compute)
     key = BASE_MODEL.key(
-        recipe.policy.model_dump(mode="json", include={"train", "lora"}),
+        recipe.policy.model_dump(mode="json", include={"train", "lora"}) | recipe.policy.chat_settings,
         recipe.data.prompts.model_dump(mode="json", include={"query", "template", "max_query_chars"}),
         recipe.generation.model_dump(mode="json", include={"max_new_tokens", "length_sampler"}),
         fingerprint(given) if given else None,
@@ -68,6 +69,7 @@ def train_base_model(recipe: Recipe, run: PipelineRun, data: PreparedData) -> St
             assert given is not None, "the recipe requires a model here"
             tokenizer = load_tokenizer(given, recipe.policy.trust_remote_code)
             longest = positions(load_config(given, recipe.policy.trust_remote_code))
+        set_template(tokenizer, recipe.policy)
         train, test, counts = tokenize_splits(texts["train"], texts["test"], recipe, tokenizer, longest)
         prompts = {"train": current.folder / "prompts" / "train", "test": current.folder / "prompts" / "test"}
         train.save_to_disk(prompts["train"])

@@ -104,14 +104,14 @@ def _sample(recipe: Recipe, policy: str, responses: int, count: int, seed: int) 
     from rlhf_lib.data.prompt_tokens import tokenize_splits
     from rlhf_lib.data.prompts import load_prompts
     from rlhf_lib.data.sources import first_seen
-    from rlhf_lib.models.chat import policy_tokenizer
+    from rlhf_lib.models.chat import tokenizer_of
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.models.loading import load_config, load_policy, positions
     from rlhf_lib.models.policy import autocast
     from rlhf_lib.ppo.rollout import sample_responses
 
     folder, trust = policies.resolve_model(policy), recipe.policy.trust_remote_code
-    tokenizer = policy_tokenizer(recipe.policy, folder)
+    tokenizer = tokenizer_of(recipe.policy, folder)
     texts = load_prompts(recipe, chat=tokenizer.chat_template is not None)
     # the pipeline's own split: the evaluation's prompts are never shown to annotators
     train, _, _ = tokenize_splits(texts.train, texts.test, recipe, tokenizer, positions(load_config(folder, trust)))

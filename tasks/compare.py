@@ -149,7 +149,7 @@ def compare_models(plan: Plan, folder: str) -> dict[str, Any]:
         anchor=plan.anchor,
         held_out=not recipe.data.prompts.unheld,
         perplexity_of=_perplexity_of(recipe),
-        trust_remote_code=recipe.policy.trust_remote_code,
+        policy=recipe.policy,
         micro_batch_tokens=recipe.ppo.micro_batch_tokens,
         on_done=lambda name: run_logger().info("compare: %s has answered", name),
     )
@@ -205,12 +205,12 @@ def _prompts(plan: Plan) -> Dataset:
     and prompt."""
     from rlhf_lib.data.prompt_tokens import tokenize_splits
     from rlhf_lib.data.prompts import draw_prompts, load_prompts
-    from rlhf_lib.models.chat import policy_tokenizer
+    from rlhf_lib.models.chat import tokenizer_of
     from rlhf_lib.models.loading import load_config, positions
 
     recipe, first = plan.recipe, plan.models[0].folder
     trust = recipe.policy.trust_remote_code
-    tokenizer = policy_tokenizer(recipe.policy, first)
+    tokenizer = tokenizer_of(recipe.policy, first)
     texts = load_prompts(recipe, chat=tokenizer.chat_template is not None)
     _, held_out, _ = tokenize_splits(texts.train, texts.test, recipe, tokenizer, positions(load_config(first, trust)))
     return draw_prompts(held_out, recipe)
@@ -225,14 +225,19 @@ def _perplexity_of(recipe: Recipe) -> PerplexityOf | None:
     if wanted is None:
         return None
     prompts = recipe.data.prompts
-    read: dict[bool, tuple[list[str], list[str] | None]] = {}
+    read: dict[tuple[bool, bool], tuple[list[str], list[str] | None]] = {}
 
     def measure(model: Any, tokenizer: Any) -> dict[str, Any]:
-        seq2seq = bool(model.config.is_encoder_decoder)
-        if seq2seq not in read:
-            given = prompts if seq2seq else None
-            read[seq2seq] = load_texts(wanted, default=prompts.dataset, seed=recipe.seed, prompts=given)
-        texts, given_texts = read[seq2seq]
+        kind = seq2seq, chat = bool(model.config.is_encoder_decoder), tokenizer.chat_template is not None
+        if kind not in read:
+            read[kind] = load_texts(
+                wanted,
+                default=prompts.dataset,
+                seed=recipe.seed,
+                prompts=prompts if seq2seq else None,
+                chat=recipe.policy if chat else None,
+            )
+        texts, given_texts = read[kind]
         return measure_perplexity(wanted, model, tokenizer, texts, given_texts)
 
     return measure

@@ -61,8 +61,9 @@ def prepare_data(recipe: Recipe, run: PipelineRun) -> PreparedData:
         role: [weight for _, weight in items(source, default)] for role, (source, default, _) in sources(recipe).items()
     }
     policy = (model_fingerprint(model), recipe.generation.response_limit) if model else None
+    chat = recipe.policy.chat_settings
     cut = recipe.data.corpus is not None and is_seq2seq(recipe)
-    key = DATA.key(settings, fingerprints, recipe.seed, policy, cut)
+    key = DATA.key(settings, fingerprints, recipe.seed, policy, cut, chat)
 
     for role, digest in fingerprints.items():
         mlflow.MlflowClient().set_tag(run.parent_run_id, f"fingerprint.{role}", digest)
@@ -141,10 +142,10 @@ def _tell(recipe: Recipe, report: dict[str, Any]) -> None:
 
 def _tokenizer(recipe: Recipe, model: str) -> tuple[PreTrainedTokenizerBase, int]:
     """The policy's tokenizer and positions."""
-    from rlhf_lib.models.loading import load_config, load_tokenizer, positions
+    from rlhf_lib.models.chat import policy_tokenizer
+    from rlhf_lib.models.loading import load_config, positions
 
-    remote = recipe.policy.trust_remote_code
-    return load_tokenizer(model, remote), positions(load_config(model, remote))
+    return policy_tokenizer(recipe.policy, model), positions(load_config(model, recipe.policy.trust_remote_code))
 
 
 def _save(splits: dict[str, Dataset] | None, folder: Path) -> Folders | None:

@@ -56,6 +56,7 @@ def evaluate_policy(
     import mlflow
     from datasets import load_from_disk
 
+    from rlhf_lib.conversation import prompts_of
     from rlhf_lib.data.corpus import load_texts, split_answers
     from rlhf_lib.data.losses import data_losses, training_losses
     from rlhf_lib.data.prompts import held_out_prompts
@@ -73,12 +74,15 @@ def evaluate_policy(
     from rlhf_lib.evaluation.probes import ProbeResult, next_token_differences
     from rlhf_lib.evaluation.report import build_report, how_sampled
     from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Scored
+    from rlhf_lib.models.chat import policy_tokenizer
     from rlhf_lib.models.device import pick_device, pick_dtype
-    from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer
+    from rlhf_lib.models.loading import load_config, load_policy
     from rlhf_lib.models.policy import autocast
     from rlhf_lib.ppo.evaluation import import_metrics, metric_columns
+    from rlhf_lib.rewards import timeouts
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.check_result import gates_off
+    from rlhf_lib.rewards.columns import dataset_columns
     from rlhf_lib.statistics import SMALL_SAMPLE
 
     logger = get_run_logger()
@@ -90,7 +94,11 @@ def evaluate_policy(
         prompt_settings = recipe.data.prompts
         seq2seq = load_config(ppo.policy, remote).is_encoder_decoder
         texts, given = load_texts(
-            wanted, default=prompt_settings.dataset, seed=recipe.seed, prompts=prompt_settings if seq2seq else None
+            wanted,
+            default=prompt_settings.dataset,
+            seed=recipe.seed,
+            prompts=prompt_settings if seq2seq else None,
+            chat=recipe.policy if policy_tokenizer(recipe.policy, ppo.policy).chat_template is not None else None,
         )
     settings = recipe.model_dump(mode="json", exclude={"registration", "about", "description"})
     measured = [function_source(path, "evaluation.metrics") for path in recipe.evaluation.metrics]
@@ -108,7 +116,7 @@ def evaluate_policy(
 
         device = pick_device(recipe.compute)
         dtype = pick_dtype(recipe.compute, device)
-        tokenizer = load_tokenizer(ppo.policy, remote)
+        tokenizer = policy_tokenizer(recipe.policy, ppo.policy)
         models: dict[str, Any] = {}
         for name, folder in (("reference", ppo.reference), ("policy", ppo.policy)):
             models[name] = load_policy(folder, trust_remote_code=remote).to(device)  # type: ignore[arg-type]
@@ -125,7 +133,7 @@ def evaluate_policy(
             models["policy"],
             tokenizer,
             score,
-            list(prompts["query"]),
+            prompts_of(prompts, "query"),
             list(prompts["input_ids"]),
             recipe.generation,
             dtype=dtype,
@@ -133,6 +141,7 @@ def evaluate_policy(
             held_out=not recipe.data.prompts.unheld,
             micro_batch_tokens=recipe.ppo.micro_batch_tokens,
             baselines={SFT_ON_CHOSEN: load_baseline} if sft_on_chosen else None,
+            columns=dataset_columns(prompts),
         )
         metrics = comparison.metrics()
         if comparison.caveat:
@@ -154,6 +163,7 @@ def evaluate_policy(
             recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, scoring, scored
         )
         metrics |= flat_metrics(baselines.metrics)
+        over = timeouts(score)
         for sentence in [*([baselines.same_kl.answer] if baselines.same_kl else []), *baselines.told()]:
             logger.info("evaluation: %s", sentence)
 
@@ -161,6 +171,10 @@ def evaluate_policy(
         losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
         notes = [f"Data: {loss}." for loss in losses] + [how_sampled(recipe)]
         notes += judges.notes if judges else []
+        if over is not None:
+            metrics["reward/timeouts"] = over
+        if over:
+            notes.append(f"The isolated reward function couldn't score {over:,} of the answers within its limits.")
         if len(prompts) < SMALL_SAMPLE:
             notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
@@ -315,14 +329,16 @@ def _baselines(
     """What cheaper methods than PPO get on the evaluation's prompts, by the reward and by each of the judges that
     score one answer alone, beside the scores of PPO's `policy`; best-of-n takes a prompt that is asked repeatedly
     once."""
+    from rlhf_lib.conversation import prompts_of
     from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
     from rlhf_lib.evaluation.best_of_n import sample_best_of_n
+    from rlhf_lib.rewards.columns import dataset_columns, taken
 
     itself = recipe.evaluation.sft_on_chosen and recipe.learns_from == "chosen"
     others = trained_baselines(comparison, chosen=itself, judges=judges, policy=policy)
     if not recipe.evaluation.best_of:
         return Baselines(others=others)
-    queries = list(prompts["query"])
+    queries = prompts_of(prompts, "query")
     first = {query: row for row, query in reversed(list(enumerate(queries)))}
     rows = sorted(first.values())[: recipe.evaluation.best_of_prompts]
     reached = policy.at(rows)
@@ -338,5 +354,6 @@ def _baselines(
         seed=recipe.seed,
         judges=judges,
         policy=reached,
+        columns=taken(dataset_columns(prompts), rows),
     )
     return Baselines(best, at_same_kl(best, reached.reward, comparison.kl, recipe.seed), others)

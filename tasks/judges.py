@@ -53,7 +53,7 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
             name: policy.fingerprint if judge.pairs is not None and judge.model is None else reward_fingerprint(judge)
             for name, judge in judges.items()
         },
-        [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
+        [recipe.seed, device.type, str(pick_dtype(recipe.compute, device)), recipe.policy.chat_settings],
         [fingerprint(rows) for rows in (train, test) if rows is not None],
         [
             policy.fingerprint,
@@ -77,6 +77,7 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
                 compute=recipe.compute,
                 seed=recipe.seed,
                 held_out=test,
+                policy=recipe.policy,
                 on_log=lambda step, logged: current.log_metrics(
                     {f"{name}/train/{key}": value for key, value in logged.items()}, step
                 ),
@@ -89,11 +90,11 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
             mlflow.log_param(f"judges.{name}", f"{len(shares[name])} of {at_hand} pairs, split off by prompt")
             train_one(name, judges[name])
         if scaled:
-            queries, sampled = sample_reference(recipe, policy.model, policy.prompts.train)
+            queries, sampled, columns = sample_reference(recipe, policy.model, policy.prompts.train)
             for name, judge in judges.items():
                 with judging(name):
                     folder = current.folder / name
-                    scales = scale_parts(judge, folder, queries, sampled.texts, sampled.ended, device)
+                    scales = scale_parts(judge, folder, queries, sampled.texts, sampled.ended, device, columns)
                 metrics |= {f"{name}/{path}/{k}": v for path, scale in scales.items() for k, v in vars(scale).items()}
         current.log_metrics(metrics)
         current.finish(

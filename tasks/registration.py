@@ -178,8 +178,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from rlhf_lib.data.conversation import Conversation, prompts_of, user
-    from rlhf_lib.models import chat
+    from rlhf_lib.data.conversation import user
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import end_ids
 
@@ -209,12 +208,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
         run_id=run_id,
     )
     served = mlflow.pyfunc.load_model(logged.model_uri).unwrap_python_model()
-    texts = prompts_of(prompts.select(range(min(CHECKED_PROMPTS, len(prompts)))), "prompt")
-    if talks:
-        encoded = chat.prompt_ids(tokenizer, [Conversation.of(text, recipe.policy.system) for text in texts])
-    else:
-        encoded = [tokenizer(text).input_ids for text in texts]
-    prompt_ids = [ids[: settings["positions"]] for ids in encoded]
+    prompt_ids = [ids[: settings["positions"]] for ids in prompts[:CHECKED_PROMPTS]["input_ids"]]
     difference = largest_difference(model, served.model, prompt_ids)
     if difference != 0:
         raise EnvironmentFault(
@@ -274,7 +268,7 @@ def _duel(
             device=device,
             dtype=pick_dtype(recipe.compute, device),
             seed=recipe.seed,
-            trust_remote_code=recipe.policy.trust_remote_code,
+            policy=recipe.policy,
             champion_reward=theirs,
             judges={
                 title: partial(

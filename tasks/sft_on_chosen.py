@@ -31,7 +31,7 @@ def train_on_chosen(recipe: Recipe, run: PipelineRun, data: PreparedData, policy
     device = pick_device(recipe.compute)
     key = SFT_ON_CHOSEN.key(
         [settings.model_dump(mode="json"), recipe.policy.lora and recipe.policy.lora.model_dump(mode="json")],
-        [policy.fingerprint, fingerprint(given) if given else None],
+        [policy.fingerprint, fingerprint(given) if given else None, recipe.policy.chat_settings],
         [rows_fingerprint(rows), rows_fingerprint(held_out)],
         [recipe.seed, device.type, str(pick_dtype(recipe.compute, device))],
     )

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from flows.cli import annotation, check, faults, registry, retention, servers
 from flows.cli.configure import configure
@@ -34,6 +35,7 @@ def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="rlhf", description="PPO-RLHF as a pipeline: run it, schedule it, watch it, compare it."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a recipe end to end")
@@ -73,6 +75,16 @@ def _main(argv: list[str] | None) -> int:
     _use_run_dir(getattr(args, "run_dir", None))
     status: int = function(args)
     return status
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import rlhf_lib
+
+        print(f"rlhf {rlhf_lib.__version__}")
+        parser.exit()
 
 
 def _refuse_secrets(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`rlhf compare`, `promote`, `rollback`, `models`, `chat` and `serve`: registered models."""
+"""`rlhf compare`, `promote`, `rollback`, `models`, `chat`, `serve` and `push`: registered models."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
     serve.set_defaults(function=_serve)
     serve.add_argument("model", help="registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION")
     serve.add_argument("--port", type=int, default=4300, help="port on 127.0.0.1 (default: 4300; 0: any free one)")
+
+    push = commands.add_parser("push", help="upload a registered model, with its card, to the Hugging Face hub")
+    push.set_defaults(function=_push)
+    push.add_argument("model", help="registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION")
+    push.add_argument("repo", metavar="REPO", help="USER/NAME on the hub; made where it is missing")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", metavar="BRANCH", help="the branch to commit to (default: main)")
+    push.add_argument("--dry-run", action="store_true", help="list what would go up; needs no token and no network")
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -142,6 +150,22 @@ def _serve(args: argparse.Namespace) -> int:
     from tasks.registry.serving import serve
 
     serve(args.model, args.port)
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    _open_registry()
+    from rlhf_lib.plan.words import size
+    from tasks.registry import push
+
+    if not args.dry_run:
+        print(push.push(args.model, args.repo, private=args.private, revision=args.revision))
+        return 0
+    upload = push.prepare(args.model, ask_hub=False)
+    print(f"{upload.version} would go to {args.repo}:")
+    for name, count in upload.sizes().items():
+        print(f"{size(count):>9}  {name}")
+    print(f"\n{push.CARD} begins with:\n\n{upload.head()}")
     return 0
 
 

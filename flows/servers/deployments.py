@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.servers import environment
 from rlhf_lib.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -14,11 +16,36 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 POOL, TAG = "rlhf", "gpu"
+DESCRIPTION = "prefect.yaml"
+_SHIPPED = Path(__file__).with_name(DESCRIPTION)  # in a checkout a link to the project's own
+_ENTRY = "flows/cli/worker.py"
 RENAMED = {  # deployments of earlier releases and what they are called now
     "rlhf/on-demand": "rlhf/train-on-demand",
     "compare/on-demand": "compare/compare-versions",
     "collect/on-demand": "collect/collect-responses",
 }
+
+
+def check_description() -> None:
+    """Raise EnvironmentFault where nothing says what to deploy: a checkout's prefect.yaml is in another folder."""
+    if not Path(DESCRIPTION).is_file() and _SHIPPED.is_symlink():
+        raise EnvironmentFault(
+            f"no {DESCRIPTION} here: run this in the project's folder, {_SHIPPED.resolve().parent}, or copy the file "
+            "from there"
+        )
+
+
+def description() -> Path:
+    """What to deploy: prefect.yaml in the working directory, else a copy of the one that the package came with, in the
+    run folder, whose flows are the installed ones."""
+    own = Path(DESCRIPTION)
+    if own.is_file():
+        return own
+    copy = environment.run_dir() / "services" / DESCRIPTION
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(_SHIPPED.read_text().replace(_ENTRY, str(Path(__file__).parents[2] / _ENTRY)))
+    print(f"no {DESCRIPTION} here: deploying this release's. To change schedules, copy {copy} here")
+    return copy
 
 
 def deploy() -> None:
@@ -29,6 +56,7 @@ def deploy() -> None:
     with get_client(sync_client=True) as client:
         _create_pool_and_limit(client)
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        command += ["--prefect-file", str(description())]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if result.returncode:
             raise EnvironmentFault(f"prefect deploy --all failed:\n{result.stdout}")
@@ -70,7 +98,7 @@ def remove_renamed(client: SyncPrefectClient) -> list[str]:
             found = client.read_deployment_by_name(old)
         except ObjectNotFound:
             continue
-        if found.entrypoint != f"flows/cli/worker.py:{old.partition('/')[0]}":
+        if found.entrypoint != f"{_ENTRY}:{old.partition('/')[0]}":
             continue
         if (reason := _needed(client, found)) is None:
             client.delete_deployment(found.id)

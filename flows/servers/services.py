@@ -122,8 +122,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     EnvironmentFault naming the port, the log file or the missing prefect.yaml. Whatever ends it early, an error or a
     signal, it stops what it had started.
     """
-    if not Path("prefect.yaml").is_file():
-        raise EnvironmentFault("no prefect.yaml here: run this in the project's folder, or copy the file from there")
+    deployments.check_description()
     prefect, mlflow = servers(prefect_port, mlflow_port)
     wanted: list[Service] = []
     ours, store = f"http://{HOST}:{prefect_port}/api", os.environ["MLFLOW_TRACKING_URI"]

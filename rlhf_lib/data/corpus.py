@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rlhf_lib.data.dialogue import first_exchange
+from rlhf_lib.conversation import SYSTEM, Conversation, Transcript, columns_of, dialogue_messages
+from rlhf_lib.data.dialogue import HUMAN, first_exchange
 from rlhf_lib.data.joined import Datasets
 from rlhf_lib.data.prompts import cut, draw_length, with_template
 from rlhf_lib.data.sources import (
     Funnel,
     describe_source,
     first_seen,
+    holds_messages,
     load_sources,
     load_split,
+    messages_column,
     mixture,
     sources,
     text_column,
 )
 from rlhf_lib.errors import DataError
-from rlhf_lib.recipe import PerplexitySetConfig, Recipe
+from rlhf_lib.recipe import PerplexitySetConfig, PolicyConfig, Recipe
 from rlhf_lib.recipe import PromptsConfig as PromptSettings
 
 if TYPE_CHECKING:
@@ -33,15 +36,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Columns `prompt` (what the model is given: empty for a causal model) and `chosen` (what it learns to write)."""
+    """Columns `prompt` (what the model is given: empty for a causal model, the conversation for a chat model) and
+    `chosen` (what it learns to write; of a conversation its last answer)."""
 
     train: Dataset
     test: Dataset
     report: dict[str, Any]
 
 
-def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> Corpus:
-    """The recipe's corpus in an order drawn with its seed, cut where the policy is a seq2seq model.
+def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None, *, chat: bool = False) -> Corpus:
+    """The recipe's corpus in an order drawn with its seed, cut where the policy is a seq2seq model, with `chat` as
+    conversations.
 
     Dropped and counted: empty texts, duplicates, texts that end with their query (`no text after the query`), training
     texts that are test texts, and those above `limit`. Of several sets joined, training texts are taken as often as
@@ -65,7 +70,7 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
     for split in ("test", "train"):
         where = described[f"corpus/{split}"]
         funnel = Funnel(where, len(loaded[f"corpus/{split}"]))
-        texts = text_column(loaded[f"corpus/{split}"], settings.column, where, "data.corpus.column")
+        texts = told(loaded[f"corpus/{split}"], settings.column, where, "data.corpus.column")
         sets = mixture(recipe, f"corpus/{split}", loaded[f"corpus/{split}"], texts)
         full = [bool(text.strip()) for text in texts]
         texts = funnel.keep("empty", texts, full, f"Does '{settings.column}' hold the texts? Set data.corpus.column")
@@ -78,7 +83,11 @@ def load_corpus(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> 
                 (text not in held_out for text in texts),
                 "Training and test texts are the same: point data.corpus.test at other rows, e.g. by a split slice",
             )
-        cuts = [(text, *(cut_text(text, recipe) if seq2seq else ("", text))) for text in texts]
+        cuts: list[tuple[str, str, str]]
+        if chat:
+            cuts = [(text, *_answered(text, recipe.policy.system, where, settings.column)) for text in texts]
+        else:
+            cuts = [(text, *(cut_text(text, recipe) if seq2seq else ("", text))) for text in texts]
         rows[split] = funnel.keep(
             "no text after the query",
             cuts,
@@ -122,15 +131,41 @@ def cut_text(text: str, recipe: Recipe) -> tuple[str, str]:
 def _dataset(rows: list[tuple[str, str, str]]) -> Dataset:
     from datasets import Dataset
 
-    return Dataset.from_dict({"prompt": [prompt for _, prompt, _ in rows], "chosen": [rest for _, _, rest in rows]})
+    prompts = columns_of([prompt for _, prompt, _ in rows], "prompt")
+    return Dataset.from_dict(prompts | {"chosen": [rest for _, _, rest in rows]})
+
+
+def told(dataset: Dataset, column: str, where: str, key: str) -> list[str]:
+    """A column of texts, or of conversations as the dialogues that they are."""
+    if not holds_messages(dataset, column):
+        return text_column(dataset, column, where, key)
+    rows = messages_column(dataset, column, where)
+    return [Transcript(messages) for messages in rows]
+
+
+def _answered(text: str, system: str | None, where: str, column: str) -> tuple[Conversation, str]:
+    """A text as the conversation up to its last answer, and that answer."""
+    messages = text.messages if isinstance(text, Transcript) else dialogue_messages(text)
+    if not messages or messages[-1]["role"] != "assistant":
+        raise DataError(
+            f"{where}, column '{column}': a chat model learns conversations that end with an answer, and this is none: "
+            f"{text!r:.120}. Name a column of messages or of dialogues, or set policy.chat to off"
+        )
+    return Conversation(messages[:-1]).after(system), messages[-1]["content"]
 
 
 def load_texts(
-    source: PerplexitySetConfig, default: Datasets = None, *, seed: int = 0, prompts: PromptSettings | None = None
+    source: PerplexitySetConfig,
+    default: Datasets = None,
+    *,
+    seed: int = 0,
+    prompts: PromptSettings | None = None,
+    chat: PolicyConfig | None = None,
 ) -> tuple[list[str], list[str] | None]:
     """The texts of the recipe's perplexity set, or `source.limit` of them drawn with the seed, in the set's order; and
     the prompt of each, where they are to be scored given one: from the column `source.prompt`, or where `prompts` is
-    given (a seq2seq policy) cut off the text as it says. Texts with nothing left to score are left out then.
+    given (a seq2seq policy) cut off the text as it says. Texts with nothing left to score are left out then. `chat`:
+    the section of a chat policy, for which dialogues and conversations are answers given what was said before.
 
     `default` is the data set where the source names none. Raises DataError for a missing set or column, or no text.
     """
@@ -140,10 +175,15 @@ def load_texts(
         dataset = dataset.select(sorted(drawn.tolist()))
     if not len(dataset):
         raise DataError(f"{where} has no rows: set evaluation.perplexity.split")
-    texts = text_column(dataset, source.column, where, "evaluation.perplexity.column")
+    texts = told(dataset, source.column, where, "evaluation.perplexity.column")
     if source.prompt is not None:
         given = text_column(dataset, source.prompt, where, "evaluation.perplexity.prompt")
         pairs = list(zip(given, texts, strict=True))
+        if chat is not None:
+            return texts, [Conversation.of(prompt, chat.system) for prompt in given]
+    elif chat is not None and all(isinstance(text, Transcript) or text.startswith((HUMAN, SYSTEM)) for text in texts):
+        answered = [_answered(text, chat.system, where, source.column) for text in texts]
+        return [answer for _, answer in answered], [prompt for prompt, _ in answered]
     elif prompts is None:
         return texts, None
     else:

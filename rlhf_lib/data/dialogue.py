@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 
+from rlhf_lib.conversation import ASSISTANT, HUMAN, SYSTEM
 from rlhf_lib.errors import DataError
 
-HUMAN = "\n\nHuman:"
-ASSISTANT = "\n\nAssistant:"
+__all__ = ["ASSISTANT", "HUMAN", "first_exchange", "first_turn", "split_dialogue"]
 
 
 def split_dialogue(text: str) -> tuple[str, str]:
@@ -42,7 +42,7 @@ def first_exchange(text: str) -> tuple[str, str]:
 
 
 def _require_dialogue(text: str) -> None:
-    if not text.startswith(HUMAN) or ASSISTANT not in text:
+    if not text.startswith((HUMAN, SYSTEM)) or ASSISTANT not in text:
         raise DataError(
             f"is not a dialogue: it begins {text[:60]!r}. Dialogues start with {HUMAN!r} and have a turn {ASSISTANT!r}"
         )

@@ -64,8 +64,8 @@ def is_list(source: SourceConfig, default: Datasets = None) -> bool:
 def join(parts: Sequence[Dataset], names: Sequence[str]) -> Dataset:
     """The rows of all parts, one after the other, with the column SET; columns that a part lacks are null in its rows.
 
-    Columns of different types take the first part's where they can be cast to it, and are left out where they can't,
-    which is an error only for who needs them (see `missing`).
+    Columns of different types take the first part's where they can be cast to it. Where they can't, each part has its
+    own under another name, which `sets` undoes; who needs the one column gets an error (see `missing`).
     """
     from datasets import Value, concatenate_datasets
 
@@ -83,11 +83,31 @@ def join(parts: Sequence[Dataset], names: Sequence[str]) -> Dataset:
                     clashes[column] = f"it holds {feature} in {name}, but {first} in those before"
         numbers = np.full(len(part), number)
         aligned.append(part.add_column(SET, numbers, feature=Value("int32")))
-    joined = concatenate_datasets([part.remove_columns([c for c in clashes if c in part.features]) for part in aligned])
+    renamed = [
+        part.rename_columns({column: _apart(number, column) for column in clashes if column in part.features})
+        for number, part in enumerate(aligned)
+    ]
+    joined = concatenate_datasets(renamed)
     stops = np.cumsum([len(part) for part in parts]).tolist()
     told = [Part(*facts) for facts in zip(names, [p.column_names for p in parts], [0, *stops], stops, strict=False)]
     joined.info.description = json.dumps({"parts": told, "clashes": clashes})
     return joined
+
+
+def _apart(number: int, column: str) -> str:
+    return f"{SET}{number} {column}"
+
+
+def sets(dataset: Dataset, where: str) -> list[tuple[str, Dataset]]:
+    """The sets that it was joined from, by their descriptions, each with its own columns and without the SET of
+    others; the data set itself, described by `where`, if it is a single one."""
+    found = []
+    for number, part in enumerate(parts(dataset)):
+        rows = dataset.select(range(part.start, part.stop))
+        own = {_apart(number, column): column for column in part.columns}
+        held = {name: own.get(name, name) for name in rows.column_names if own.get(name, name) in part.columns}
+        found.append((part.name, rows.select_columns(list(held)).rename_columns(held)))
+    return found or [(where, dataset)]
 
 
 def parts(dataset: Dataset) -> list[Part]:

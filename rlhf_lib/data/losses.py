@@ -17,6 +17,9 @@ REASONS = {
     "near duplicate": "nearly evaluation prompts",
     "in train": "also training prompts",
     "too long": "without room for the response",
+    "tie": "ties",
+    "no prompt": "without a prompt",
+    "no single answer": "whose answer isn't one message of the assistant's",
     "prompts differ": "whose two prompts differ",
     "empty answer": "with an empty answer",
     "identical answers": "with the same chosen and rejected answer",
@@ -30,7 +33,7 @@ REASONS = {
 NEAR = "near duplicate"
 LIMITS = ("limit", "held out")
 # harmless to drop, or asked for in the recipe: worth a warning only where they are most of the rows
-HARMLESS = ("min_chars", "max_query_chars", "query too long", "duplicate", "repeated pair", "in train")
+HARMLESS = ("min_chars", "max_query_chars", "query too long", "duplicate", "repeated pair", "in train", "tie")
 WORRYING = 0.1  # the share of rows lost, cut or shared above which a line is a warning
 MOST = 0.5  # the same for what is harmless
 SETS = {

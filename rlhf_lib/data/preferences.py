@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rlhf_lib.data.dialogue import split_dialogue
-from rlhf_lib.data.joined import parts, row_place
+from rlhf_lib.conversation import Conversation, columns_of
+from rlhf_lib.data.forms import FIXES, PairRow, read_pairs
 from rlhf_lib.data.rankings.consensus import Feedback, gather
 from rlhf_lib.data.sources import (
     Funnel,
@@ -18,9 +18,7 @@ from rlhf_lib.data.sources import (
     first_seen,
     load_sources,
     mixture,
-    require_columns,
     sources,
-    text_column,
 )
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PreferencesConfig, Recipe
@@ -48,23 +46,26 @@ class _Pair(NamedTuple):
     chosen: str
     rejected: str
     margin: float | None
+    reason: str | None  # why it is no pair
 
 
-def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> Pairs:
-    """The recipe's pairs, whole dialogues or a `prompt` column beside the answers, or made of human rankings, in an
-    order drawn with its seed.
+def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None, *, chat: bool = False) -> Pairs:
+    """The recipe's pairs, in any of the forms of rlhf_lib/data/forms.py, or made of human rankings, in an order drawn
+    with its seed.
 
-    Dropped and counted: pairs whose prompts differ (nothing says which of the two was answered better), empty answers,
-    identical answers, repeated pairs, and training pairs whose prompt a test pair has too (with `shared_prompts`, only
-    those that are test pairs themselves). Of human rankings, a prompt's pairs are all training or all test pairs, the
-    same ones in every round. Of several sets joined, training pairs are taken as often as their set's weight says.
+    Dropped and counted: ties, answers that aren't one message, pairs whose prompts differ (nothing says which of the
+    two was answered better), empty answers, identical answers, repeated pairs, and training pairs whose prompt a test
+    pair has too (with `shared_prompts`, only those that are test pairs themselves). Of human rankings, a prompt's pairs
+    are all training or all test pairs, the same ones in every round. Of several sets joined, training pairs are taken
+    as often as their set's weight says.
 
     Args:
         loaded: the splits as `load_sources` opens them, where the caller has them already.
+        chat: whether the prompts become conversations, with the recipe's system message.
 
     Raises:
-        DataError: missing set, split or column, a row that is not a dialogue, a margin that is not a number, or a
-            filter that leaves nothing.
+        DataError: missing set, split or column, a row that is not of its set's form, a margin that is not a number, or
+            a filter that leaves nothing.
     """
     preferences = recipe.data.preferences
     if preferences is None:
@@ -72,13 +73,14 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
     feedback = sets = None
     if preferences.rankings is not None:
         feedback = gather(preferences.rankings)
-        train, test, train_funnel, test_funnel = _ranked(feedback, preferences, recipe.seed)
+        train, test, train_funnel, test_funnel = _ranked(feedback, recipe, preferences, chat)
     else:
         loaded = loaded or load_sources(recipe, "preferences")
         described = {role: describe_source(source, default) for role, (source, default, _) in sources(recipe).items()}
         train_where, test_where = described["preferences/train"], described["preferences/test"]
-        test, test_funnel = _clean(_read(loaded["preferences/test"], preferences, test_where), test_where)
-        train = _read(loaded["preferences/train"], preferences, train_where)
+        test = _read(loaded["preferences/test"], recipe, preferences, test_where, chat)
+        test, test_funnel = _clean(test, test_where)
+        train = _read(loaded["preferences/train"], recipe, preferences, train_where, chat)
         sets = mixture(recipe, "preferences/train", loaded["preferences/train"], [pair[:4] for pair in train])
         train, train_funnel = _clean(train, train_where)
         if preferences.shared_prompts:
@@ -113,17 +115,18 @@ def load_preferences(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None
     transfer = None
     if preferences.transfer is not None:
         loaded = loaded or load_sources(recipe, "preferences")
-        transfer, report["transfer"] = _transfer(recipe, loaded["preferences/transfer"], train)
+        transfer, report["transfer"] = _transfer(recipe, loaded["preferences/transfer"], train, chat)
     return Pairs(_dataset(train), _dataset(test), report, feedback, transfer)
 
 
-def _transfer(recipe: Recipe, rows: Dataset, train: list[_Pair]) -> tuple[Dataset, dict[str, Any]]:
+def _transfer(recipe: Recipe, rows: Dataset, train: list[_Pair], chat: bool) -> tuple[Dataset, dict[str, Any]]:
     """The pairs of data.preferences.transfer whose prompt no training pair has, and their funnel's report."""
     preferences = recipe.data.preferences
     assert preferences is not None
     source, default, _ = sources(recipe)["preferences/transfer"]
     where = describe_source(source, default)
-    pairs, funnel = _clean(_read(rows, preferences.model_copy(update={"margin": None}), where), where)
+    pairs = _read(rows, recipe, preferences.model_copy(update={"margin": None}), where, chat)
+    pairs, funnel = _clean(pairs, where)
     trained_on = {pair.prompt for pair in train}
     pairs = funnel.keep(
         "prompt in training",
@@ -135,25 +138,20 @@ def _transfer(recipe: Recipe, rows: Dataset, train: list[_Pair]) -> tuple[Datase
 
 
 def _ranked(
-    feedback: Feedback, preferences: PreferencesConfig, seed: int
+    feedback: Feedback, recipe: Recipe, preferences: PreferencesConfig, chat: bool
 ) -> tuple[list[_Pair], list[_Pair], Funnel, Funnel]:
     """Training and test pairs. A prompt's side depends on its text and the seed alone, so that a later round tests on
     the prompts of the earlier ones; either side gets one prompt at least."""
     settings, where = preferences.rankings, "data.preferences.rankings"
     assert settings is not None
     pairs = [
-        _Pair(
-            pair.prompt,
-            pair.prompt,
-            _join(pair.prompt, pair.chosen.rstrip()),
-            _join(pair.prompt, pair.rejected.rstrip()),
-            pair.margin if preferences.margin else None,
-        )
-        for pair in feedback.pairs
+        _made(PairRow(one.prompt, one.prompt, one.chosen, one.rejected, margin), recipe, chat)
+        for one in feedback.pairs
+        for margin in [one.margin if preferences.margin else None]
     ]
     # with consensus none a repeated pair is another annotator's vote
     pairs, funnel = _clean(pairs, where, repeats=settings.consensus == "none")
-    places = sorted({(_place(pair.prompt, seed), pair.prompt) for pair in pairs})
+    places = sorted({(_place(pair.prompt, recipe.seed), pair.prompt) for pair in pairs})
     if len(places) < 2:
         raise DataError(f"{where}: the pairs have one prompt only, and none is left to test on. Rank another prompt")
     held_out = {prompt for place, prompt in places if place < settings.held_out} or {places[0][1]}
@@ -170,6 +168,9 @@ def _place(prompt: str, seed: int) -> float:
 
 def _clean(pairs: list[_Pair], where: str, *, repeats: bool = False) -> tuple[list[_Pair], Funnel]:
     funnel = Funnel(where, len(pairs))
+    for reason, fix in FIXES.items():  # most sets know none of them
+        if any(pair.reason == reason for pair in pairs):
+            pairs = funnel.keep(reason, pairs, (pair.reason != reason for pair in pairs), fix)
     pairs = funnel.keep(
         "prompts differ",
         pairs,
@@ -193,53 +194,18 @@ def _clean(pairs: list[_Pair], where: str, *, repeats: bool = False) -> tuple[li
     return pairs, funnel
 
 
-def _read(dataset: Dataset, preferences: PreferencesConfig, where: str) -> list[_Pair]:
-    columns = {
-        name: text_column(dataset, column, where, f"data.preferences.{name}")
-        for name, column in (("chosen", preferences.chosen), ("rejected", preferences.rejected))
-    }
-    prompts = _prompts(dataset, where)
-    sides = {
-        name: [
-            _split(text, row_place(dataset, i, where), getattr(preferences, name))
-            if prompt is None
-            else (prompt, _join(prompt, text.removeprefix(prompt).rstrip()))
-            for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
-        ]
-        for name, texts in columns.items()
-    }
-    margins = _margins(dataset, preferences.margin, where)
-    return [
-        _Pair(prompt, rejected_prompt, chosen, rejected, margin)
-        for (prompt, chosen), (rejected_prompt, rejected), margin in zip(
-            sides["chosen"], sides["rejected"], margins, strict=True
-        )
-    ]
+def _read(dataset: Dataset, recipe: Recipe, settings: PreferencesConfig, where: str, chat: bool) -> list[_Pair]:
+    return [_made(row, recipe, chat) for row in read_pairs(dataset, settings, where)]
 
 
-def _prompts(dataset: Dataset, where: str) -> list[str | None]:
-    """The column `prompt`; None for rows of a set without one, whose answers are whole dialogues."""
-    if "prompt" not in dataset.column_names:
-        return [None] * len(dataset)
-    joined = parts(dataset)
-    if all("prompt" in part.columns for part in joined):
-        return list(text_column(dataset, "prompt", where, None))
-    read = dataset.with_format(None)["prompt"]
-    return [
-        (read[row] or "") if "prompt" in part.columns else None
-        for part in joined
-        for row in range(part.start, part.stop)
-    ]
-
-
-def _split(text: str, place: str, column: str) -> tuple[str, str]:
-    try:
-        prompt, answer = split_dialogue(text)
-    except DataError as error:
-        raise DataError(
-            f"{place}, column '{column}' {error}. Answers alone need a column 'prompt' beside them"
-        ) from None
-    return prompt, _join(prompt, answer)
+def _made(row: PairRow, recipe: Recipe, chat: bool) -> _Pair:
+    """The row with its prompt as a conversation, for chat models, or as a text that its answers join."""
+    if chat:
+        asked, other = (Conversation.of(text, recipe.policy.system) for text in (row.prompt, row.rejected_prompt))
+        return _Pair(asked, other, row.chosen.strip(), row.rejected.strip(), row.margin, row.reason)
+    texts = str(row.prompt), str(row.rejected_prompt)
+    chosen, rejected = _join(texts[0], row.chosen.rstrip()), _join(texts[1], row.rejected.rstrip())
+    return _Pair(*texts, chosen, rejected, row.margin, row.reason)
 
 
 def _join(prompt: str, answer: str) -> str:
@@ -247,26 +213,11 @@ def _join(prompt: str, answer: str) -> str:
     return f" {answer}" if answer and not answer[0].isspace() and not prompt[-1:].isspace() else answer
 
 
-def _margins(dataset: Dataset, column: str | None, where: str) -> list[float | None]:
-    if column is None:
-        return [None] * len(dataset)
-    require_columns(dataset, [column], where, "data.preferences.margin")
-    margins = dataset.with_format(None)[column]
-    for row, margin in enumerate(margins):
-        if not isinstance(margin, (int, float)) or not np.isfinite(margin):
-            raise DataError(
-                f"{row_place(dataset, row, where)}: margin column '{column}' holds {margin!r}, not a number. Set "
-                "data.preferences.margin to another column, or to null"
-            )
-    return [float(margin) for margin in margins]
-
-
 def _dataset(pairs: list[_Pair]) -> Dataset:
     from datasets import Dataset
 
-    columns: dict[str, list[Any]] = {
-        name: [getattr(pair, name) for pair in pairs] for name in ("prompt", "chosen", "rejected")
-    }
+    columns = columns_of([pair.prompt for pair in pairs], "prompt")
+    columns |= {name: [getattr(pair, name) for pair in pairs] for name in ("chosen", "rejected")}
     if pairs[0].margin is not None:
         columns["margin"] = [pair.margin for pair in pairs]
     return Dataset.from_dict(columns)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lib.data.conversation import Conversation, columns_of, prompts_of
+from rlhf_lib.conversation import Conversation, columns_of, prompts_of
 from rlhf_lib.data.prompts import OPENINGS, draw_length, first_words, with_template
-from rlhf_lib.errors import DataError
+from rlhf_lib.errors import DataError, RecipeError
 from rlhf_lib.models.chat import prompt_ids, prompt_text
 from rlhf_lib.recipe import QueryConfig, Recipe
 
@@ -86,6 +86,11 @@ def _tokenized(
 ) -> Iterator[tuple[str, str, list[int]]]:
     """(query, prompt as the policy sees it, its tokens) of each row."""
     settings = recipe.data.prompts
+    if tokenizer.chat_template is not None and settings.template is not None:
+        raise RecipeError(
+            "data.prompts.template puts text around plain prompts, and a chat model has a template of its own: set it "
+            "to null, and say in policy.system what holds for every conversation"
+        )
     queries, prompts, ids = prompts_of(batch, "query"), list(batch["prompt"]), None
     if settings.query.kind == "first_tokens":
         cut = _first_tokens(queries, settings.query, recipe.seed, tokenizer)
@@ -94,9 +99,9 @@ def _tokenized(
     elif settings.query.kind == "first_words":
         queries = [first_words(text, settings.query, recipe.seed)[0] for text in queries]
     if tokenizer.chat_template is not None:
-        queries = [Conversation.of(query, recipe.policy.system) for query in queries]
-        framed = [Conversation.of(with_template(query, settings)) for query in queries]
-        prompts, ids = [prompt_text(tokenizer, asked) for asked in framed], prompt_ids(tokenizer, framed)
+        asked = [Conversation.of(query, recipe.policy.system) for query in queries]
+        prompts, ids = [prompt_text(tokenizer, one) for one in asked], prompt_ids(tokenizer, asked)
+        queries = list(asked)
     elif settings.query.kind in OPENINGS:
         prompts = [with_template(query, settings) for query in queries]
     yield from zip(queries, prompts, ids or tokenizer(prompts, verbose=False)["input_ids"], strict=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import load_from_disk
 
-from rlhf_lib.data.conversation import MESSAGES, Conversation, columns_of, user
+from rlhf_lib.conversation import MESSAGES, Conversation, columns_of
 from rlhf_lib.data.dialogue import HUMAN, first_turn, split_dialogue
 from rlhf_lib.data.joined import SET, row_place
 from rlhf_lib.data.losses import NEAR
@@ -106,8 +106,7 @@ def load_prompts(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None, *,
     report = {"train": kept | taken, "test": test_report} | similar
     others = [_Others(recipe, loaded["prompts/train"], rows)]
     others.append(others[0] if settings.test is None else _Others(recipe, loaded["prompts/test"], test_rows))
-    made = (_dataset(queries, settings, other) for queries, other in zip((train, test), others, strict=True))
-    return Prompts(*made, report)
+    return Prompts(_dataset(train, settings, others[0]), _dataset(test, settings, others[1]), report)
 
 
 def shared_with_pairs(prompts: Prompts, pair_prompts: Iterable[str], query: QueryConfig) -> int | None:
@@ -217,13 +216,9 @@ def cut(text: str, query: QueryConfig, seed: int, key: str) -> tuple[str, str]:
 
 
 def with_template(query: str, settings: PromptSettings) -> str:
-    """The query inside the recipe's template; of a conversation, its last message."""
-    if settings.template is None:
-        return query
-    if isinstance(query, Conversation):
-        *before, last = query.messages
-        return Conversation([*before, user(settings.template.replace("{query}", last["content"]))])
-    return settings.template.replace("{query}", query)  # no str.format: templates may hold other braces
+    """The query inside the recipe's template."""
+    # no str.format: templates may hold other braces
+    return query if settings.template is None else settings.template.replace("{query}", query)
 
 
 def _shuffled(queries: list[str], seed: int, stream: int) -> list[str]:
@@ -273,7 +268,7 @@ class _Others:
     """The set's other columns of a query's row, the first that has it."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset, rows: list[str]) -> None:
-        self.dataset, self.names = dataset, _other_columns(recipe, dataset)
+        self.dataset, self.names = dataset, other_columns(recipe, dataset)
         self.places = {query: row for row, query in reversed(list(enumerate(rows)))}
 
     def of(self, queries: list[str]) -> dict[str, list[Any]]:
@@ -285,7 +280,7 @@ class _Others:
         return {name: list(plain[name]) for name in self.names}
 
 
-def _other_columns(recipe: Recipe, dataset: Dataset) -> list[str]:
+def other_columns(recipe: Recipe, dataset: Dataset) -> list[str]:
     """Those that data.prompts.columns names, or all that hold something else than messages, pairs and prompts."""
     settings, pairs = recipe.data.prompts, recipe.data.preferences or PreferencesConfig()
     if settings.columns is not None:
@@ -296,14 +291,13 @@ def _other_columns(recipe: Recipe, dataset: Dataset) -> list[str]:
             )
         return settings.columns
     known = {settings.column, pairs.chosen, pairs.rejected, *_OURS}
-    return [
-        name for name in dataset.column_names if name not in known and not holds_messages(dataset, name) and name != SET
-    ]
+    passed = [name for name in dataset.column_names if name not in known and not name.startswith(SET)]
+    return [name for name in passed if not holds_messages(dataset, name)]
 
 
 def _dataset(queries: list[str], settings: PromptSettings, others: _Others) -> Dataset:
     from datasets import Dataset
 
     opening = settings.query.kind in OPENINGS
-    prompts = [str(query if opening else with_template(query, settings)) for query in queries]
+    prompts = [str(query) if opening else with_template(query, settings) for query in queries]
     return Dataset.from_dict(columns_of(queries, "query") | {"prompt": prompts} | others.of(queries))

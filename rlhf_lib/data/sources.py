@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from rlhf_lib.data.conversation import Conversation, checked_messages
+from rlhf_lib.conversation import Conversation, Message, checked_messages
 from rlhf_lib.data.joined import Datasets, Mixture, is_list, items, join, missing, row_place
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.hub import offline_if_unreachable
@@ -168,18 +168,27 @@ def text_column(dataset: Dataset, column: str, where: str, key: str | None) -> l
 
 
 def holds_messages(dataset: Dataset, column: str) -> bool:
-    """Whether the column is there and holds lists of messages, {role, content}."""
-    feature: Any = dataset.features.get(column)
-    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
-    return isinstance(inner, dict) and {"role", "content"} <= set(inner)
+    """Whether the column is there and holds messages, well-formed or not: its first value that isn't empty tells, since
+    the features of messages whose keys differ don't."""
+    if column not in dataset.column_names or _is_text(dataset.features[column]):
+        return False
+    value = next((value for value in dataset.with_format(None)[column] if value), None)
+    return isinstance(value[0] if isinstance(value, list) else value, Mapping)
+
+
+def messages_column(dataset: Dataset, column: str, where: str) -> list[list[Message]]:
+    """A column of messages, null as none. Raises DataError for a message that isn't one, naming its row."""
+    return [
+        checked_messages(value, f"{row_place(dataset, row, where)}, column '{column}'") if value else []
+        for row, value in enumerate(dataset.with_format(None)[column])
+    ]
 
 
 def conversations(dataset: Dataset, column: str, where: str) -> list[str]:
     """A column of messages as conversations, without the answers that they end with; empty where there are none.
     Raises DataError for a message that isn't one, naming its row."""
     found: list[str] = []
-    for row, value in enumerate(dataset.with_format(None)[column]):
-        messages = checked_messages(value, f"{row_place(dataset, row, where)}, column '{column}'") if value else []
+    for messages in messages_column(dataset, column, where):
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         found.append(Conversation(messages) if messages else "")

@@ -12,15 +12,20 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import Conversation, prompts_of
 from rlhf_lib.errors import ModelError
 from rlhf_lib.evaluation.measures import kl_per_response, win_matrix
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult, ModelSource, Sampled
-from rlhf_lib.models.loading import load_config, load_policy, load_tokenizer, positions
+from rlhf_lib.models.chat import prompt_ids as rendered
+from rlhf_lib.models.chat import tokenizer_of
+from rlhf_lib.models.loading import load_config, load_policy, positions
 from rlhf_lib.models.logprobs import response_logprobs
 from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import Responses, sample_responses
-from rlhf_lib.recipe import GenerationConfig
+from rlhf_lib.recipe import GenerationConfig, PolicyConfig
 from rlhf_lib.rewards import Reward, sampled_scores
+from rlhf_lib.rewards.calling import Columns
+from rlhf_lib.rewards.columns import dataset_columns, taken, with_ids
 
 # model, tokenizer -> perplexity and mean_perplexity
 PerplexityOf = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, Any]]
@@ -40,10 +45,11 @@ def compare_policy(
     held_out: bool = True,
     micro_batch_tokens: int = 16384,
     baselines: Mapping[str, Callable[[], PreTrainedModel]] | None = None,
+    columns: Columns | None = None,
 ) -> BeforeAfter:
-    """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries`: what the reward
-    sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO has it; weights are fp32. The
-    KL is that of the distributions sampled from, temperature included, on the policy's responses.
+    """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries` and `columns`:
+    what the reward sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO has it; weights
+    are fp32. The KL is that of the distributions sampled from, temperature included, on the policy's responses.
     `baselines`: further models with the same tokenizer by name, loaded in turn."""
     others = dict(baselines or {})
     models = [lambda: reference, lambda: policy, *others.values()]
@@ -61,6 +67,7 @@ def compare_policy(
             anchor=0,
             held_out=held_out,
             micro_batch_tokens=micro_batch_tokens,
+            columns=columns,
         )
     )
 
@@ -77,24 +84,27 @@ def compare_folders(
     anchor: int | None = 0,
     held_out: bool = True,
     perplexity_of: PerplexityOf | None = None,
-    trust_remote_code: bool = False,
+    policy: PolicyConfig | None = None,
     micro_batch_tokens: int = 16384,
     on_done: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
     """Each model, loaded in turn, answers each prompt once; the i-th answers of all draw from the same stream. `dtype`
     is that of the passes: the weights stay fp32, since PPO's updates are too small for bf16 to hold.
 
-    `prompts` has columns query and prompt (see `encode_for_all`). At most two models are in memory at once, the anchor
-    one of them; without an anchor there is no KL. Raises ModelError where a model can't be loaded or no prompt fits.
+    `prompts` has columns query and prompt (see `encode_for_all`), and others that the reward may read; `policy` is the
+    recipe's section. At most two models are in memory at once, the anchor one of them; without an anchor there is no
+    KL. Raises ModelError where a model can't be loaded or no prompt fits.
     """
     folders = [source.folder for source in sources]
-    tokenizers, encoded, rows = encode_for_all(folders, prompts, generation, trust_remote_code)
+    trust = policy is not None and policy.trust_remote_code
+    tokenizers, encoded, rows = encode_for_all(folders, prompts, generation, policy)
+    queries = prompts_of(prompts, "query")
     return _compare(
         [source.name for source in sources],
-        lambda i: load_policy(folders[i], trust_remote_code=trust_remote_code).to(device),  # type: ignore[arg-type]
+        lambda i: load_policy(folders[i], trust_remote_code=trust).to(device),  # type: ignore[arg-type]
         tokenizers,
         encoded,
-        [prompts[row]["query"] for row in rows],
+        [queries[row] for row in rows],
         reward,
         generation,
         dtype=dtype,
@@ -104,6 +114,7 @@ def compare_folders(
         perplexity_of=perplexity_of,
         micro_batch_tokens=micro_batch_tokens,
         on_done=on_done,
+        columns=taken(dataset_columns(prompts), rows),
     )
 
 
@@ -123,6 +134,7 @@ def _compare(
     perplexity_of: PerplexityOf | None = None,
     micro_batch_tokens: int,
     on_done: Callable[[str], None] = lambda name: None,
+    columns: Columns | None = None,
 ) -> Comparison:
     first = 0 if anchor is None else anchor
     kept: PreTrainedModel | None = None
@@ -139,9 +151,12 @@ def _compare(
             measured = perplexity_of(model, tokenizers[i]) if perplexity_of else {}
         sampled = Sampled(
             texts=responses.texts,
-            scores=sampled_scores(reward, queries, responses.texts, responses.ended),
+            scores=sampled_scores(
+                reward, queries, responses.texts, responses.ended, with_ids(columns, responses.response_ids)
+            ),
             lengths=[len(ids) for ids in responses.response_ids],
             ended=responses.ended,
+            ids=responses.response_ids,
         )
         found[i] = sampled, kl, measured
         on_done(names[i])
@@ -154,21 +169,23 @@ def _compare(
         results.append(ModelResult.of(name, sampled, queries, first=base, kl=kl, measured=measured, seed=seed))
     same = all(_same_tokens(tokenizers[0], tokenizer) for tokenizer in tokenizers)
     kl_to = None if anchor is None else names[anchor]
-    return Comparison(list(queries), results, kl_to, win_matrix(scores_KN), same, held_out)
+    return Comparison(list(queries), results, kl_to, win_matrix(scores_KN), same, held_out, columns or {})
 
 
 def encode_for_all(
-    folders: Sequence[str], prompts: Dataset, generation: GenerationConfig, trust_remote_code: bool = False
+    folders: Sequence[str], prompts: Dataset, generation: GenerationConfig, policy: PolicyConfig | None = None
 ) -> tuple[list[PreTrainedTokenizerBase], list[list[list[int]]], list[int]]:
     """(tokenizers, each one's prompt ids, the prompts' row numbers): every model encodes the prompts' text with its own
-    tokenizer, and prompts that leave any of them no room for the longest response are left out of all.
+    tokenizer, conversations in its own chat template (see `tokenizer_of`; as text where it has none), and prompts that
+    leave any of them no room for the longest response are left out of all.
 
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
     longest = generation.response_limit
-    tokenizers = [load_tokenizer(folder, trust_remote_code) for folder in folders]
-    encoded = [[list(tokenizer(text).input_ids) for text in prompts["prompt"]] for tokenizer in tokenizers]
-    rooms = [positions(load_config(folder, trust_remote_code)) - longest for folder in folders]
+    tokenizers = [tokenizer_of(policy, folder) for folder in folders]
+    encoded = [_encoded(tokenizer, prompts) for tokenizer in tokenizers]
+    trust = policy is not None and policy.trust_remote_code
+    rooms = [positions(load_config(folder, trust)) - longest for folder in folders]
     rows = [
         row
         for row in range(len(prompts))
@@ -180,6 +197,13 @@ def encode_for_all(
             f"{generation.response_limit_key}"
         )
     return tokenizers, [[ids[row] for row in rows] for ids in encoded], rows
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompts: Dataset) -> list[list[int]]:
+    asked = [query for query in prompts_of(prompts, "query") if isinstance(query, Conversation)]
+    if asked and tokenizer.chat_template is not None:
+        return rendered(tokenizer, asked)
+    return [list(tokenizer(text).input_ids) for text in (asked or prompts["prompt"])]
 
 
 def _kl(

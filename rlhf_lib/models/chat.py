@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lib.data.conversation import Conversation, Message, transcript, user
+from rlhf_lib.conversation import Conversation, Message, Transcript, user
 from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.models.loading import load_tokenizer
 
@@ -42,6 +42,21 @@ def policy_tokenizer(policy: PolicyConfig, model: str | None = None) -> PreTrain
     return tokenizer
 
 
+def asks_in_conversations(policy: PolicyConfig) -> bool:
+    """Whether the recipe's policy continues conversations, as far as is known before it is made."""
+    if policy.chat == "off" or policy.model is None:
+        return policy.chat != "off" and policy.chat_template is not None
+    return policy_tokenizer(policy).chat_template is not None
+
+
+def tokenizer_of(policy: PolicyConfig | None, model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of one of several models that answer a recipe's prompts: each has its own chat template, and the
+    one that the recipe's `policy` names what the recipe says of it."""
+    if policy is not None and (model == policy.model or policy.chat == "off"):
+        return policy_tokenizer(policy, model)
+    return load_tokenizer(model, policy is not None and policy.trust_remote_code)
+
+
 def set_template(tokenizer: PreTrainedTokenizerBase, policy: PolicyConfig) -> None:
     """Give the tokenizer the template that the recipe wants, and try it. In place; again, and nothing changes."""
     if policy.chat == "off":
@@ -61,6 +76,11 @@ def set_template(tokenizer: PreTrainedTokenizerBase, policy: PolicyConfig) -> No
             raise ModelError(
                 f"the tokenizer of {policy.model} lacks {', '.join(lacking)}, which policy.chat_template writes: set "
                 "policy.train, which learns them, or another template"
+            )
+        if policy.lora is not None:
+            raise ModelError(
+                f"policy.chat_template writes {', '.join(lacking)}, which are new to {policy.model}, and LoRA learns "
+                "no new tokens: set policy.lora to null, or another template"
             )
         tokenizer.add_special_tokens({"extra_special_tokens": lacking}, replace_extra_special_tokens=False)
     _try(tokenizer, policy)
@@ -134,6 +154,19 @@ def answer_ids(
     return rows
 
 
+def split_ids(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], answers: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of whole conversations as those before the answer and those from it on, its end of turn included."""
+    before, after = [], []
+    wholes = answer_ids(tokenizer, conversations, answers)
+    for prompt, ids in zip(prompt_ids(tokenizer, conversations), wholes, strict=True):
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False))))
+        before.append(ids[:shared])
+        after.append(ids[shared:])
+    return before, after
+
+
 def training_ids(
     tokenizer: PreTrainedTokenizerBase, told: Sequence[list[Message]], *, last_only: bool = False
 ) -> list[tuple[list[int], list[int]]]:
@@ -144,12 +177,8 @@ def training_ids(
     """
     if last_only:
         prompts = [Conversation(messages[:-1]) for messages in told]
-        wholes = answer_ids(tokenizer, prompts, [messages[-1]["content"] for messages in told])
-        rows = []
-        for prompt, ids in zip(prompt_ids(tokenizer, prompts), wholes, strict=True):
-            shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False))))
-            rows.append((ids, [0] * shared + [1] * (len(ids) - shared)))
-        return rows
+        parts = split_ids(tokenizer, prompts, [messages[-1]["content"] for messages in told])
+        return [(a + b, [0] * len(a) + [1] * len(b)) for a, b in zip(*parts, strict=True)]
     template, rows = training_template(tokenizer), []
     for messages in told:
         with _explained(tokenizer, [messages]):
@@ -170,9 +199,11 @@ def _marked(tokenizer: PreTrainedTokenizerBase, messages: list[Message], templat
     if ids == safe:
         return ids, mask
     marked, *_ = tokenizer._mark_chat_inputs(template, [messages], None, None, {}, True, False)
-    texts, spans = render_jinja_template(
-        conversations=marked, chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
+    known: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    rendered: Any = render_jinja_template(
+        conversations=marked, chat_template=template, return_assistant_tokens_mask=True, **known
     )
+    texts, spans = rendered
     cuts = [0, *(place for span in spans[0] for place in span), len(texts[0])]
     ids, mask = [], []
     for number, (start, end) in enumerate(pairwise(cuts)):
@@ -247,7 +278,7 @@ def _explained(tokenizer: PreTrainedTokenizerBase, told: Sequence[Any]) -> Itera
         yield
     except (TemplateError, TypeError) as error:
         refused = next((one for one in told if _refuses(tokenizer, one)), told[0])
-        text = refused if isinstance(refused, str) else transcript(refused)
+        text = refused if isinstance(refused, str) else Transcript(refused)
         raise DataError(
             f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses the conversation {text!r:.200}: "
             f"{error}. Leave it out of the data, or set another template"

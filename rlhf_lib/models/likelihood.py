@@ -9,7 +9,9 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import Conversation
 from rlhf_lib.errors import DataError, ModelError
+from rlhf_lib.models.chat import split_ids
 from rlhf_lib.progress import report
 
 LOGITS_AT_ONCE = 2**25  # floats: bounds a batch's tokens by the vocabulary, 128 MB of logits in fp32
@@ -37,6 +39,10 @@ def encode(
 
     Without prompt and start token, a text's first token is its context and not scored. An encoder has its own limit.
     """
+    conversations = [prompt for prompt in prompts or [] if isinstance(prompt, Conversation)]
+    if conversations and tokenizer.chat_template is not None:
+        given, ids = split_ids(tokenizer, conversations, texts)
+        return _cut(given, ids, limit)
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     if prompts is None:
         room = limit - len(start)
@@ -45,6 +51,10 @@ def encode(
         targets = kept if start else [text[1:] for text in kept]
         return Encoded(contexts, targets, sum(len(text) > room for text in ids))
     given = tokenizer(list(prompts), add_special_tokens=seq2seq, verbose=False)["input_ids"]
+    return _cut(given, ids, limit, seq2seq=seq2seq)
+
+
+def _cut(given: list[list[int]], ids: list[list[int]], limit: int, *, seq2seq: bool = False) -> Encoded:
     targets = [text[-limit if seq2seq else 1 - limit :] for text in ids]
     rooms = [limit if seq2seq else limit - len(target) for target in targets]
     contexts = [prompt[-room:] for prompt, room in zip(given, rooms, strict=True)]

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from rlhf_lib.conversation import prompts_of
 from rlhf_lib.data.losses import Loss, cut, data_losses
 from rlhf_lib.data.prepare import Prepared, prepare
 from rlhf_lib.data.prompts import draw_prompts
 from rlhf_lib.data.sources import load_sources
 from rlhf_lib.evaluation.llm.judge import requests_at_most, where_texts_go
 from rlhf_lib.evaluation.sample_size import check_sample_sizes
+from rlhf_lib.models.chat import policy_tokenizer, set_template
 from rlhf_lib.models.device import pick_device, pick_dtype
 from rlhf_lib.models.loading import load_config, load_tokenizer, positions
 from rlhf_lib.plan import memory, timing
@@ -22,6 +24,7 @@ from rlhf_lib.plan.trial import can_try, leaves, try_judges, try_metrics, try_re
 from rlhf_lib.recipe import JudgeConfig, Recipe, RewardConfig
 from rlhf_lib.recipe.judges import held_out_shares
 from rlhf_lib.rewards.check_texts import has_answers
+from rlhf_lib.rewards.classifier import encode_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,7 +103,7 @@ def make_plan(recipe: Recipe) -> Plan:
     remarks = check_requirements(recipe)
     tokenizer, longest = None, 0
     if recipe.policy.model is not None:
-        tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
+        tokenizer = policy_tokenizer(recipe.policy)
         longest = positions(load_config(recipe.policy.model, recipe.policy.trust_remote_code))
     made = prepare(recipe, load_sources(recipe), (tokenizer, longest) if tokenizer else None)
     scores, took = _timed_trial(recipe, made.pairs.test if made.pairs else None)
@@ -268,6 +271,7 @@ def _with_new_tokenizer(recipe: Recipe, made: Prepared) -> tuple[PreTrainedToken
     some = rows.select(range(min(len(rows), TOKENIZER_TEXTS)))
     texts = (text for row in some for text in (row["prompt"] + row["chosen"], row.get("rejected")) if text)
     tokenizer = train_tokenizer(texts, size.vocab_size, size.positions, append_eos=size.architecture == "t5")
+    set_template(tokenizer, recipe.policy)
     train, test, counts = tokenize_splits(made.texts["train"], made.texts["test"], recipe, tokenizer, size.positions)
     losses = [loss for split, found in counts.items() for loss in tokenized_losses(split, found)]
     report = made.report | {"tokenized": counts}
@@ -304,8 +308,12 @@ def _lengths(recipe: Recipe, made: Prepared, tokenizer: PreTrainedTokenizerBase)
 
 def _counted(rows: Dataset, tokenizer: PreTrainedTokenizerBase, sides: Sequence[str]) -> list[int]:
     some = rows.select(range(min(len(rows), LOOKED_AT)))
-    texts = [prompt + text for side in sides for prompt, text in zip(some["prompt"], some[side], strict=True)]
-    return [len(ids) + 1 for ids in tokenizer(texts, verbose=False)["input_ids"]]  # with EOS
+    prompts = prompts_of(some, "prompt")
+    return [
+        len(ids)
+        for side in sides
+        for ids in encode_answers(tokenizer, prompts, list(some[side]), 1 << 20, append_eos=True)["input_ids"]
+    ]
 
 
 def _summary(lengths: list[int], limit: int) -> Lengths:

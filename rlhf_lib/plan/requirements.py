@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import yaml
@@ -19,8 +20,9 @@ def check_requirements(recipe: Recipe) -> list[str]:
     from rlhf_lib.evaluation.harness import check_tasks
     from rlhf_lib.evaluation.opinions import check_judge
     from rlhf_lib.evaluation.probes import probe_tokens
+    from rlhf_lib.models.chat import policy_tokenizer
     from rlhf_lib.models.device import pick_device
-    from rlhf_lib.models.loading import load_config, load_tokenizer
+    from rlhf_lib.models.loading import load_config
     from rlhf_lib.plan.memory import NoOutline, policy_config, policy_outline
     from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.optimizer import check_optimizer
@@ -35,11 +37,14 @@ def check_requirements(recipe: Recipe) -> list[str]:
         check_tasks(recipe.evaluation.lm_eval)
     scratch = recipe.policy.train.from_scratch if recipe.policy.train else None
     seq2seq = scratch is not None and scratch.architecture == "t5"
+    chat = recipe.policy.chat_template is not None
     if recipe.policy.model is not None:
         seq2seq = bool(load_config(recipe.policy.model, recipe.policy.trust_remote_code).is_encoder_decoder)
-        tokenizer = load_tokenizer(recipe.policy.model, recipe.policy.trust_remote_code)
+        tokenizer = policy_tokenizer(recipe.policy)
         probe_tokens(recipe.evaluation.probes, tokenizer)
+        chat = tokenizer.chat_template is not None
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
+    check_columns(recipe)
     check_critic(recipe)
     check_distinct(recipe)
     if recipe.policy.lora is not None or recipe.policy.unfrozen_layers is not None:
@@ -51,9 +56,42 @@ def check_requirements(recipe: Recipe) -> list[str]:
             recipe.data.prompts.dataset,
             seed=recipe.seed,
             prompts=recipe.data.prompts if seq2seq else None,
+            chat=recipe.policy if chat else None,
         )
     remarks = [check_judge(name, judge) for name, judge in recipe.evaluation.judges.items()]
     return [remark for remark in remarks if remark]
+
+
+def check_columns(recipe: Recipe) -> None:
+    """Raise RecipeError for a function, the reward's or a judge's, that needs a column which the prompts don't have."""
+    from rlhf_lib.data.prompts import other_columns
+    from rlhf_lib.data.sources import load_split
+    from rlhf_lib.rewards import function
+    from rlhf_lib.rewards.build import needed_columns
+    from rlhf_lib.rewards.judging import judging
+
+    prompts, judges = recipe.data.prompts, recipe.evaluation.judges
+    needed: dict[str | None, dict[str, list[str]]] = {None: needed_columns(recipe.reward)}
+    needed |= {name: needed_columns(judge) for name, judge in judges.items()}
+    if not any(needed.values()):
+        return
+    sets = [prompts] if prompts.test is None else [prompts, prompts.test]
+    there = [other_columns(recipe, load_split(source, default=prompts.dataset)) for source in sets]
+    if needed[None] and recipe.reward.checks.probes:
+        _without_columns("reward.checks.probes", needed[None])
+    asked = [needed[name] for name in (None, *recipe.judges_in_ppo) if needed[name]]
+    if asked and recipe.ppo.eval_texts:
+        _without_columns("ppo.eval_texts", asked[0])
+    for name, functions in needed.items():
+        with judging(name) if name else nullcontext():
+            for path, names in functions.items():
+                for columns in there:
+                    function.check_columns(path, names, columns)
+
+
+def _without_columns(key: str, needed: Mapping[str, list[str]]) -> None:
+    path, names = next(iter(needed.items()))
+    raise RecipeError(f"{key} are texts alone, and reward.function {path} needs the column {names[0]}: leave them out")
 
 
 def check_accelerate(recipe: Recipe) -> None:
@@ -72,7 +110,7 @@ def check_accelerate(recipe: Recipe) -> None:
 
 def check_distinct(recipe: Recipe) -> None:
     """Raise RecipeError for a judge that turns out to be the reward: another name of the same model or function."""
-    from rlhf_lib.rewards.build import import_function
+    from rlhf_lib.rewards.function import import_function
 
     labelled, pairs = recipe.data.labelled is not None, recipe.data.preferences is not None
     judges, reward = recipe.evaluation.judges, recipe.reward

@@ -14,18 +14,25 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import MESSAGES, Conversation, checked_messages, is_messages
 from rlhf_lib.errors import DataError, ModelError, RecipeError
+from rlhf_lib.models.chat import prompt_ids
 from rlhf_lib.models.loading import positions
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.rollout import end_ids
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
+from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.calling import required_columns
+from rlhf_lib.rewards.columns import row_columns
 
 Row = dict[str, Any]
 # texts, lists of token ids, rows, or a data set of rows: see `prompt_rows`
 Prompts: TypeAlias = Sequence[str] | Sequence[Sequence[int]] | Sequence[Mapping[str, Any]] | Dataset
 
 TEXT_COLUMNS = ("query", "prompt", "text")
-FORMS = "a list of texts, a list of lists of token ids, a datasets.Dataset, or rows with `query` and `input_ids`"
+FORMS = (
+    "a list of texts, of lists of messages or of token ids, a datasets.Dataset, or rows with `query` and `input_ids`"
+)
 ORDER = "PPOTrainer(policy, tokenizer, reward, prompts, config, generation)"
 
 
@@ -77,8 +84,8 @@ def check_settings(tokenizer: Any, reward: Any, config: Any, generation: Any) ->
         raise ModelError(f"the tokenizer is {_kind(tokenizer)}: load it, AutoTokenizer.from_pretrained(...)")
     if not callable(reward) or isinstance(reward, PreTrainedModel | PeftModel):
         raise ModelError(
-            f"the reward is {_kind(reward)}: give a function of (queries, responses), two lists of texts, that returns "
-            "one number for each response"
+            f"the reward is {_kind(reward)}: give a function of (queries, responses), two lists of texts, or by "
+            "keywords as TRL's, f(prompts, completions, **columns), that returns one number for each response"
         )
     for name, given, expected in (("config", config, PPOConfig), ("generation", generation, GenerationConfig)):
         if not isinstance(given, expected):
@@ -133,6 +140,18 @@ def check_rows(rows: Sequence[Row], policy: Policy, generation: GenerationConfig
             )
 
 
+def check_columns(reward: Reward, rows: Sequence[Row], what: str) -> None:
+    """Raises DataError where the rows lack a column that a reward function can't be called without."""
+    there = row_columns(rows)
+    for name in required_columns(reward):
+        if rows and name not in there:
+            listed = f"the columns {', '.join(there)}" if there else "no columns beside the prompts"
+            raise DataError(
+                f"{what} have {listed}, and the reward function needs {name}: give rows that have it, or give the "
+                "parameter a default"
+            )
+
+
 def check_given(policy: Policy, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> None:
     """Raises ModelError for token ids from elsewhere that the policy has no embedding or no position for."""
     limit = positions(policy.config) if _learnt_positions(policy.model) else None
@@ -170,10 +189,11 @@ def prompt_rows(
     """Rows with `query`, the text that the reward sees, and `input_ids`, what the policy continues.
 
     - A text is the query, and its tokens are the ids.
+    - A list of messages, or the `messages` of a row, is a conversation, rendered in the tokenizer's chat template.
     - Token ids (a list, array or tensor of whole numbers) are the ids, and their text is the query.
     - A row (a mapping, or a data set's) has either or both: `input_ids`, and the text in `column`, or else in `query`,
       `prompt` or `text`. With `query` and `prompt`, the policy continues the prompt and the reward sees the query. Its
-      other columns stay: metrics see them.
+      other columns stay: the reward and metrics see them.
 
     `what` names the argument in errors. Raises DataError for anything else, naming the row.
     """
@@ -183,6 +203,7 @@ def prompt_rows(
     if not given:
         raise DataError(f"PPO has no {what}: the list or data set is empty")
     rows = [_row(value, column, f"{what}: row {i}") for i, value in enumerate(given)]
+    _render([row for row in rows if "input_ids" not in row and isinstance(row["query"], Conversation)], tokenizer, what)
     untokenized = [row for row in rows if "input_ids" not in row]
     if untokenized:
         texts = [row.pop(_CONTINUED) for row in untokenized]
@@ -195,6 +216,15 @@ def prompt_rows(
 
 
 _CONTINUED = "\0continued"  # a row's text until it is tokenized
+
+
+def _render(rows: list[Row], tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Give conversations their tokens."""
+    if rows and tokenizer.chat_template is None:
+        raise DataError(f"{what} are messages, and the tokenizer has no chat_template: set one, or give texts")
+    for row, ids in zip(rows, prompt_ids(tokenizer, [row["query"] for row in rows]), strict=True):
+        row.pop(_CONTINUED)
+        row["input_ids"] = ids
 
 
 def _listed(prompts: Any, what: str) -> list[Any]:
@@ -211,14 +241,20 @@ def _listed(prompts: Any, what: str) -> list[Any]:
 
 
 def _row(value: Any, column: str | None, where: str) -> Row:
+    if is_messages(value):
+        value = {"messages": value}
     if not isinstance(value, Mapping):
         found = _ids_or_text(value, where)
         return {"query": found, _CONTINUED: found} if isinstance(found, str) else {"input_ids": found}
     row = dict(value)
+    if column is None and row.get(MESSAGES):
+        return _conversation(row, row.pop(MESSAGES), f"{where}, column {MESSAGES}")
     if column is None and "input_ids" in row:
         return row | {"input_ids": _ids(row["input_ids"], f"{where}, input_ids")}
     _check_column(row, column, where)
     name = column or next(known for known in TEXT_COLUMNS if known in row)
+    if is_messages(row[name]):
+        return _conversation(row, row[name], f"{where}, column {name}")
     found = _ids_or_text(row[name], f"{where}, column {name}")
     if not isinstance(found, str):
         return row | {"input_ids": found}
@@ -227,13 +263,18 @@ def _row(value: Any, column: str | None, where: str) -> Row:
     return row | {"query": found, _CONTINUED: continued}
 
 
+def _conversation(row: Row, messages: Any, where: str) -> Row:
+    query = Conversation(checked_messages(messages, where))
+    return row | {"query": query} | ({} if "input_ids" in row else {_CONTINUED: query})
+
+
 def _check_column(columns: Iterable[str], column: str | None, where: str) -> None:
     present = [str(name) for name in columns]
     if column is not None and column not in present:
         near = difflib.get_close_matches(column, present, n=1)
         hint = f": did you mean {near[0]}?" if near else "."
         raise DataError(f"{where} has no column {column}{hint} There are {', '.join(present)}")
-    if column is None and not {"input_ids", *TEXT_COLUMNS} & set(present):
+    if column is None and not {"input_ids", MESSAGES, *TEXT_COLUMNS} & set(present):
         raise DataError(
             f"{where} has the columns {', '.join(present)}, and none of query, prompt, text or input_ids: name the one "
             "that holds the prompts, prompt_column=..."
@@ -251,11 +292,6 @@ def _ids(value: Any, where: str) -> list[int]:
         if ids and min(ids) < 0:
             raise DataError(f"{where} has {min(ids)} among its token ids: leave out what pads or masks a prompt")
         return [int(i) for i in ids]
-    if isinstance(ids, list | tuple) and ids and isinstance(ids[0], Mapping):
-        raise DataError(
-            f"{where} is a list of messages: make it text, tokenizer.apply_chat_template(messages, tokenize=False, "
-            "add_generation_prompt=True)"
-        )
     raise DataError(f"{where} is {value!r:.80}, neither a text nor a list of token ids")
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from rlhf_lib.models.chat import answer_content
 from rlhf_lib.models.logprobs import start_id
 from rlhf_lib.models.trunk import trunk_and_head
 from rlhf_lib.progress import report
@@ -42,7 +43,7 @@ class Responses:
     prompt_ids: list[list[int]]
     response_ids: list[list[int]]
     # decoded, without special tokens and without the stop text; a seq2seq model's begin with a space, so that query +
-    # response reads as text
+    # response reads as text, and with a chat template they are the content of the assistant's message
     texts: list[str]
     ended: list[bool]  # by EOS or stop text, rather than by the length limit
     logprobs: list[Tensor]  # (T_i,) fp32 each: the full softmax's at the given temperature
@@ -84,11 +85,16 @@ def sample_responses(
         _sample_batch(model, tokenizer, rows, out, generation, (seed, step, first_row), greedy, value_head)
         report("response", start + len(rows), len(order))
     model.train(was_training)
+    ends = end_ids(model, tokenizer)
     for i, ids in enumerate(out.response_ids):
-        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        # an end of turn need not be one of the tokenizer's special tokens
+        said = ids[:-1] if out.ended[i] and ids[-1] in ends else ids
+        text = str(tokenizer.decode(said, skip_special_tokens=True))
         out.texts[i] = text.split(generation.stop)[0] if generation.stop else text
         if model.config.is_encoder_decoder and out.texts[i] and not out.texts[i][0].isspace():
             out.texts[i] = f" {out.texts[i]}"
+        if tokenizer.chat_template is not None:
+            out.texts[i] = answer_content(out.texts[i])
     return out
 
 

@@ -127,8 +127,8 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     import torch
     from datasets import load_from_disk
 
+    from rlhf_lib.models.chat import policy_tokenizer
     from rlhf_lib.models.device import pick_device, pick_dtype
-    from rlhf_lib.models.loading import load_tokenizer
     from rlhf_lib.ppo.evaluation import import_metrics
     from rlhf_lib.ppo.trainer import PPOTrainer
     from rlhf_lib.rewards.build import build_reward
@@ -140,7 +140,7 @@ def build_trainer(job: Job, accelerator: Accelerator | None = None) -> PPOTraine
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     recipe = job.recipe
     device = pick_device(recipe.compute) if accelerator is None else accelerator.device
-    tokenizer = load_tokenizer(job.policy, recipe.policy.trust_remote_code)
+    tokenizer = policy_tokenizer(recipe.policy, job.policy)
     rows: list[Any] = load_from_disk(job.prompts["train"]).to_list()
     watched: list[Any] | None = None
     if picks_by_prompts(recipe):
@@ -173,9 +173,18 @@ def _eval_prompts(job: Job, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
     """`ppo.eval_texts` in turn, each time with random numbers of its own, or held-out prompts."""
     from datasets import load_from_disk
 
+    from rlhf_lib.conversation import Conversation
+    from rlhf_lib.models.chat import prompt_ids
+
     recipe, count = job.recipe, job.recipe.ppo.eval_prompts
     if recipe.ppo.eval_texts is None:
         return load_from_disk(job.prompts["test"]).to_list()[:count]
+    if tokenizer.chat_template is not None:
+        asked = [Conversation.of(text, recipe.policy.system) for text in recipe.ppo.eval_texts]
+        rows: list[dict] = [
+            {"query": query, "input_ids": ids} for query, ids in zip(asked, prompt_ids(tokenizer, asked), strict=True)
+        ]
+        return [rows[i % len(rows)] for i in range(count)]
     template = recipe.data.prompts.template or "{query}"
     rows = [
         {"query": text, "input_ids": tokenizer(template.replace("{query}", text)).input_ids}

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import Conversation, in_full
 from rlhf_lib.errors import ModelError
+from rlhf_lib.models.chat import answer_ids
 from rlhf_lib.models.loading import positions
 from rlhf_lib.progress import report
 
 
 class ClassifierReward:
-    """Score query + response with one output of a classifier: its logit, or its probability.
+    """Score query + response with one output of a classifier: its logit, or its probability. Of a conversation it
+    reads what its tokenizer's chat template makes of it, or without one the dialogue as text.
 
     `pair` encodes (query, response) as the two segments of a pair instead. `append_eos` ends each text with the
     tokenizer's EOS, as preference models are trained here; of sampled responses, those alone that `ended`. Texts
@@ -62,8 +65,9 @@ class ClassifierReward:
         if self.pair:
             rows = encode(self.tokenizer, queries, self.max_length, pairs=responses)
         else:
-            texts = [q + r for q, r in zip(queries, responses, strict=True)]
-            rows = encode(self.tokenizer, texts, self.max_length, append_eos=self.append_eos, ended=ended)
+            rows = encode_answers(
+                self.tokenizer, queries, responses, self.max_length, append_eos=self.append_eos, ended=ended
+            )
         return self._chosen(self._logits(rows)).tolist()
 
     def logits(self, texts: Sequence[str]) -> Tensor:
@@ -129,6 +133,30 @@ def label_column(config: PreTrainedConfig, label: str | None) -> int:
     if len(matches) != 1:
         raise ModelError(f"the reward model has no label {label!r}: set reward.label to one of {listed}")
     return matches[0]
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    max_length: int,
+    *,
+    append_eos: bool = False,
+    ended: Sequence[bool] | None = None,
+) -> dict[str, list[list[int]]]:
+    """As `encode`, of each prompt with its answer. Conversations are rendered in the tokenizer's chat template, where
+    it has one; the template then says how an answer ends, and with `append_eos` only those that `ended` have an end."""
+    if tokenizer.chat_template is None or not all(isinstance(prompt, Conversation) for prompt in prompts):
+        texts = [in_full(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return encode(tokenizer, texts, max_length, append_eos=append_eos, ended=ended)
+    conversations = [prompt for prompt in prompts if isinstance(prompt, Conversation)]
+    found = answer_ids(tokenizer, conversations, answers, ended if append_eos else None)
+    start = [tokenizer.bos_token_id]
+    rows = []
+    for ids in found:
+        kept = start if ids[:1] == start and len(ids) > max_length else []
+        rows.append([*kept, *ids[len(ids) - max_length + len(kept) :]] if len(ids) > max_length else ids)
+    return {"input_ids": rows}
 
 
 def encode(

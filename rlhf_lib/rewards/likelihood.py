@@ -6,6 +6,7 @@ import math
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_lib.conversation import in_full
 from rlhf_lib.models.likelihood import encode, start_token, target_losses
 from rlhf_lib.models.loading import positions
 
@@ -26,7 +27,7 @@ class LikelihoodReward:
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
         """One score per (query, response)."""
-        texts = [query + response for query, response in zip(queries, responses, strict=True)]
+        texts = [in_full(query, response) for query, response in zip(queries, responses, strict=True)]
         if not texts:
             return []
         encoded = encode(texts, self.tokenizer, self.limit, start=self.start)

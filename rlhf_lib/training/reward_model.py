@@ -2,7 +2,7 @@
 - margin) (Ouyang et al. 2022, eq. 1; margins: Touvron et al. 2023; centring: Eisenstein et al. 2023, eq. 2).
 
 TRL drops pairs longer than its max_length and cuts nothing; it appends EOS where a text doesn't end with it. So the
-pairs come tokenized, by `encode`, the very function that scoring uses: cut from the left, ended with EOS. A prompt's
+pairs come tokenized, by `encode_answers`, the very function that scoring uses: cut from the left, ended. A prompt's
 pairs share a batch (Ouyang et al. 2022, section 3.5). Length is kept out as rlhf_lib/training/length_debias.py says.
 """
 
@@ -17,11 +17,13 @@ import numpy as np
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
 
+from rlhf_lib.conversation import prompts_of
 from rlhf_lib.errors import DataError
+from rlhf_lib.models.chat import set_template
 from rlhf_lib.models.device import pick_device
 from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, positions, quiet
 from rlhf_lib.rewards import Reward
-from rlhf_lib.rewards.classifier import ClassifierReward, encode
+from rlhf_lib.rewards.classifier import ClassifierReward, encode_answers
 from rlhf_lib.training.length_debias import WeightedCollator, WeightedPairs, fit_debias
 from rlhf_lib.training.supervised import OnLog, PromptGroups, fit, trainer_arguments
 
@@ -41,14 +43,15 @@ def train_reward_model(
     compute: recipe.ComputeConfig,
     seed: int,
     held_out: Dataset | None = None,
+    policy: recipe.PolicyConfig | None = None,
     on_log: OnLog | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Put a scalar head on `model` (a language model or classifier), train it on `pairs`, save it with its tokenizer.
 
-    `pairs` have columns prompt, chosen, rejected and perhaps margin. No dropout. `on_log(step, metrics)` is called as
-    training goes on. With `reward.train.validation`, that share of `pairs` measures the loss along the way and picks
-    the weights; `held_out` picks nothing. Returns the metrics (accuracies on at most ACCURACY_PAIRS of either set) and
-    those of each step.
+    `pairs` have columns prompt, chosen, rejected and perhaps margin. No dropout. `policy`: the section whose model it
+    is, which gives it its chat template. `on_log(step, metrics)` is called as training goes on. With
+    `reward.train.validation`, that share of `pairs` measures the loss along the way and picks the weights; `held_out`
+    picks nothing. Returns the metrics (accuracies on at most ACCURACY_PAIRS of either set) and those of each step.
     Raises ModelError for an absent model or a loss that diverges, DataError without pairs, or where
     `reward.train.length_debias` can't tell length from quality.
     """
@@ -59,6 +62,8 @@ def train_reward_model(
     pairs, validation = split_prompts(pairs, reward.train.validation, seed)
     debias = fit_debias(reward.train.length_debias, pairs)
     tokenizer = load_tokenizer(model, reward.trust_remote_code)
+    if policy is not None:
+        set_template(tokenizer, policy)
     set_seed(seed)
     network = load_classifier(model, trust_remote_code=reward.trust_remote_code, num_labels=1)
     distinct_pad(tokenizer, network)
@@ -161,11 +166,12 @@ def tokenize_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, limit: in
     both) and `group` (the prompt's number), and how many dialogues lost tokens on the left to fit `limit`."""
     columns: dict[str, list] = {}
     truncated = 0
+    prompts = prompts_of(pairs, "prompt")
     for side in ("chosen", "rejected"):
-        texts = [prompt + answer for prompt, answer in zip(pairs["prompt"], pairs[side], strict=True)]
-        ids = encode(tokenizer, texts, limit + 1, append_eos=True)["input_ids"]
+        answers = list(pairs[side])
+        ids = encode_answers(tokenizer, prompts, answers, limit + 1, append_eos=True)["input_ids"]
         truncated += sum(len(row) > limit for row in ids)
-        columns[f"{side}_ids"] = encode(tokenizer, texts, limit, append_eos=True)["input_ids"]
+        columns[f"{side}_ids"] = encode_answers(tokenizer, prompts, answers, limit, append_eos=True)["input_ids"]
     lengths = [(len(c), len(r)) for c, r in zip(*columns.values(), strict=True)]
     columns |= {"length": [max(pair) for pair in lengths], "tokens": [sum(pair) for pair in lengths]}
     numbers: dict[str, int] = {}
@@ -177,7 +183,7 @@ def tokenize_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, limit: in
 
 def accuracy(reward: Reward, pairs: Dataset) -> float:
     """Share of the pairs whose chosen answer scores higher; ties count half."""
-    prompts = list(pairs["prompt"])
+    prompts = prompts_of(pairs, "prompt")
     scores = np.array(reward(prompts * 2, [*pairs["chosen"], *pairs["rejected"]]))
     chosen, rejected = np.split(scores, 2)
     return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))

@@ -32,9 +32,11 @@ def train_reward_parts(
     compute: recipe.ComputeConfig,
     seed: int,
     held_out: Dataset | None = None,
+    policy: recipe.PolicyConfig | None = None,
     on_log: OnLog | None = None,
 ) -> tuple[dict[str, float], Mapping[str, Log]]:
     """Train each of `reward.learned()` on `pairs`, from its own model or `start`, into its folder below `output`.
+    `policy`: the section whose model `start` is, which gives it its chat template.
 
     Returns the metrics of `train_reward_model`, of several parts their means and each one's after its path, and by path
     those of each step. Raises as it does.
@@ -51,6 +53,7 @@ def train_reward_parts(
             compute=compute,
             seed=seed + SEEDS_APART * number,
             held_out=held_out,
+            policy=policy if section.model is None else None,
             on_log=on_log if len(parts) == 1 or on_log is None else _named(path, on_log),
         )
     first, *others = found.values()

@@ -1,8 +1,8 @@
 """Supervised fine-tuning: a language model, given or new, learns the answers of a corpus or of the preference pairs.
 
 A causal model's text is prompt + answer + EOS. Prompt and answer are tokenized apart, so that the model learns the very
-boundary that it meets when it continues a prompt. A seq2seq model's encoder reads the prompt, and its decoder learns
-the answer and EOS.
+boundary that it meets when it continues a prompt. A chat model's is the conversation in its template, with a loss on
+what the assistant says. A seq2seq model's encoder reads the prompt, and its decoder learns the answer and EOS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from transformers import (
     set_seed,
 )
 
+from rlhf_lib.conversation import Conversation, prompts_of
 from rlhf_lib.errors import DataError, ModelError
+from rlhf_lib.models.chat import split_ids, training_ids, turn_end
 from rlhf_lib.models.device import pick_device
 from rlhf_lib.models.loading import load_policy, load_tokenizer, positions, quiet
 from rlhf_lib.models.logprobs import response_logprobs
@@ -89,6 +91,9 @@ def train_base_model(
             raise ModelError("there is no model to train: give model, a hub id or folder, or set train.from_scratch")
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code)
         network = load_policy(model, trust_remote_code=trust_remote_code)
+        rows_there: int = network.get_input_embeddings().weight.shape[0]  # type: ignore[index,assignment]
+        if len(tokenizer) > rows_there:  # control tokens of another chat template
+            network.resize_token_embeddings(len(tokenizer))
     longest = train.from_scratch.positions if train.from_scratch else positions(network.config)
     limit = min(train.max_length or longest, longest)
     answers = ("chosen", "rejected") if train.answers == "both" and "rejected" in pairs.column_names else ("chosen",)
@@ -149,9 +154,17 @@ def tokenize_answers(
 ) -> tuple[Dataset, int]:
     """Rows `input_ids`, `labels` (-100: no loss) and `length`, of the answers in each of the `columns`, and how many
     lost tokens on the left to fit `limit`."""
-    prompts = tokenizer(list(pairs["prompt"]), verbose=False).input_ids if len(pairs) else []
     rows: list[dict] = []
     truncated = 0
+    if tokenizer.chat_template is not None:
+        asked = conversations_of(pairs)
+        told = [prompt.answered(text) for column in columns for prompt, text in zip(asked, pairs[column], strict=True)]
+        for ids, mask in training_ids(tokenizer, told, last_only=completion_only):
+            labels = [token if said else -100 for token, said in zip(ids, mask, strict=True)]
+            truncated += len(ids) > limit
+            rows.append({"input_ids": ids[-limit:], "labels": labels[-limit:], "length": min(len(ids), limit)})
+        return Dataset.from_list(rows), truncated
+    prompts = tokenizer(list(pairs["prompt"]), verbose=False).input_ids if len(pairs) else []
     for column in columns:
         texts = list(pairs[column])
         endings = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
@@ -163,6 +176,11 @@ def tokenize_answers(
     return Dataset.from_list(rows), truncated
 
 
+def conversations_of(pairs: Dataset) -> list[Conversation]:
+    """The pairs' prompts, of which those that are plain text become conversations."""
+    return [Conversation.of(prompt) for prompt in prompts_of(pairs, "prompt")]
+
+
 def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, limit: int) -> float:
     """Mean negative log-likelihood, nats per token, of chosen answers with EOS given their prompts, cut from the left.
 
@@ -170,11 +188,14 @@ def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair
     """
     step = max(1, math.ceil(len(pairs) / HELD_OUT))
     sample = pairs.select(range(0, len(pairs), step))
-    prompts = tokenizer(list(sample["prompt"]), verbose=False).input_ids
-    answers = [
-        [*ids, tokenizer.eos_token_id]
-        for ids in tokenizer(list(sample["chosen"]), add_special_tokens=False, verbose=False).input_ids
-    ]
+    if tokenizer.chat_template is not None:
+        prompts, answers = split_ids(tokenizer, conversations_of(sample), list(sample["chosen"]))
+    else:
+        prompts = tokenizer(list(sample["prompt"]), verbose=False).input_ids
+        answers = [
+            [*ids, tokenizer.eos_token_id]
+            for ids in tokenizer(list(sample["chosen"]), add_special_tokens=False, verbose=False).input_ids
+        ]
     # At least one token of the prompt stays: the answer's first token is predicted from it.
     answers = [a[-(limit - 1) :] for a in answers]
     prompts = [(p or [tokenizer.eos_token_id])[-(limit - len(a)) :] for p, a in zip(prompts, answers, strict=True)]
@@ -186,12 +207,16 @@ def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save an ordinary Hugging Face folder whose generation config has the tokenizer's EOS and pad tokens."""
+    """Save an ordinary Hugging Face folder whose generation config has the tokenizer's EOS and pad tokens, and the end
+    of a turn in its chat template."""
     if model.generation_config is None:
         raise ModelError(f"{type(model).__name__} can't generate: point to a language model")
     known = model.generation_config.eos_token_id
     ends = known if isinstance(known, list) else [known]
-    if tokenizer.eos_token_id not in ends:
+    if tokenizer.chat_template is not None:
+        found = dict.fromkeys(i for i in (turn_end(tokenizer), tokenizer.eos_token_id, *ends) if i is not None)
+        model.generation_config.eos_token_id = list(found)
+    elif tokenizer.eos_token_id not in ends:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = True  # trainers switch it off in the configuration

@@ -103,6 +103,7 @@ class Chat:
         from rlhf_lib.models.policy import autocast
         from rlhf_lib.ppo.rollout import sample_responses
         from rlhf_lib.rewards import sampled_scores
+        from rlhf_lib.rewards.columns import with_ids
 
         answers = []
         for name, (model, tokenizer) in self.models.items():
@@ -125,7 +126,10 @@ class Chat:
             text = sampled.texts[0]
             if isinstance(query, Conversation):
                 self.said[name] = query.answered(text)
-            score = sampled_scores(self.reward, [query], [text], sampled.ended)[0] if self.reward else None
+            score = None
+            if self.reward:
+                columns = with_ids(None, sampled.response_ids)
+                score = sampled_scores(self.reward, [query], [text], sampled.ended, columns)[0]
             answers.append(Answer(name, text, score))
         return answers
 
@@ -141,10 +145,13 @@ class Chat:
         return query, list(tokenizer(prompt).input_ids)
 
     def _reward(self, version: Any) -> Any:
-        from rlhf_lib.rewards.build import build_reward
+        from rlhf_lib.rewards.build import build_reward, needed_columns
 
         try:
             model = versions.reward_model_of(self.recipe, [version] if version else [])
+            for path, columns in needed_columns(self.recipe.reward).items():
+                self.missing.append(f"reward.function {path} needs {columns[0]}, which typed prompts don't have")
+                return None
             return build_reward(self.recipe.reward, model, self.device)
         except RLHFError as error:
             self.missing.append(str(error))

@@ -46,6 +46,7 @@ def files(tmp_path_factory) -> Path:
         "plain": [*good[:3], {"chosen": "No dialogue at all", "rejected": good[3]["rejected"]}],
         "headless": [{"chosen": row["chosen"]} for row in good],
         "messages": [{"chosen": turns, "rejected": "no"}] * 3,
+        "unpaired": [{"prompt": "Is 1 odd?", "completion": "yes", "label": True}] * 3,
         "listed": [{"prompt": ["Is 1 odd?"], "chosen": "yes", "rejected": "no"}] * 3,
     }
     for name, rows in sets.items():
@@ -194,12 +195,19 @@ FOUND = {
         [f"{SET}={LOCAL}", "evaluation.perplexity.split=tset"],
         ["{files}/good", "Unknown split", "Set evaluation.perplexity.split"],
     ),
-    "pairs of chat messages": (
+    "chat messages beside a text": (
         [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/messages"],
         [
-            "error: data set {files}/messages (split train): column 'chosen' holds chat messages, not text. Join each "
-            "list of messages into one text, '\\n\\nHuman: ...\\n\\nAssistant: ...', or set "
-            "data.preferences.chosen to a column of texts (rejected)"
+            "error: data set {files}/messages (split train): column 'chosen' holds chat messages, but column "
+            "'rejected' doesn't: make both texts, or both lists of messages {{role, content}}"
+        ],
+    ),
+    "labelled answers as pairs": (
+        [f"{SET}={LOCAL}", "data.preferences.train.dataset={files}/unpaired"],
+        [
+            "error: data set {files}/unpaired (split train): 'completion' and 'label' are answers judged one by one, "
+            "no pairs. Train a classifier on them: data.labelled instead of data.preferences, and reward.kind "
+            "classifier with reward.label desirable"
         ],
     ),
     "prompts of pairs that are lists": (
@@ -207,8 +215,13 @@ FOUND = {
         ["(split train): column 'prompt' holds lists, not text. Join each list into one text"],
     ),
     "a perplexity column that isn't text": (
-        [f"{SET}={LOCAL}", "evaluation.perplexity.dataset={files}/messages", "evaluation.perplexity.split=train"],
-        ["column 'chosen' holds chat messages, not text", "or set evaluation.perplexity.column to a column of texts"],
+        [
+            f"{SET}={LOCAL}",
+            "evaluation.perplexity.dataset={files}/listed",
+            "evaluation.perplexity.split=train",
+            "evaluation.perplexity.column=prompt",
+        ],
+        ["column 'prompt' holds lists, not text", "or set evaluation.perplexity.column to a column of texts"],
     ),
     "three held-out pairs": (
         [f"{SET}={LOCAL}", "data.preferences.test.split=test[:3]"],

@@ -42,6 +42,9 @@ NOT_RUN = {
         "rlhf run hh-helpful-scratch --set data.prompts.dataset=/data/hh-rlhf": "the collection isn't in the clone; "
         ".ci/run runs it where it is at hand",
     },
+    "docs/how-to/compare-and-promote.md": {
+        "rlhf push happy me/happy --private": "needs a token; tests/tasks/registry/test_push.py has a hub of its own",
+    },
     "docs/how-to/production.md": {
         "apt-get install postgresql": "installs a service; tests/operations/test_postgres.py uses one",
         "useradd --system": "makes a user of the machine",
@@ -136,6 +139,7 @@ PROMISES = {
     "rlhf rollback happy": r"rolled back from version 2 to 1: it repeats itself",
     "rlhf chat happy": r"(?m)^happy 1 \(.*\): ",
     'echo "This film was"': r"(?m)^happy 1 \(.*\): ",
+    "rlhf push": r"(?s)^(embedded|happy) \d would go to me/.*model\.safetensors\n.*\nlibrary_name: transformers\n",
     "curl": r'^\{"predictions": \[".+"\]\}$',
     "rlhf run own-data.yaml": r"registered +own-data version 1",
     "rlhf run own-reward.yaml": r"registered +own-reward version 1",

@@ -94,7 +94,7 @@ def test_special_tokens_are_no_part_of_a_query():
     ("prompts", "message"),
     [
         ("w1 w2", "prompts is one text: put it into a list"),
-        (7, "prompts is an int: give a list of texts, a list of lists of token ids, a datasets.Dataset, or rows"),
+        (7, "prompts is an int: give a list of texts, of lists of messages or token ids, a datasets.Dataset, or rows"),
         ((text for text in TEXTS), "prompts is a generator: give a list of texts"),
         (DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}), "prompts is a DatasetDict of train: give one"),
         (Dataset.from_dict({"text": TEXTS}).to_iterable_dataset(), "prompts is an IterableDataset: give a list"),
@@ -106,7 +106,7 @@ def test_special_tokens_are_no_part_of_a_query():
         ([{"query": "w1", "input_ids": "1 2"}], "prompts: row 0, input_ids is '1 2', neither"),
         (
             [{"prompt": [{"role": "user", "content": "w1"}]}],
-            "column prompt is a list of messages: .*apply_chat_template",
+            "prompts are messages, and the tokenizer has no chat_template: set one, or give texts",
         ),
         (["w1", ""], "prompts: row 1 has no tokens: drop empty prompts"),
         ([], "no prompts"),
