@@ -287,8 +287,8 @@ PARTS = [{"type": "text", "text": "Tea?"}]
     [
         (
             [{"question": "Tea?", "good": "Yes.", "bad": "No."}],
-            "column 'chosen' not found in {set} (available: question, good, bad). Set data.preferences.chosen, or write "
-            'rows such as {{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}}',
+            "column 'chosen' not found in {set} (available: question, good, bad). Set data.preferences.chosen, or "
+            'write rows such as {{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}}',
         ),
         (
             [{"prompt": "Tea?", "completion": "Yes.", "label": True}],
@@ -311,8 +311,8 @@ PARTS = [{"type": "text", "text": "Tea?"}]
         ),
         (
             [GOOD | {"chosen": [user(PARTS), assistant("Yes.")]}],
-            "{set}, row 0, column 'chosen': a message has role 'user' and content [{{'type': 'text', 'text': 'Tea?'}}]: "
-            "both must be text",
+            "{set}, row 0, column 'chosen': a message has role 'user' and content [{{'type': 'text', 'text': 'Tea?'}}]"
+            ": both must be text",
         ),
         (
             [GOOD | {"chosen": [{"role": 1, "content": "Tea?"}, {"role": 2, "content": "Yes."}]}],
