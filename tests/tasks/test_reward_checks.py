@@ -1,6 +1,5 @@
 """The stage of reward checks in a flow: its report and figures in MLflow, done once, and a gate that stops the flow."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -133,7 +132,7 @@ def constant(queries, responses):
 @pytest.mark.parametrize("reward", ["vowels", "constant"])
 def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, tmp_path, reward):
     """A closed set of four prompts, no gate set to null: passed where PPO has something to learn from."""
-    from datasets import Dataset
+    from datasets import Dataset, load_from_disk
     from prefect import flow
 
     from rlhf_lib.ppo.reference import REFERENCE_SAMPLES
@@ -173,10 +172,10 @@ def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, t
             letters_only()
         return
     made, checks = letters_only()
-    samples = json.loads(Path(made.samples).read_text())
+    samples = load_from_disk(made.samples)
     assert len(samples) == REFERENCE_SAMPLES
-    assert {query for query, _ in samples} == set("bcdf")
-    assert len({response for _, response in samples}) > 4  # each prompt is answered anew
+    assert set(samples["query"]) == set("bcdf")
+    assert len(set(samples["completions"])) > 4  # each prompt is answered anew
     assert checks.passed
     thresholds = {check["name"]: check["threshold"] for check in checks.checks}
     assert thresholds["score_spread"] == recipe.reward.checks.min_score_std
