@@ -79,8 +79,10 @@ def evaluate_policy(
     from rlhf_lib.models.loading import load_config, load_policy
     from rlhf_lib.models.policy import autocast
     from rlhf_lib.ppo.evaluation import import_metrics, metric_columns
+    from rlhf_lib.rewards import timeouts
     from rlhf_lib.rewards.build import build_reward
     from rlhf_lib.rewards.check_result import gates_off
+    from rlhf_lib.rewards.columns import dataset_columns
     from rlhf_lib.statistics import SMALL_SAMPLE
 
     logger = get_run_logger()
@@ -139,6 +141,7 @@ def evaluate_policy(
             held_out=not recipe.data.prompts.unheld,
             micro_batch_tokens=recipe.ppo.micro_batch_tokens,
             baselines={SFT_ON_CHOSEN: load_baseline} if sft_on_chosen else None,
+            columns=dataset_columns(prompts),
         )
         metrics = comparison.metrics()
         if comparison.caveat:
@@ -160,6 +163,7 @@ def evaluate_policy(
             recipe, models["reference"], tokenizer, score, prompts, comparison, dtype, scoring, scored
         )
         metrics |= flat_metrics(baselines.metrics)
+        over = timeouts(score)
         for sentence in [*([baselines.same_kl.answer] if baselines.same_kl else []), *baselines.told()]:
             logger.info("evaluation: %s", sentence)
 
@@ -167,6 +171,10 @@ def evaluate_policy(
         losses = [*(data_losses(data.report) if data else []), *training_losses(policy.metrics, reward.metrics)]
         notes = [f"Data: {loss}." for loss in losses] + [how_sampled(recipe)]
         notes += judges.notes if judges else []
+        if over is not None:
+            metrics["reward/timeouts"] = over
+        if over:
+            notes.append(f"The isolated reward function couldn't score {over:,} of the answers within its limits.")
         if len(prompts) < SMALL_SAMPLE:
             notes.append(f"Only {len(prompts)} prompts: others could give quite different figures.")
         if wanted:
@@ -324,6 +332,7 @@ def _baselines(
     from rlhf_lib.conversation import prompts_of
     from rlhf_lib.evaluation.baselines import Baselines, at_same_kl, trained_baselines
     from rlhf_lib.evaluation.best_of_n import sample_best_of_n
+    from rlhf_lib.rewards.columns import dataset_columns, taken
 
     itself = recipe.evaluation.sft_on_chosen and recipe.learns_from == "chosen"
     others = trained_baselines(comparison, chosen=itself, judges=judges, policy=policy)
@@ -345,5 +354,6 @@ def _baselines(
         seed=recipe.seed,
         judges=judges,
         policy=reached,
+        columns=taken(dataset_columns(prompts), rows),
     )
     return Baselines(best, at_same_kl(best, reached.reward, comparison.kl, recipe.seed), others)

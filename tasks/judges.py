@@ -90,11 +90,11 @@ def train_judges(recipe: Recipe, run: PipelineRun, data: PreparedData, policy: S
             mlflow.log_param(f"judges.{name}", f"{len(shares[name])} of {at_hand} pairs, split off by prompt")
             train_one(name, judges[name])
         if scaled:
-            queries, sampled = sample_reference(recipe, policy.model, policy.prompts.train)
+            queries, sampled, columns = sample_reference(recipe, policy.model, policy.prompts.train)
             for name, judge in judges.items():
                 with judging(name):
                     folder = current.folder / name
-                    scales = scale_parts(judge, folder, queries, sampled.texts, sampled.ended, device)
+                    scales = scale_parts(judge, folder, queries, sampled.texts, sampled.ended, device, columns)
                 metrics |= {f"{name}/{path}/{k}": v for path, scale in scales.items() for k, v in vars(scale).items()}
         current.log_metrics(metrics)
         current.finish(

@@ -178,6 +178,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from rlhf_lib.data.conversation import user
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import end_ids
 
@@ -187,16 +188,19 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=recipe.policy.trust_remote_code
     ).eval()
     tokenizer = load_tokenizer(folder, recipe.policy.trust_remote_code)
-    settings = {
-        "seq2seq": seq2seq,
+    example, talks = policies.question(prompts[0]["query"]), tokenizer.chat_template is not None
+    settings: dict[str, Any] = {
         "max_new_tokens": recipe.generation.response_limit,
         "positions": positions(model.config),
         "end_ids": [] if recipe.generation.ignore_eos else sorted(end_ids(model, tokenizer)),
         "stop": recipe.generation.stop,
         "trust_remote_code": recipe.policy.trust_remote_code,
-        "example": policies.question(prompts[0]["query"]),
-        **policies.form(recipe),
     }
+    if talks:
+        name = recipe.registration.name or recipe.name
+        settings |= {"system": recipe.policy.system, "name": name, "example": [user(example)]}
+    else:
+        settings |= {"seq2seq": seq2seq, "example": example, **policies.form(recipe)}
     logged = policies.log_policy(
         folder,
         settings=settings,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -19,8 +18,8 @@ from tasks.tracking.runs import PipelineRun
 
 @task(name="reward_checks", **OPTIONS)
 def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, reward: RewardArtifact) -> RewardChecks:
-    """Check the reward on held-out pairs, or without pairs on real texts, or where the data has no answers at all on
-    the starting policy's, as `rlhf_lib.rewards.checks` says.
+    """Check the reward on held-out pairs, or without pairs on real texts, or where the data has no answers at all, or
+    the reward needs columns that pairs don't have, on the starting policy's, as `rlhf_lib.rewards.checks` says.
 
     Raises GateFailed after the report is in MLflow and Prefect; no record is kept then, so that a failed gate fails
     again.
@@ -33,20 +32,25 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
         import pandas as pd
         from datasets import load_from_disk
 
+        from rlhf_lib.conversation import prompts_of
         from rlhf_lib.models.device import pick_device
         from rlhf_lib.rewards.build import build_reward
         from rlhf_lib.rewards.check_report import figures, markdown
-        from rlhf_lib.rewards.check_texts import real_texts
+        from rlhf_lib.rewards.check_texts import real_rows
         from rlhf_lib.rewards.checks import run_checks
+        from rlhf_lib.rewards.columns import dataset_columns
         from rlhf_lib.statistics import share_interval
 
         checks, pairs, texts = recipe.reward.checks, None, None
-        if data.preferences:
+        columns: dict[str, list[Any]] = {}
+        if reward.samples is not None:
+            rows = load_from_disk(reward.samples)
+            columns = dataset_columns(rows)
+            texts = list(zip(prompts_of(rows, "query"), columns.pop("completions"), strict=True))
+        elif data.preferences:
             pairs = _pairs(data.preferences.test)
-        elif reward.samples is not None:
-            texts = [(query, response) for query, response in json.loads(Path(reward.samples).read_text())]
         else:
-            texts = real_texts(recipe, checks.pairs)
+            texts, columns = real_rows(recipe, checks.pairs)
         report = run_checks(
             build_reward(recipe.reward, reward.model, pick_device(recipe.compute)),
             checks,
@@ -54,8 +58,9 @@ def check_reward_model(recipe: Recipe, run: PipelineRun, data: PreparedData, rew
             texts,
             calibrated=recipe.reward.kind == "preference",
             sampled=reward.samples is not None,
-            training=_pairs(data.preferences.train) if data.preferences else None,
-            transfer=_pairs(data.transfer) if data.transfer else None,
+            training=_pairs(data.preferences.train) if pairs and data.preferences else None,
+            transfer=_pairs(data.transfer) if pairs and data.transfer else None,
+            columns=columns,
             seed=recipe.seed,
         )
 

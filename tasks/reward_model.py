@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from tasks.tracking.runs import PipelineRun
 
 if TYPE_CHECKING:
     from rlhf_lib.ppo.rollout import Responses
+    from rlhf_lib.rewards.calling import Columns
 
 
 @task(name="reward_model", **OPTIONS)
@@ -30,10 +30,13 @@ def prepare_reward_model(
 
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
+    from datasets import Dataset
+
+    from rlhf_lib.conversation import columns_of
     from rlhf_lib.data.losses import training_losses
     from rlhf_lib.models.device import pick_device, pick_dtype
     from rlhf_lib.ppo.reference import sample_reference
-    from rlhf_lib.rewards.build import check_reward, scale_parts
+    from rlhf_lib.rewards.build import check_reward, needed_columns, scale_parts
     from rlhf_lib.rewards.check_texts import has_answers
 
     reward, learned = recipe.reward, recipe.reward.learned()
@@ -47,7 +50,7 @@ def prepare_reward_model(
     if trained and not reward.normalize:
         unused |= {"label", "output"}  # another emotion to reward needs no other classifier
     settings = reward.model_dump(mode="json", exclude=unused)
-    answerless = data.preferences is None and not has_answers(recipe)
+    answerless = bool(needed_columns(reward)) if data.preferences else not has_answers(recipe)
     samples_needed = reward.normalize or bool(reward.scaled()) or answerless
     key = REWARD_MODEL.key(
         settings,
@@ -72,19 +75,20 @@ def prepare_reward_model(
             model, metrics = train(recipe, data, policy, current)
         normalization = samples = None
         if samples_needed:
-            queries, sampled = sample_reference(recipe, policy.model, policy.prompts.train)
+            queries, sampled, columns = sample_reference(recipe, policy.model, policy.prompts.train)
             if reward.scaled():
                 model = str(current.folder / "model")
                 scales = scale_parts(
-                    reward, Path(model), queries, sampled.texts, sampled.ended, pick_device(recipe.compute)
+                    reward, Path(model), queries, sampled.texts, sampled.ended, pick_device(recipe.compute), columns
                 )
                 metrics |= {f"{path}/{k}": v for path, scale in scales.items() for k, v in vars(scale).items()}
             if reward.normalize:
-                normalization = _normalize(recipe, queries, sampled, model, current.folder)
+                normalization = _normalize(recipe, queries, sampled, columns, model, current.folder)
                 metrics |= {"normalization/mean": normalization.mean, "normalization/std": normalization.std}
             if answerless:
-                samples = str(current.folder / "samples.json")
-                Path(samples).write_text(json.dumps(list(zip(queries, sampled.texts, strict=True))))
+                samples = str(current.folder / "samples")
+                told = {**columns_of(queries, "query"), **columns, "completions": sampled.texts}
+                Dataset.from_dict(told).save_to_disk(samples)
         current.log_metrics(metrics)
         tell_losses("reward_model", training_losses({}, metrics))
         current.finish(
@@ -156,7 +160,7 @@ def _train_classifier(
 
 
 def _normalize(
-    recipe: Recipe, queries: list[str], sampled: Responses, model: str | None, folder: Path
+    recipe: Recipe, queries: list[str], sampled: Responses, columns: Columns, model: str | None, folder: Path
 ) -> Normalization:
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.rewards import sampled_scores
@@ -164,7 +168,7 @@ def _normalize(
     from rlhf_lib.rewards.normalization import fit_normalization
 
     reward = build_reward(recipe.reward, model, pick_device(recipe.compute))
-    fitted = fit_normalization(sampled_scores(reward, queries, sampled.texts, sampled.ended))
+    fitted = fit_normalization(sampled_scores(reward, queries, sampled.texts, sampled.ended, columns))
     fitted.save(folder)
     return Normalization(mean=fitted.mean, std=fitted.std)
 

@@ -118,7 +118,8 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    """Answer each line that is typed or piped in; ignore empty lines; stop at the end of input."""
+    """Answer each line that is typed or piped in, or do what it commands; ignore empty lines; stop at the end of
+    input."""
     _open_registry(needed=args.recipe is None)
     from tasks.registry.chat import Chat
 
@@ -135,6 +136,9 @@ def _chat(args: argparse.Namespace) -> int:
         except EOFError:
             return 0
         if not typed.strip():
+            continue
+        if (done := talk.command(typed)) is not None:
+            print(done, flush=True)
             continue
         for answer in talk.answer(typed, turn):
             print(answer, flush=True)

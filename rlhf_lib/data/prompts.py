@@ -268,7 +268,7 @@ class _Others:
     """The set's other columns of a query's row, the first that has it."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset, rows: list[str]) -> None:
-        self.dataset, self.names = dataset, _other_columns(recipe, dataset)
+        self.dataset, self.names = dataset, other_columns(recipe, dataset)
         self.places = {query: row for row, query in reversed(list(enumerate(rows)))}
 
     def of(self, queries: list[str]) -> dict[str, list[Any]]:
@@ -280,7 +280,7 @@ class _Others:
         return {name: list(plain[name]) for name in self.names}
 
 
-def _other_columns(recipe: Recipe, dataset: Dataset) -> list[str]:
+def other_columns(recipe: Recipe, dataset: Dataset) -> list[str]:
     """Those that data.prompts.columns names, or all that hold something else than messages, pairs and prompts."""
     settings, pairs = recipe.data.prompts, recipe.data.preferences or PreferencesConfig()
     if settings.columns is not None:

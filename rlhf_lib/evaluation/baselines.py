@@ -10,6 +10,7 @@ from rlhf_lib.evaluation.best_of_n import BestOfN, kl_bound, size_at
 from rlhf_lib.evaluation.measures import reward_delta
 from rlhf_lib.evaluation.results import SFT_ON_CHOSEN, Baseline, BeforeAfter, Sampled, Scored
 from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.columns import with_ids
 from rlhf_lib.rewards.judging import ask
 from rlhf_lib.statistics import Interval, counted, no_interval
 
@@ -137,7 +138,7 @@ def trained_baselines(
 
     def baseline(name: str, answers: Sampled, kl: float | None) -> Baseline:
         judged = {
-            judge: list(ask(scorer, judge, queries, answers.texts, answers.ended))
+            judge: ask(scorer, judge, queries, answers.texts, answers.ended, with_ids(comparison.columns, answers.ids))
             for judge, scorer in (judges or {}).items()
         }
         return Baseline.of(name, queries, Scored(answers.scores, judged), kl, policy=policy)

@@ -17,6 +17,8 @@ from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import GenerationConfig
 from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards.calling import Columns
+from rlhf_lib.rewards.columns import taken, with_ids
 
 STREAM = 1 << 30  # a step that PPO never reaches: random numbers of their own
 
@@ -84,11 +86,12 @@ def sample_best_of_n(
     seed: int = 0,
     judges: Mapping[str, Reward] | None = None,
     policy: Scored | None = None,
+    columns: Columns | None = None,
 ) -> BestOfN:
     """`samples` answers of the reference to each of the P prompts, independent of every other stage's; `judges` score
-    them too, but have no say in which is best. `policy`: PPO's scores on these prompts, to compare with. Raises
-    ModelError for scores that are no finite numbers."""
-    asked = [query for query in queries for _ in range(samples)]
+    them too, but have no say in which is best. `policy`: PPO's scores on these prompts, to compare with. `columns`:
+    the prompts' others. Raises ModelError for scores that are no finite numbers."""
+    asked = [row for row in range(len(queries)) for _ in range(samples)]
     ids = [prompt for prompt in prompt_ids for _ in range(samples)]
     with autocast(reference.device, dtype):
         sampled = sample_responses(reference, tokenizer, ids, generation, seed=seed, step=STREAM)
@@ -96,11 +99,14 @@ def sample_best_of_n(
 
     def scored(scorer: Reward, where: str) -> np.ndarray:
         """(P, N); equal answers to a prompt are scored once."""
+        places = {answer: at for at, answer in reversed(list(enumerate(answers)))}  # the first of its kind
         distinct = list(dict.fromkeys(answers))
-        questions, texts = [query for query, _, _ in distinct], [text for _, text, _ in distinct]
+        questions, texts = [queries[row] for row, _, _ in distinct], [text for _, text, _ in distinct]
         ended = [finished for _, _, finished in distinct]
-        given = checked_scores(sampled_scores(scorer, questions, texts, ended), questions, texts, where).tolist()
-        known = dict(zip(distinct, given, strict=True))
+        ids = [sampled.response_ids[places[answer]] for answer in distinct]
+        told = with_ids(taken(columns or {}, [row for row, _, _ in distinct]), ids)
+        given = sampled_scores(scorer, questions, texts, ended, told)
+        known = dict(zip(distinct, checked_scores(given, questions, texts, where).tolist(), strict=True))
         return np.array([known[answer] for answer in answers]).reshape(-1, samples)
 
     judged = {name: scored(judge, f"of the judge {name}") for name, judge in (judges or {}).items()}

@@ -24,6 +24,8 @@ from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import Responses, sample_responses
 from rlhf_lib.recipe import GenerationConfig, PolicyConfig
 from rlhf_lib.rewards import Reward, sampled_scores
+from rlhf_lib.rewards.calling import Columns
+from rlhf_lib.rewards.columns import dataset_columns, taken, with_ids
 
 # model, tokenizer -> perplexity and mean_perplexity
 PerplexityOf = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, Any]]
@@ -43,10 +45,11 @@ def compare_policy(
     held_out: bool = True,
     micro_batch_tokens: int = 16384,
     baselines: Mapping[str, Callable[[], PreTrainedModel]] | None = None,
+    columns: Columns | None = None,
 ) -> BeforeAfter:
-    """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries`: what the reward
-    sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO has it; weights are fp32. The
-    KL is that of the distributions sampled from, temperature included, on the policy's responses.
+    """Reference against policy: both answer each prompt (`prompt_ids`: what they continue; `queries` and `columns`:
+    what the reward sees; `held_out`: whether none is a training prompt). `dtype`: of the passes, as PPO has it; weights
+    are fp32. The KL is that of the distributions sampled from, temperature included, on the policy's responses.
     `baselines`: further models with the same tokenizer by name, loaded in turn."""
     others = dict(baselines or {})
     models = [lambda: reference, lambda: policy, *others.values()]
@@ -64,6 +67,7 @@ def compare_policy(
             anchor=0,
             held_out=held_out,
             micro_batch_tokens=micro_batch_tokens,
+            columns=columns,
         )
     )
 
@@ -87,9 +91,9 @@ def compare_folders(
     """Each model, loaded in turn, answers each prompt once; the i-th answers of all draw from the same stream. `dtype`
     is that of the passes: the weights stay fp32, since PPO's updates are too small for bf16 to hold.
 
-    `prompts` has columns query and prompt (see `encode_for_all`); `policy` is the recipe's section. At most two models
-    are in memory at once, the anchor one of them; without an anchor there is no KL. Raises ModelError where a model
-    can't be loaded or no prompt fits.
+    `prompts` has columns query and prompt (see `encode_for_all`), and others that the reward may read; `policy` is the
+    recipe's section. At most two models are in memory at once, the anchor one of them; without an anchor there is no
+    KL. Raises ModelError where a model can't be loaded or no prompt fits.
     """
     folders = [source.folder for source in sources]
     trust = policy is not None and policy.trust_remote_code
@@ -110,6 +114,7 @@ def compare_folders(
         perplexity_of=perplexity_of,
         micro_batch_tokens=micro_batch_tokens,
         on_done=on_done,
+        columns=taken(dataset_columns(prompts), rows),
     )
 
 
@@ -129,6 +134,7 @@ def _compare(
     perplexity_of: PerplexityOf | None = None,
     micro_batch_tokens: int,
     on_done: Callable[[str], None] = lambda name: None,
+    columns: Columns | None = None,
 ) -> Comparison:
     first = 0 if anchor is None else anchor
     kept: PreTrainedModel | None = None
@@ -145,9 +151,12 @@ def _compare(
             measured = perplexity_of(model, tokenizers[i]) if perplexity_of else {}
         sampled = Sampled(
             texts=responses.texts,
-            scores=sampled_scores(reward, queries, responses.texts, responses.ended),
+            scores=sampled_scores(
+                reward, queries, responses.texts, responses.ended, with_ids(columns, responses.response_ids)
+            ),
             lengths=[len(ids) for ids in responses.response_ids],
             ended=responses.ended,
+            ids=responses.response_ids,
         )
         found[i] = sampled, kl, measured
         on_done(names[i])
@@ -160,7 +169,7 @@ def _compare(
         results.append(ModelResult.of(name, sampled, queries, first=base, kl=kl, measured=measured, seed=seed))
     same = all(_same_tokens(tokenizers[0], tokenizer) for tokenizer in tokenizers)
     kl_to = None if anchor is None else names[anchor]
-    return Comparison(list(queries), results, kl_to, win_matrix(scores_KN), same, held_out)
+    return Comparison(list(queries), results, kl_to, win_matrix(scores_KN), same, held_out, columns or {})
 
 
 def encode_for_all(

@@ -20,6 +20,7 @@ from rlhf_lib.evaluation.opinions import Judge, Opinion, build_judge, opinion, o
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, Sampled
 from rlhf_lib.recipe import Recipe, RewardConfig
 from rlhf_lib.recipe.judges import JudgeConfig, is_rewarded
+from rlhf_lib.rewards.build import needed_columns
 from rlhf_lib.rewards.check_baselines import longer_wins
 from rlhf_lib.rewards.check_measures import pairwise_outcomes
 from rlhf_lib.rewards.judging import ask
@@ -268,15 +269,16 @@ def judge_policy(
         try:
             if isinstance(judge, JudgeFailed):
                 raise judge
-            told = opinion(judge, name, comparison.queries, *sides)
+            told = opinion(judge, name, comparison.queries, *sides, comparison.columns)
             most, aside = settings.checks.pairs, 2 * len(comparison.queries) * settings.gate
-            accuracy = pair_accuracy(judge, name, pairs, most, keep=aside) if pairs is not None else None
+            tests = None if needed_columns(settings) else pairs  # which have none of the prompts' columns
+            accuracy = pair_accuracy(judge, name, tests, most, keep=aside) if tests is not None else None
         except JudgeFailed as error:
             found.append(failure(name, str(error), why_only_reports(settings, recipe.reward, None)))
             continue
         columns |= {f"judge/{name}_before": told.before, f"judge/{name}_after": told.after}
         acts = recipe.ppo.acting_judges.get(name)
-        silent = why_only_reports(settings, recipe.reward, accuracy, acts, pairs=pairs is not None)
+        silent = why_only_reports(settings, recipe.reward, accuracy, acts, pairs=tests is not None)
         found.append(
             judgement(
                 name,

@@ -44,8 +44,10 @@ def measure_both(
     metrics: Sequence[Metric], comparison: BeforeAfter, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Values, Values]:
     """The metrics' values of the reference's responses and of the policy's. Raises ModelError as `metric_values`."""
+    columns = comparison.columns
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     before, after = (
-        metric_values(metrics, comparison.queries, side.texts, tokenizer=tokenizer)
+        metric_values(metrics, comparison.queries, side.texts, rows=rows, tokenizer=tokenizer)
         for side in (comparison.reference, comparison.policy)
     )
     return before, after

@@ -15,6 +15,8 @@ from rlhf_lib.evaluation.results import Comparison, Sampled
 from rlhf_lib.recipe.judges import JudgeConfig
 from rlhf_lib.rewards import Reward
 from rlhf_lib.rewards.build import build_reward, check_reward
+from rlhf_lib.rewards.calling import Columns
+from rlhf_lib.rewards.columns import with_ids
 from rlhf_lib.rewards.judging import ask, judging
 
 if TYPE_CHECKING:
@@ -76,15 +78,17 @@ class Opinion:
         return tuple([side[i] for i in self.rows] for side in (self.before, self.after))  # type: ignore[return-value]
 
 
-def opinion(judge: Judge, name: str, queries: Sequence[str], before: Sampled, after: Sampled) -> Opinion:
-    """What the judge thinks of two models' responses to N queries. Raises ModelError, and JudgeFailed for a language
-    model that couldn't be asked or says too little (see `LLMJudge.check`)."""
+def opinion(
+    judge: Judge, name: str, queries: Sequence[str], before: Sampled, after: Sampled, columns: Columns | None = None
+) -> Opinion:
+    """What the judge thinks of two models' responses to N queries, and the prompts' other `columns`. Raises ModelError,
+    and JudgeFailed for a language model that couldn't be asked or says too little (see `LLMJudge.check`)."""
     if isinstance(judge, LLMJudge):
         shares = judge.compare(queries, before.texts, after.texts)
         judge.check(shares)
         others = [None if share is None else 1 - share for share in shares.values]
         return Opinion(others, shares.values, shares.record)
-    first, second = (ask(judge, name, queries, side.texts, side.ended) for side in (before, after))
+    first, second = (_scores(judge, name, queries, side, columns) for side in (before, after))
     return Opinion([*first], [*second])
 
 
@@ -93,12 +97,17 @@ def opinions(judge: Judge, name: str, comparison: Comparison) -> list[Opinion]:
     first, *others = [result.sampled for result in comparison.results]
     if isinstance(judge, LLMJudge):
         return [opinion(judge, name, comparison.queries, first, other) for other in others]
-    before, *after = (ask(judge, name, comparison.queries, side.texts, side.ended) for side in (first, *others))
+    queries, columns = comparison.queries, comparison.columns
+    before, *after = (_scores(judge, name, queries, side, columns) for side in (first, *others))
     return [Opinion([*before], [*scores]) for scores in after]
+
+
+def _scores(judge: Reward, name: str, queries: Sequence[str], side: Sampled, columns: Columns | None) -> list[float]:
+    return ask(judge, name, queries, side.texts, side.ended, with_ids(columns, side.ids))
 
 
 def gain(judge: Judge, name: str, comparison: Comparison, *, seed: int = 0) -> RewardDelta:
     """What the second of a comparison's models gains on the first by the judge. Raises what `opinion` does."""
     before, after = (result.sampled for result in comparison.results[:2])
-    found = opinion(judge, name, comparison.queries, before, after)
+    found = opinion(judge, name, comparison.queries, before, after, comparison.columns)
     return reward_delta(*found.scores, prompts=[comparison.queries[i] for i in found.rows], seed=seed)

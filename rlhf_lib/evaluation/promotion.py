@@ -17,6 +17,7 @@ from rlhf_lib.evaluation.opinions import Judge, gain
 from rlhf_lib.evaluation.results import ModelSource
 from rlhf_lib.recipe import GatesConfig, GenerationConfig, PolicyConfig
 from rlhf_lib.rewards import Reward, sampled_scores
+from rlhf_lib.rewards.columns import with_ids
 from rlhf_lib.statistics import counted, no_interval
 
 
@@ -207,10 +208,10 @@ def compare_policies(
     """Two policy folders on the same prompts, drawn with the same seeds, under one reward, the candidate's; with
     `champion_reward` the same responses are scored by that one too, and by the `judges` (each loaded in turn).
 
-    `prompts` has columns query and prompt; those that fit both are used (see `encode_for_all`). Returns mean scores,
-    the paired bootstrap interval of candidate - champion (None for a handful of prompts), the win rate and the number
-    of prompts; the same by the champion's reward under `champion_reward`, and by each judge under `judges`, or
-    {"error": why} for one that failed. Two equal models give equal texts, and so 0.
+    `prompts` has columns query and prompt, and others that rewards may read; those that fit both are used (see
+    `encode_for_all`). Returns mean scores, the paired bootstrap interval of candidate - champion (None for a handful of
+    prompts), the win rate and the number of prompts; the same by the champion's reward under `champion_reward`, and by
+    each judge under `judges`, or {"error": why} for one that failed. Two equal models give equal texts, and so 0.
     Raises ModelError where a model can't be loaded or no prompt fits.
     """
     sources = [ModelSource("champion", champion), ModelSource("candidate", candidate)]
@@ -230,7 +231,10 @@ def compare_policies(
     duel = _outcome(outcome)
     if champion_reward is not None:
         texts = [result.sampled for result in compared.results]
-        before, after = (sampled_scores(champion_reward, compared.queries, s.texts, s.ended) for s in texts)
+        before, after = (
+            sampled_scores(champion_reward, compared.queries, s.texts, s.ended, with_ids(compared.columns, s.ids))
+            for s in texts
+        )
         duel["champion_reward"] = _outcome(reward_delta(before, after, prompts=compared.queries, seed=seed))
     judged: dict[str, dict[str, Any]] = {}
     for name, load in (judges or {}).items():

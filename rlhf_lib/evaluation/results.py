@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_lib.evaluation.measures import RewardDelta, distinct, flat_metrics, repetition, reward_delta
+from rlhf_lib.rewards.calling import Columns
 from rlhf_lib.statistics import Interval, counted, mean_interval, no_interval
 
 SFT_ON_CHOSEN = "sft_on_chosen"  # a baseline's name
@@ -34,10 +35,12 @@ class Sampled:
     scores: list[float]
     lengths: list[int]
     ended: list[bool]
+    ids: list[list[int]] | None = None  # token ids, where they are known
 
     def at(self, rows: Sequence[int]) -> Sampled:
         """Those of these rows."""
-        return Sampled(*([column[i] for i in rows] for column in (self.texts, self.scores, self.lengths, self.ended)))  # type: ignore[arg-type]
+        columns = (self.texts, self.scores, self.lengths, self.ended, self.ids)
+        return Sampled(*(None if column is None else [column[i] for i in rows] for column in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class Comparison:
     win_rates: list[list[float | None]]
     same_tokens: bool  # whether all have one tokenizer, without which perplexities by token don't compare
     held_out: bool = True  # whether no prompt is a training prompt
+    columns: Columns = field(default_factory=dict)  # the prompts' others
 
     @property
     def distinct(self) -> int:
@@ -180,6 +184,10 @@ class BeforeAfter:
     @property
     def queries(self) -> list[str]:
         return self.comparison.queries
+
+    @property
+    def columns(self) -> Columns:
+        return self.comparison.columns
 
     @property
     def asked(self) -> str:

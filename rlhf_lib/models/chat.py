@@ -42,6 +42,13 @@ def policy_tokenizer(policy: PolicyConfig, model: str | None = None) -> PreTrain
     return tokenizer
 
 
+def asks_in_conversations(policy: PolicyConfig) -> bool:
+    """Whether the recipe's policy continues conversations, as far as is known before it is made."""
+    if policy.chat == "off" or policy.model is None:
+        return policy.chat != "off" and policy.chat_template is not None
+    return policy_tokenizer(policy).chat_template is not None
+
+
 def tokenizer_of(policy: PolicyConfig | None, model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of one of several models that answer a recipe's prompts: each has its own chat template, and the
     one that the recipe's `policy` names what the recipe says of it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import yaml
@@ -43,6 +44,7 @@ def check_requirements(recipe: Recipe) -> list[str]:
         probe_tokens(recipe.evaluation.probes, tokenizer)
         chat = tokenizer.chat_template is not None
     check_reward(recipe.reward, trained_here=recipe.data.labelled is not None)
+    check_columns(recipe)
     check_critic(recipe)
     check_distinct(recipe)
     if recipe.policy.lora is not None or recipe.policy.unfrozen_layers is not None:
@@ -58,6 +60,38 @@ def check_requirements(recipe: Recipe) -> list[str]:
         )
     remarks = [check_judge(name, judge) for name, judge in recipe.evaluation.judges.items()]
     return [remark for remark in remarks if remark]
+
+
+def check_columns(recipe: Recipe) -> None:
+    """Raise RecipeError for a function, the reward's or a judge's, that needs a column which the prompts don't have."""
+    from rlhf_lib.data.prompts import other_columns
+    from rlhf_lib.data.sources import load_split
+    from rlhf_lib.rewards import function
+    from rlhf_lib.rewards.build import needed_columns
+    from rlhf_lib.rewards.judging import judging
+
+    prompts, judges = recipe.data.prompts, recipe.evaluation.judges
+    needed: dict[str | None, dict[str, list[str]]] = {None: needed_columns(recipe.reward)}
+    needed |= {name: needed_columns(judge) for name, judge in judges.items()}
+    if not any(needed.values()):
+        return
+    sets = [prompts] if prompts.test is None else [prompts, prompts.test]
+    there = [other_columns(recipe, load_split(source, default=prompts.dataset)) for source in sets]
+    if needed[None] and recipe.reward.checks.probes:
+        _without_columns("reward.checks.probes", needed[None])
+    asked = [needed[name] for name in (None, *recipe.judges_in_ppo) if needed[name]]
+    if asked and recipe.ppo.eval_texts:
+        _without_columns("ppo.eval_texts", asked[0])
+    for name, functions in needed.items():
+        with judging(name) if name else nullcontext():
+            for path, names in functions.items():
+                for columns in there:
+                    function.check_columns(path, names, columns)
+
+
+def _without_columns(key: str, needed: Mapping[str, list[str]]) -> None:
+    path, names = next(iter(needed.items()))
+    raise RecipeError(f"{key} are texts alone, and reward.function {path} needs the column {names[0]}: leave them out")
 
 
 def check_accelerate(recipe: Recipe) -> None:
@@ -76,7 +110,7 @@ def check_accelerate(recipe: Recipe) -> None:
 
 def check_distinct(recipe: Recipe) -> None:
     """Raise RecipeError for a judge that turns out to be the reward: another name of the same model or function."""
-    from rlhf_lib.rewards.build import import_function
+    from rlhf_lib.rewards.function import import_function
 
     labelled, pairs = recipe.data.labelled is not None, recipe.data.preferences is not None
     judges, reward = recipe.evaluation.judges, recipe.reward

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.conversation import prompts_of
 from rlhf_lib.errors import ModelError, RewardFailed, RLHFError
 from rlhf_lib.models import hub
-from rlhf_lib.ppo.evaluation import import_metrics, metric_values
+from rlhf_lib.ppo.evaluation import METRIC, import_metrics, metric_values
 from rlhf_lib.recipe import Recipe, RewardConfig
-from rlhf_lib.rewards import Reward, checked_scores
-from rlhf_lib.rewards.build import build_reward
-from rlhf_lib.rewards.check_texts import real_texts
+from rlhf_lib.rewards import Reward, checked_terms, sampled_scores, term_scores
+from rlhf_lib.rewards.build import build_reward, needed_columns
+from rlhf_lib.rewards.calling import Columns, required_columns
+from rlhf_lib.rewards.check_scorer import Text
+from rlhf_lib.rewards.check_texts import real_rows
+from rlhf_lib.rewards.columns import taken
 from rlhf_lib.rewards.judging import judging
 from rlhf_lib.training.scratch import train_tokenizer
 
@@ -40,21 +43,23 @@ def try_reward(recipe: Recipe, pairs: Dataset | None) -> list[float] | None:
     parts = [recipe.reward] if whole else [part for part in leaves(recipe.reward) if _is_there(recipe) and cheap(part)]
     if not parts:
         return None
-    texts = trial_texts(recipe, pairs)
-    queries, responses = [query for query, _ in texts], [response for _, response in texts]
-    scores = None
+    texts, columns = trial_rows(recipe, pairs, alone=bool(needed_columns(recipe.reward)))
     for part in parts:
         with _told(part):
-            scores = _scores(build_reward(part, device="cpu"), queries, responses)
-    return scores if whole else None
+            scores = _scores(build_reward(part, device="cpu"), texts, columns, term=not whole)
+    return scores if whole else None  # type: ignore[return-value]
 
 
-def _scores(reward: Reward, queries: list[str], responses: list[str]) -> list[float]:
-    scores = checked_scores(reward(queries, responses), queries, responses, "tried on real texts").tolist()
-    asked = [query for query in queries if query.strip()]
-    empty = [""] * len(asked)
+def _scores(reward: Reward, texts: Sequence[Text], columns: Columns, *, term: bool = False) -> list[float | None]:
+    """Of the texts, then of empty responses to their queries; a `term` of a sum may say None."""
+    ask = term_scores if term else sampled_scores
+    queries, responses = [query for query, _ in texts], [response for _, response in texts]
+    scores = checked_terms(ask(reward, queries, responses, None, columns), queries, responses, "tried on real texts")
+    rows = [row for row, query in enumerate(queries) if query.strip()]
+    asked, empty = [queries[row] for row in rows], [""] * len(rows)
     try:
-        scores += checked_scores(reward(asked, empty), asked, empty, "tried on empty responses").tolist()
+        given = ask(reward, asked, empty, None, taken(columns, rows))
+        scores += checked_terms(given, asked, empty, "tried on empty responses")
     except RewardFailed as error:
         what, *frames = str(error).split("\n")
         told = f"{what}, for empty responses, which a policy may give too"
@@ -65,15 +70,13 @@ def _scores(reward: Reward, queries: list[str], responses: list[str]) -> list[fl
 def try_judges(recipe: Recipe, pairs: Dataset | None) -> dict[str, list[float] | None]:
     """The same for each of `evaluation.judges`, by name. Its errors name the judge."""
     found: dict[str, list[float] | None] = {}
-    texts: list[tuple[str, str]] = []
     for name, judge in recipe.evaluation.judges.items():
         found[name] = None
         if judge.pairs is not None or judge.has_folder or judge.kind == "llm" or not all(map(cheap, leaves(judge))):
             continue
-        texts = texts or trial_texts(recipe, pairs)
-        queries, responses = [query for query, _ in texts], [response for _, response in texts]
         with judging(name), _told(judge):
-            found[name] = _scores(build_reward(judge, device="cpu"), queries, responses)
+            texts, columns = trial_rows(recipe, pairs, alone=bool(needed_columns(judge)))
+            found[name] = _scores(build_reward(judge, device="cpu"), texts, columns)  # type: ignore[assignment]
     return found
 
 
@@ -82,12 +85,11 @@ def try_metrics(recipe: Recipe, pairs: Dataset | None) -> None:
     policy's. Raises RewardFailed where one raises, ModelError where it gives no numbers."""
     if not recipe.evaluation.metrics:
         return
-    texts = trial_texts(recipe, pairs)
-    texts += [(query, "") for query, _ in texts]
-    queries, responses = [query for query, _ in texts], [response for _, response in texts]
-    metric_values(
-        import_metrics(recipe.evaluation.metrics), queries, responses, tokenizer=train_tokenizer(queries, STAND_IN)
-    )
+    metrics = import_metrics(recipe.evaluation.metrics)
+    texts, columns = trial_rows(recipe, pairs, alone=any(required_columns(metric, METRIC) for metric in metrics))
+    rows = [{name: values[row] for name, values in columns.items()} for row in range(len(texts))]
+    queries, responses = [query for query, _ in texts] * 2, [response for _, response in texts] + [""] * len(texts)
+    metric_values(metrics, queries, responses, rows=rows * 2, tokenizer=train_tokenizer(queries, STAND_IN))
 
 
 @contextmanager
@@ -105,10 +107,17 @@ def _told(reward: RewardConfig) -> Iterator[None]:
         ) from error
 
 
-def trial_texts(recipe: Recipe, pairs: Dataset | None) -> list[tuple[str, str]]:
+def trial_rows(recipe: Recipe, pairs: Dataset | None, *, alone: bool) -> tuple[list[Text], dict[str, list[Any]]]:
+    """The same with the prompts' other columns, which the pairs don't have: `alone` is for what needs some."""
+    if pairs is None or alone:
+        return real_rows(recipe, ROWS)
+    return trial_texts(recipe, pairs), {}
+
+
+def trial_texts(recipe: Recipe, pairs: Dataset | None) -> list[Text]:
     """A few (query, response) of the recipe's own data, none of them blank."""
     if pairs is None:
-        return real_texts(recipe, ROWS)
+        return real_rows(recipe, ROWS)[0]
     rows = pairs.select(range(min(ROWS, len(pairs))))
     asked = prompts_of(rows, "prompt")
     return [(prompt, row[side]) for prompt, row in zip(asked, rows, strict=True) for side in ("chosen", "rejected")]

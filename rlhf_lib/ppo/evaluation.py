@@ -8,7 +8,6 @@ A metric is a function from samples to named values, as trlX's `metric_fn`:
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,15 +21,17 @@ from rlhf_lib.errors import ModelError
 from rlhf_lib.ppo.rollout import Responses
 from rlhf_lib.ppo.statistics import std
 from rlhf_lib.recipe.learning import JUDGE
-from rlhf_lib.rewards.build import import_function
+from rlhf_lib.rewards.calling import keywords
+from rlhf_lib.rewards.columns import row_columns
 from rlhf_lib.rewards.failure import explained
+from rlhf_lib.rewards.function import import_function
 
 # keywords, of which it takes those that it names (all, with **kwargs): see `metric_values`
 Metric = Callable[..., Mapping[str, Any]]
 Values = dict[str, list[float | None] | float | None]
 
 METRICS_KEY = "evaluation.metrics"
-OWN = ("query", "prompt", "input_ids", "attention_mask", "messages")  # columns of a row that are no metadata
+METRIC = ("samples", "prompts", "outputs", "tokenizer")  # the keywords beside the prompts' columns
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Evaluation:
     `samples` has a row a prompt: `query`, `response`, `score`, `judge/NAME` for each judge, and the metrics' values.
     `stats` has the means under the names that `train` yields: `eval/mean_scores`, `eval/std_scores`,
     `eval/responses_len_mean`, `eval/kl` (to the reference, nats per response), `eval/judge/NAME` for each judge, and
-    `eval/NAME` for each metric; one that applies to no sample is left out.
+    `eval/NAME` for each metric; one that applies to no sample is left out. With a reward function that is isolated,
+    `eval/timeouts` has the number of answers that it couldn't score.
     """
 
     stats: dict[str, float]
@@ -56,9 +58,10 @@ def evaluation(
     *,
     kl: float,
     judged: Mapping[str, Tensor] | None = None,
+    timeouts: int | None = None,
 ) -> Evaluation:
     """From the N prompts' rows, and the responses to them with their raw scores (N,), the reward's and, by name, each
-    judge's."""
+    judge's. `timeouts`: how many of them an isolated reward function couldn't score; None for any other."""
     queries, texts = [row["query"] for row in rows], responses.texts
     stats = {
         "eval/mean_scores": float(scores_N.mean()),
@@ -66,6 +69,8 @@ def evaluation(
         "eval/responses_len_mean": sum(map(len, responses.response_ids)) / len(queries),
         "eval/kl": kl,
     }
+    if timeouts is not None:
+        stats["eval/timeouts"] = timeouts
     columns: dict[str, Sequence[Any]] = {"query": queries, "response": texts, "score": scores_N.tolist()}
     for name, given_N in (judged or {}).items():
         stats[f"{JUDGE}{name}"] = float(given_N.mean())
@@ -99,13 +104,12 @@ def metric_values(
     numbers, or not N.
     """
     samples = [in_full(query, response) for query, response in zip(queries, responses, strict=True)]
-    columns = {name for row in rows for name in row} - set(OWN)
-    offered: dict[str, Any] = {name: [row.get(name) for row in rows] for name in sorted(columns)}
+    offered: dict[str, Any] = dict(row_columns(rows))
     offered |= {"samples": samples, "prompts": list(queries), "outputs": list(responses), "tokenizer": tokenizer}
     values: Values = {}
     for metric in metrics:
         label = f"the metric {getattr(metric, '__name__', type(metric).__name__)}"
-        found = metric(**_wanted(metric, offered))
+        found = metric(**keywords(metric, offered))
         if not isinstance(found, Mapping):
             raise ModelError(f"{label} gave {found!r:.80}: it must return a dict, name -> values over the samples")
         for name, given in found.items():
@@ -131,16 +135,6 @@ def _named(path: str, function: Metric) -> Metric:
 
     called.__name__ = path
     return called
-
-
-def _wanted(metric: Metric, offered: dict[str, Any]) -> dict[str, Any]:
-    try:
-        parameters = inspect.signature(metric).parameters.values()
-    except ValueError:  # built in
-        return offered
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return offered
-    return {p.name: offered[p.name] for p in parameters if p.name in offered}
 
 
 def _checked(given: Any, count: int, what: str) -> list[float | None] | float | None:

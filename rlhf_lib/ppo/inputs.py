@@ -21,6 +21,9 @@ from rlhf_lib.models.loading import positions
 from rlhf_lib.models.policy import Policy
 from rlhf_lib.ppo.rollout import end_ids
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
+from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards.calling import required_columns
+from rlhf_lib.rewards.columns import row_columns
 
 Row = dict[str, Any]
 # texts, lists of token ids, rows, or a data set of rows: see `prompt_rows`
@@ -81,8 +84,8 @@ def check_settings(tokenizer: Any, reward: Any, config: Any, generation: Any) ->
         raise ModelError(f"the tokenizer is {_kind(tokenizer)}: load it, AutoTokenizer.from_pretrained(...)")
     if not callable(reward) or isinstance(reward, PreTrainedModel | PeftModel):
         raise ModelError(
-            f"the reward is {_kind(reward)}: give a function of (queries, responses), two lists of texts, that returns "
-            "one number for each response"
+            f"the reward is {_kind(reward)}: give a function of (queries, responses), two lists of texts, or by "
+            "keywords as TRL's, f(prompts, completions, **columns), that returns one number for each response"
         )
     for name, given, expected in (("config", config, PPOConfig), ("generation", generation, GenerationConfig)):
         if not isinstance(given, expected):
@@ -137,6 +140,18 @@ def check_rows(rows: Sequence[Row], policy: Policy, generation: GenerationConfig
             )
 
 
+def check_columns(reward: Reward, rows: Sequence[Row], what: str) -> None:
+    """Raises DataError where the rows lack a column that a reward function can't be called without."""
+    there = row_columns(rows)
+    for name in required_columns(reward):
+        if rows and name not in there:
+            listed = f"the columns {', '.join(there)}" if there else "no columns beside the prompts"
+            raise DataError(
+                f"{what} have {listed}, and the reward function needs {name}: give rows that have it, or give the "
+                "parameter a default"
+            )
+
+
 def check_given(policy: Policy, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> None:
     """Raises ModelError for token ids from elsewhere that the policy has no embedding or no position for."""
     limit = positions(policy.config) if _learnt_positions(policy.model) else None
@@ -178,7 +193,7 @@ def prompt_rows(
     - Token ids (a list, array or tensor of whole numbers) are the ids, and their text is the query.
     - A row (a mapping, or a data set's) has either or both: `input_ids`, and the text in `column`, or else in `query`,
       `prompt` or `text`. With `query` and `prompt`, the policy continues the prompt and the reward sees the query. Its
-      other columns stay: metrics see them.
+      other columns stay: the reward and metrics see them.
 
     `what` names the argument in errors. Raises DataError for anything else, naming the row.
     """
@@ -232,22 +247,25 @@ def _row(value: Any, column: str | None, where: str) -> Row:
         found = _ids_or_text(value, where)
         return {"query": found, _CONTINUED: found} if isinstance(found, str) else {"input_ids": found}
     row = dict(value)
-    if column is None and (messages := row.pop(MESSAGES, None)):
-        row["query"] = Conversation(checked_messages(messages, f"{where}, column {MESSAGES}"))
-        if "input_ids" not in row:
-            return row | {_CONTINUED: row["query"]}
-    elif column is not None and is_messages(row.get(column)):
-        return {**row, "query": (query := Conversation(checked_messages(row[column], where))), _CONTINUED: query}
+    if column is None and row.get(MESSAGES):
+        return _conversation(row, row.pop(MESSAGES), f"{where}, column {MESSAGES}")
     if column is None and "input_ids" in row:
         return row | {"input_ids": _ids(row["input_ids"], f"{where}, input_ids")}
     _check_column(row, column, where)
     name = column or next(known for known in TEXT_COLUMNS if known in row)
+    if is_messages(row[name]):
+        return _conversation(row, row[name], f"{where}, column {name}")
     found = _ids_or_text(row[name], f"{where}, column {name}")
     if not isinstance(found, str):
         return row | {"input_ids": found}
     row.pop("input_ids", None)
     continued = row["prompt"] if column is None and isinstance(row.get("prompt"), str) else found
     return row | {"query": found, _CONTINUED: continued}
+
+
+def _conversation(row: Row, messages: Any, where: str) -> Row:
+    query = Conversation(checked_messages(messages, where))
+    return row | {"query": query} | ({} if "input_ids" in row else {_CONTINUED: query})
 
 
 def _check_column(columns: Iterable[str], column: str | None, where: str) -> None:

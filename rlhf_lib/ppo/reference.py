@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhf_lib.ppo.rollout import Responses
     from rlhf_lib.recipe import Recipe
+    from rlhf_lib.rewards.calling import Columns
 
 REFERENCE_SAMPLES = 256
 
 
-def sample_reference(recipe: Recipe, model: str, prompts: str) -> tuple[list[str], Responses]:
-    """REFERENCE_SAMPLES queries from the folder `prompts` of training prompts, and the responses of `model`, the
-    starting policy; few prompts are answered several times each."""
+def sample_reference(recipe: Recipe, model: str, prompts: str) -> tuple[list[str], Responses, Columns]:
+    """REFERENCE_SAMPLES queries from the folder `prompts` of training prompts, the responses of `model`, the starting
+    policy, and the prompts' other columns; few prompts are answered several times each."""
     from datasets import load_from_disk
 
     from rlhf_lib.conversation import prompts_of
@@ -21,6 +22,7 @@ def sample_reference(recipe: Recipe, model: str, prompts: str) -> tuple[list[str
     from rlhf_lib.models.device import pick_device
     from rlhf_lib.models.loading import load_policy
     from rlhf_lib.ppo.rollout import sample_responses
+    from rlhf_lib.rewards.columns import dataset_columns, with_ids
 
     rows = load_from_disk(prompts)
     rows = rows.select([i % len(rows) for i in range(REFERENCE_SAMPLES)])
@@ -32,4 +34,4 @@ def sample_reference(recipe: Recipe, model: str, prompts: str) -> tuple[list[str
         recipe.generation,
         seed=recipe.seed,
     )
-    return prompts_of(rows, "query"), sampled
+    return prompts_of(rows, "query"), sampled, with_ids(dataset_columns(rows), sampled.response_ids)

@@ -30,7 +30,7 @@ from rlhf_lib.models.policy import Policy, autocast
 from rlhf_lib.ppo.batch import Batch, unflatten
 from rlhf_lib.ppo.evaluation import Evaluation, Metric, evaluation
 from rlhf_lib.ppo.faults import diverged, memory_advice
-from rlhf_lib.ppo.inputs import Prompts, Row, check_given, check_rows, checked_policy, prompt_rows
+from rlhf_lib.ppo.inputs import Prompts, Row, check_columns, check_given, check_rows, checked_policy, prompt_rows
 from rlhf_lib.ppo.objectives import (
     RunningMoments,
     gae,
@@ -50,7 +50,8 @@ from rlhf_lib.ppo.passes import ScoringPasses
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
 from rlhf_lib.ppo.statistics import Stats, Timer, UpdateStatistics, rollout_statistics
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
-from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards import Reward, checked_scores, sampled_scores, timeouts
+from rlhf_lib.rewards.columns import row_columns, with_ids
 from rlhf_lib.rewards.judging import ask
 
 if TYPE_CHECKING:
@@ -63,14 +64,15 @@ EVAL_STREAM = 2**31 - 1  # the step whose random numbers evaluations draw: no tr
 
 
 class PPOTrainer:
-    """Trains `policy` in place against `reward`, a function of (queries, responses), two lists of texts, that returns
-    one number for each response.
+    """Trains `policy` in place against `reward`, which returns one number for each response: a function as TRL's GRPO
+    has them, f(prompts, completions, **columns), or of (queries, responses), two lists of texts.
 
     `policy` is a causal or seq2seq model of Transformers or PEFT, which trains whole (PEFT: its adapter), or a `Policy`
     made of one, with LoRA, frozen layers or a critic. `prompts` are texts; or lists of token ids; or a datasets.Dataset
     with the texts in `prompt_column` (by default `query`, `prompt` or `text`); or rows with `query`, the text that the
-    reward sees, and `input_ids`, what the policy continues: see `prompt_rows`, which makes rows of them all. Batches
-    run through a fresh permutation of them an epoch. After each step, `samples` holds that batch's texts and scores.
+    reward sees, and `input_ids`, what the policy continues: see `prompt_rows`, which makes rows of them all. Their
+    other columns, say a solution, reach the reward, the judges and the metrics. Batches run through a fresh permutation
+    of them an epoch. After each step, `samples` holds that batch's texts and scores.
 
     `eval_prompts`, in any of these forms, are answered and scored every `config.eval_every` steps, always with the same
     random numbers, measured by `metrics`, functions such as trlX's `metric_fn` (see `metric_values`), and scored by the
@@ -114,8 +116,11 @@ class PPOTrainer:
         self.eval_prompts = self._rows(eval_prompts, "eval_prompts") if eval_prompts else []
         if config.eval_every and not self.eval_prompts:
             raise RLHFError(f"config.eval_every is {config.eval_every}, and there are no eval_prompts to evaluate on")
+        check_columns(reward, self.prompts, "prompts")
+        check_columns(reward, self.eval_prompts, "eval_prompts")
         self.processes = Processes(accelerator)
         self.processes.check(batch_size=config.batch_size, mini_batch_size=config.mini_batch_size)
+        self.timed_out: int | None = None  # of the last answers scored: by a reward function that is isolated
         self.step = 0
         self.stopped = False  # by the threshold, or from outside
         self.start: Stats = {}  # what an evaluation before the first step found, where there was one
@@ -153,7 +158,8 @@ class PPOTrainer:
                     sampled = self._sample(rows, self.step)
                 with timer("time/ppo/score"):
                     raw_scores_B = self._score(rows, sampled)
-            stats = self.learn(sampled, raw_scores_B)
+            timed_out = {} if self.timed_out is None else {"reward/timeouts": float(self.timed_out)}
+            stats = self.learn(sampled, raw_scores_B) | timed_out
         self.samples = [
             {"query": row["query"], "response": text, "score": score}
             for row, text, score in zip(rows, sampled.texts, raw_scores_B.tolist(), strict=True)
@@ -168,11 +174,11 @@ class PPOTrainer:
         if not rows:
             raise RLHFError("there are no evaluation prompts: give eval_prompts to PPOTrainer, or prompts to evaluate")
         sampled = self._sample(rows, EVAL_STREAM)
-        scores = self._score(rows, sampled)
+        scores, timed_out = self._score(rows, sampled), self.timed_out
         judged = {name: self._score(rows, sampled, name) for name in self.judges}
         with self.processes.whole(self.policy), autocast(self.policy.device, self.dtype):
             kl = self.passes.kl(Batch.of(sampled.prompt_ids, sampled.response_ids, self.policy.device))
-        return evaluation(rows, sampled, scores, self.metrics, self.tokenizer, kl=kl, judged=judged)
+        return evaluation(rows, sampled, scores, self.metrics, self.tokenizer, kl=kl, judged=judged, timeouts=timed_out)
 
     def learn(self, sampled: Responses, raw_scores_B: Tensor) -> Stats:
         """Learn from responses and their raw scores: all of a step but sampling and scoring. Responses that come
@@ -324,17 +330,23 @@ class PPOTrainer:
     def _score(self, rows: list[Row], sampled: Responses, judge: str | None = None) -> Tensor:
         """Raw scores (B,) of the reward or of a judge, fp32 on the policy's device."""
         share = self.processes.share(len(rows))
-        queries, texts = [row["query"] for row in rows][share], sampled.texts[share]
+        queries, texts, ended = [row["query"] for row in rows][share], sampled.texts[share], sampled.ended[share]
+        columns = with_ids(row_columns(rows[share]), sampled.response_ids[share])
+        scorer = self.reward if judge is None else self.judges[judge]
+        before = timeouts(scorer)
 
         def scored() -> list[float]:
             if not queries:  # fewer rows than processes
                 return []
             if judge is not None:
-                return ask(self.judges[judge], judge, queries, texts, sampled.ended[share])
-            given = sampled_scores(self.reward, queries, texts, sampled.ended[share])
+                return ask(scorer, judge, queries, texts, ended, columns)
+            given = sampled_scores(scorer, queries, texts, ended, columns)
             return checked_scores(given, queries, texts, f"at step {self.step}").tolist()
 
-        return torch.tensor(self.processes.gather_from(scored), device=self.policy.device)
+        scores_B = torch.tensor(self.processes.gather_from(scored), device=self.policy.device)
+        if judge is None and before is not None:
+            self.timed_out = sum(self.processes.gather([(timeouts(scorer) or 0) - before]))
+        return scores_B
 
     @torch.no_grad()
     def compute_rollout_logprobs(self, sampled: Responses) -> Batch:

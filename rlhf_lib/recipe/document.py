@@ -125,11 +125,15 @@ def _type(schema: dict[str, Any]) -> str:
     kind = schema["type"]
     if kind == "object":
         values = schema.get("additionalProperties")
+        if values is True:
+            return "values by name"
         return f"{_type(values)}s by name" if isinstance(values, dict) and "type" in values else "sections by name"
     if kind == "array":
         items = schema.get("prefixItems") or [schema["items"]]
         count = f"{len(items)} " if "prefixItems" in schema else ""
         return f"list of {count}{_type(items[0])}s"
+    if schema.get("format") == "date":
+        return "date"
     bounds = ", ".join(f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema)
     return " ".join(part for part in (_TYPES.get(kind, kind), bounds) if part)
 

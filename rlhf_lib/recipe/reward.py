@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_lib.recipe.data import Fraction, Positive, Section
 
@@ -162,8 +162,23 @@ class ChecksConfig(Section):
         return self
 
 
+class IsolateConfig(Section):
+    """How a reward function runs in a process of its own, each answer a call."""
+
+    seconds: float = Field(10.0, gt=0, description="time that it may take for an answer")
+    memory_mb: Positive = Field(
+        2048, description="memory (address space) that it may take beside what importing it does; each process has it"
+    )
+    timeout_score: float = Field(
+        0.0, description="score of an answer for which it takes more than that, or at which its process dies"
+    )
+    network: bool = Field(
+        False, description="true: it may use the network, and needs no Linux that lets it have namespaces of its own"
+    )
+
+
 class RewardConfig(Section):
-    """The reward: (queries, responses) in, one number per response out. It sees text, never tokens."""
+    """The reward: prompts and answers in, one number per answer out. Models see text, never tokens."""
 
     kind: Literal["classifier", "preference", "pair", "likelihood", "function", "sum", "ensemble"] = Field(
         "preference",
@@ -183,7 +198,16 @@ class RewardConfig(Section):
         description="probability: sigmoid for a classifier whose labels don't exclude each other, else softmax; "
         "softmax: always over all labels",
     )
-    function: str | None = Field(None, description="package.module:name of f(queries, responses) -> scores")
+    function: str | None = Field(
+        None,
+        description="package.module:name of f(prompts, completions, **columns) -> scores, as TRL's GRPO has it, or of "
+        "f(queries, responses)",
+    )
+    isolate: IsolateConfig | None = Field(
+        None,
+        description="kind function: it runs in a process of its own, without network and secrets, with limits of time "
+        "and memory for each answer; true: as below; null: in the run's own process",
+    )
     terms: list[TermConfig] | None = Field(
         None,
         description="sum: each {weight, reward}; a preference term without model, one at most, is trained here on the "
@@ -214,6 +238,11 @@ class RewardConfig(Section):
     checks: ChecksConfig = ChecksConfig()
     trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
 
+    @field_validator("isolate", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
+
     @model_validator(mode="after")
     def _complete(self) -> RewardConfig:
         if self.kind in ("pair", "likelihood") and self.model is None:
@@ -240,6 +269,10 @@ class RewardConfig(Section):
             raise ValueError(
                 "a sum trains one preference term at most, as all would learn the same pairs: give the "
                 "others a model, or use kind ensemble"
+            )
+        if self.isolate is not None and self.kind != "function":
+            raise ValueError(
+                f"isolate is for kind function, not {self.kind}: set it to null; a sum's terms have their own"
             )
         if self.kind == "function" and not self.function:
             raise ValueError("kind function needs function: package.module:name")

@@ -4,28 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lib.errors import ModelError
+from rlhf_lib.rewards.calling import Columns, call
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# (queries, responses) -> one score each. A reward sees text, never tokens, and scores a text the same in any batch.
-Reward = Callable[[list[str], list[str]], list[float]]
+# One score an answer, from text, the same in any batch. A function of the user's has one of two forms: that of TRL's
+# GRPO, f(prompts, completions, **columns), called with the keywords that it names, or f(queries, responses). Ours have
+# the second, and take the keywords `ended` and `columns` where an attribute `reads_ends` or `reads_columns` is true.
+Reward = Callable[..., Any]
 
 
 def sampled_scores(
-    reward: Reward, queries: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
+    reward: Reward,
+    queries: Sequence[str],
+    responses: Sequence[str],
+    ended: Sequence[bool] | None = None,
+    columns: Columns | None = None,
 ) -> list[float]:
-    """The reward of sampled responses, of which some `ended` themselves and the others were cut off at their limit.
+    """The reward of N responses, whatever its form.
 
-    A reward whose attribute `reads_ends` is true is told which did, by the keyword `ended`: a preference model reads an
-    EOS there alone, as a text that goes on must not be paid as a finished one. Others are called as ever.
+    Args:
+        ended: which of them ended themselves, the others being cut off at their limit; None: all. A preference model
+            reads an EOS there alone, as a text that goes on must not be paid as a finished one.
+        columns: the prompts' other columns, and `completion_ids` where the responses were sampled: N values each.
+
+    Raises ModelError where the reward doesn't apply to a response (None).
     """
+    scores = term_scores(reward, queries, responses, ended, columns)
+    if isinstance(scores, list | tuple) and len(scores) == len(responses) and None in scores:
+        bad = scores.index(None)
+        raise ModelError(f"the reward gave None for {_answer(queries, responses, bad)}. {_NONE}")
+    return scores  # type: ignore[return-value]
+
+
+def term_scores(
+    reward: Reward,
+    queries: Sequence[str],
+    responses: Sequence[str],
+    ended: Sequence[bool] | None = None,
+    columns: Columns | None = None,
+) -> list[float | None]:
+    """The same of a term of a sum, which says None where it doesn't apply to a response."""
+    told: dict[str, Any] = {}
     if getattr(reward, "reads_ends", False):
-        return reward(list(queries), list(responses), ended=list(ended))  # type: ignore[call-arg]
-    return reward(list(queries), list(responses))
+        told["ended"] = [True] * len(responses) if ended is None else list(ended)
+    if getattr(reward, "reads_columns", False):
+        told["columns"] = columns
+    if told:
+        return reward(list(queries), list(responses), **told)
+    return call(reward, queries, responses, columns)
 
 
 def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:
@@ -35,6 +66,15 @@ def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Se
     """
     import torch
 
+    scores = checked_terms(given, queries, responses, where)
+    if None in scores:
+        answer = _answer(queries, responses, scores.index(None))
+        raise ModelError(f"the reward {where} gave None for {answer}. {_NONE}")
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def checked_terms(given: Any, queries: Sequence[str], responses: Sequence[str], where: str) -> list[float | None]:
+    """The same as a list of N, None allowed: the reward doesn't apply to that response."""
     if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
         raise ModelError(
             f"the reward {where} gave {given!r:.80}: it must give a list of numbers, one for each response"
@@ -42,17 +82,38 @@ def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Se
     listed = list(given)
     if len(listed) != len(responses):
         raise ModelError(f"the reward {where} gave {len(listed)} scores for {len(responses)} responses")
-    scores = []
-    for score in listed:
+    scores: list[float | None] = []
+    for row, score in enumerate(listed):
         try:
-            scores.append(math.nan if isinstance(score, str) else float(score))
+            number = None if score is None else math.nan if isinstance(score, str) else float(score)
         except (TypeError, ValueError):
-            scores.append(math.nan)
-    scores_B = torch.tensor(scores, dtype=torch.float64)
-    if not scores_B.isfinite().all():
-        bad = int((~scores_B.isfinite()).nonzero()[0])
-        raise ModelError(
-            f"the reward {where} gave {listed[bad]!r:.80} for the query {queries[bad]!r:.200} with the response "
-            f"{responses[bad]!r:.200}: a score must be a finite number"
-        )
-    return scores_B
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            raise ModelError(
+                f"the reward {where} gave {score!r:.80} for {_answer(queries, responses, row)}: a score must be a "
+                "finite number"
+            )
+        scores.append(number)
+    return scores
+
+
+def timeouts(reward: Reward) -> int | None:
+    """How many answers a function that runs isolated, or those among the parts of a reward, couldn't score within
+    their time and memory so far; None where none is isolated."""
+    return getattr(reward, "timeouts", None)
+
+
+def timeouts_of(parts: Iterable[Reward]) -> int | None:
+    """The same of several together."""
+    counts = [count for part in parts if (count := timeouts(part)) is not None]
+    return sum(counts) if counts else None
+
+
+_NONE = (
+    "None says that a reward doesn't apply to an answer, which only a term of a sum may say: give a number, or make it "
+    "one of the terms of reward.kind sum"
+)
+
+
+def _answer(queries: Sequence[str], responses: Sequence[str], row: int) -> str:
+    return f"the query {queries[row]!r:.200} with the response {responses[row]!r:.200}"

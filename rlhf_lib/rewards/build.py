@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlhf_lib.errors import ModelError, RecipeError
+from rlhf_lib.errors import ModelError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
-from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards import Reward, term_scores, timeouts_of
+from rlhf_lib.rewards.calling import Columns, required_columns
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
 from rlhf_lib.rewards.ensemble import Ensemble
-from rlhf_lib.rewards.failure import explained
+from rlhf_lib.rewards.function import function_reward, import_reward
 from rlhf_lib.rewards.likelihood import LikelihoodReward
 from rlhf_lib.rewards.normalization import Normalization, fit_normalization, normalized
 
@@ -33,7 +31,7 @@ def build_reward(
     Raises ModelError for an absent model or label, RecipeError for a function that can't be imported.
     """
     if reward.kind == "function":
-        return function_reward(reward.function or "")
+        return function_reward(reward.function or "", reward.isolate)
     if reward.kind == "sum":
         weights = [term.weight for term in reward.terms or []]
         return WeightedSum(list(zip(weights, _build_parts(reward, model, device), strict=True)))
@@ -87,15 +85,21 @@ def scale_parts(
     responses: Sequence[str],
     ended: Sequence[bool],
     device: torch.device | str | None = None,
+    columns: Columns | None = None,
 ) -> dict[str, Normalization]:
     """Fit the constants of each of `reward.scaled()` on the reference policy's samples and save them in its folder in
-    `model`. Returns them by path. Raises ModelError where a part's scores don't differ or aren't finite."""
+    `model`. Returns them by path. Raises ModelError where a part's scores don't differ or aren't finite.
+
+    Samples that a part doesn't apply to are left out. `columns` as in `sampled_scores`."""
     found: dict[str, Normalization] = {}
     for path, part in reward.scaled().items():
         folder = model / path
         folder.mkdir(parents=True, exist_ok=True)
-        scores = sampled_scores(_build_part(part, folder, device), queries, responses, ended)
+        given = term_scores(_build_part(part, folder, device), queries, responses, ended, columns)
+        scores = [score for score in given if score is not None]
         try:
+            if not scores:
+                raise ModelError(f"it applies to none of {len(given)} reference samples: it gave None for each")
             found[path] = fit_normalization(scores)
         except ModelError as error:
             raise ModelError(f"{path} of the reward: {error}") from error
@@ -104,21 +108,53 @@ def scale_parts(
 
 
 class WeightedSum:
-    """The sum of weight times score over the terms, each of which is told what it reads (`sampled_scores`)."""
+    """The sum of weight times score over the terms that apply to an answer, each of which is told what it reads
+    (`sampled_scores`)."""
 
-    reads_ends = True
+    reads_ends = reads_columns = True
 
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
         self.terms = terms
 
-    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
-        """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
-        whole = [True] * len(responses) if ended is None else ended
-        scores = [
-            [weight * score for score in sampled_scores(reward, queries, responses, whole)]
-            for weight, reward in self.terms
+    def __call__(
+        self,
+        queries: list[str],
+        responses: list[str],
+        *,
+        ended: Sequence[bool] | None = None,
+        columns: Columns | None = None,
+    ) -> list[float]:
+        """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all. Raises
+        ModelError for an answer that no term applies to."""
+        scores_KN = [
+            [None if score is None else weight * score for score in given]
+            for weight, given in (
+                (weight, term_scores(reward, queries, responses, ended, columns)) for weight, reward in self.terms
+            )
         ]
-        return [sum(column) for column in zip(*scores, strict=True)]
+        sums = []
+        for row, column in enumerate(zip(*scores_KN, strict=True)):
+            applying = [score for score in column if score is not None]
+            if not applying:
+                raise ModelError(
+                    f"no term of the reward's sum applies to row {row}, the query {queries[row]!r:.200} with the "
+                    f"response {responses[row]!r:.200}: all gave None, and one must give a number"
+                )
+            sums.append(sum(applying))
+        return sums
+
+    @property
+    def timeouts(self) -> int | None:
+        """See `rlhf_lib.rewards.timeouts`."""
+        return timeouts_of(reward for _, reward in self.terms)
+
+
+def needed_columns(reward: recipe.RewardConfig) -> dict[str, list[str]]:
+    """The prompts' columns without which its functions can't be called, by function; those that need none left out."""
+    found = {path: needed for part in reward.parts.values() for path, needed in needed_columns(part).items()}
+    if reward.kind == "function" and (needed := required_columns(import_reward(reward.function or ""))):
+        found[reward.function or ""] = needed
+    return found
 
 
 def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> None:
@@ -127,50 +163,9 @@ def check_reward(reward: recipe.RewardConfig, *, trained_here: bool = False) -> 
     for part in reward.parts.values():
         check_reward(part)
     if reward.kind == "function":
-        function_reward(reward.function or "")
+        import_reward(reward.function or "")
     elif reward.model is not None:
         config = load_config(reward.model, reward.trust_remote_code)
         load_tokenizer(reward.model, reward.trust_remote_code, need_eos=reward.kind in ("preference", "ensemble"))
         if reward.kind in ("classifier", "pair") and not trained_here:
             label_column(config, reward.label)
-
-
-def import_function(path: str, key: str = "reward.function") -> Callable[..., Any]:
-    """Import `package.module:name`, from Python's path or the working directory.
-
-    Raises RecipeError, which names the recipe's `key`, if there is no such function, and RewardFailed if its module
-    raises while it is imported.
-    """
-    module_name, separator, name = path.partition(":")
-    if not (separator and module_name and name):
-        raise RecipeError(f"{key} {path!r} must have the form package.module:name")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        with explained(f"{key} {path}: importing {module_name}", passing=(ImportError,)):
-            module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(
-            f"{key} {path}: module {module_name} can't be imported ({error}): install it, or run where it is"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        present = ", ".join(n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
-        raise RecipeError(f"{key} {path}: {module_name} has no function {name}; it has {present or 'none'}")
-    return function
-
-
-def function_reward(path: str) -> Reward:
-    """The imported function as a Reward with checked scores: one finite number per response.
-
-    Raises RecipeError if it can't be imported; calling it raises RewardFailed if it raises, ModelError for bad scores.
-    """
-    function = import_function(path)
-
-    def checked(queries: list[str], responses: list[str]) -> list[float]:
-        with explained(f"reward.function {path}"):
-            given = function(queries, responses)
-            given = list(given) if isinstance(given, Iterator) else given  # a generator runs, and may raise, only now
-        return checked_scores(given, queries, responses, f"function {path}").tolist()
-
-    return checked

@@ -39,6 +39,7 @@ FIGURES = {
     "score_spread": ("the standard deviation of the scores", "min_score_std"),
     "degenerate": ("the share of degenerate responses that beat a real one", "max_degenerate_win_rate"),
     "stock_phrase": ("the share of chosen answers that one phrase alone beats", "max_phrase_win_rate"),
+    "timeouts": ("the number of answers that the isolated function couldn't score", None),
     "batch_agreement": ("the largest difference between a text's score alone and in a batch", "max_batch_difference"),
 }
 

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from rlhf_lib.data.dialogue import ASSISTANT
 from rlhf_lib.errors import ModelError
 from rlhf_lib.recipe import ChecksConfig
-from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards import Reward, sampled_scores
+from rlhf_lib.rewards.calling import Columns
 from rlhf_lib.rewards.check_measures import Scores
+from rlhf_lib.rewards.columns import taken
 from rlhf_lib.statistics import LEAST_FOR_INTERVAL
 
 Text = tuple[str, str]  # query, response
@@ -19,16 +21,19 @@ Pair = tuple[str, str, str]  # prompt, chosen, rejected
 
 
 class Scorer:
-    """The reward, with a count of its scores and a note of the non-finite ones by kind of text."""
+    """The reward, with a count of its scores and a note of the non-finite ones by kind of text. `columns`: the prompts'
+    others, for texts that are told by their row."""
 
-    def __init__(self, reward: Reward):
-        self.reward = reward
+    def __init__(self, reward: Reward, columns: Columns | None = None):
+        self.reward, self.columns = reward, columns or {}
         self.total = 0
         self.nonfinite: dict[str, int] = {}
 
-    def __call__(self, kind: str, texts: Sequence[Text]) -> Scores:
+    def __call__(self, kind: str, texts: Sequence[Text], rows: Sequence[int] | None = None) -> Scores:
+        """The scores (N,); `rows`: whose columns each text has, None: none."""
         queries, responses = [query for query, _ in texts], [response for _, response in texts]
-        scores_N = np.asarray(self.reward(queries, responses), dtype=np.float64)
+        columns = {} if rows is None else taken(self.columns, rows)
+        scores_N = np.asarray(sampled_scores(self.reward, queries, responses, columns=columns), dtype=np.float64)
         if scores_N.shape != (len(texts),):
             raise ModelError(
                 f"the reward gave scores of shape {scores_N.shape} for {len(texts)} texts: expected one each"

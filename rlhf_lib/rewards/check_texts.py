@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from rlhf_lib.errors import DataError
+from rlhf_lib.conversation import Conversation, Message, Transcript
+from rlhf_lib.errors import DataError, ModelError
 from rlhf_lib.recipe import Recipe
 from rlhf_lib.rewards.check_measures import Scores
 
@@ -64,48 +66,95 @@ def well_paid_phrases(responses: Sequence[str], scores_N: Scores, most: int) -> 
 
 
 def real_texts(recipe: Recipe, limit: int) -> list[tuple[str, str]]:
-    """At most `limit` (query, response) texts for a reward that has no preference pairs to be checked on.
+    """The texts of `real_rows`."""
+    return real_rows(recipe, limit)[0]
 
-    They come from the rows that the prompts come from, evaluation's where it has its own: of a dialogue the answer, of
-    a plain text the words that follow the query, from 4 to as many as the policy may generate tokens. Where no row goes
-    on after its query (see `has_answers`), its second half stands for the response to its first. Neither is ever blank.
-    Raises DataError where all rows are.
+
+def real_rows(recipe: Recipe, limit: int) -> tuple[list[tuple[str, str]], dict[str, list[Any]]]:
+    """At most `limit` (query, response) texts for a reward that has no preference pairs to be checked on, and their
+    rows' other columns, a value each.
+
+    They come from the rows that the prompts come from, evaluation's where it has its own: of a dialogue or of messages
+    the last answer, of a plain text the words that follow the query, from 4 to as many as the policy may generate
+    tokens. Where no row goes on after its query (see `has_answers`), its second half stands for the response to its
+    first. Neither is ever blank. Queries are conversations where the policy is asked in them.
+    Raises DataError where all rows are blank.
     """
-    texts = _texts(recipe, limit, split_text) or _texts(recipe, limit, lambda text, *_: _halves(text))
+    texts, columns = _texts(recipe, limit)
+    if not texts:
+        texts, columns = _texts(recipe, limit, halves=True)
     if not texts:
         column = recipe.data.prompts.column
         raise DataError(f"column '{column}' has no text to try the reward on: set data.prompts.column to one that has")
-    return texts
+    if _asks_in_conversations(recipe):
+        texts = [(Conversation.of(query, recipe.policy.system), response) for query, response in texts]
+    return texts, columns
+
+
+def _asks_in_conversations(recipe: Recipe) -> bool:
+    from rlhf_lib.models.chat import asks_in_conversations
+
+    try:
+        return asks_in_conversations(recipe.policy)
+    except ModelError:  # told where the policy is looked for
+        return False
 
 
 def has_answers(recipe: Recipe) -> bool:
     """Whether the prompts' rows go on after their query, so that there are real responses to check a reward on."""
-    return recipe.data.prompts.query.kind != "text" and bool(_texts(recipe, 1, split_text))
+    return bool(_texts(recipe, 1)[0])
 
 
-Split = Callable[[str, Recipe, np.random.Generator], tuple[str, str]]
-
-
-def _texts(recipe: Recipe, limit: int, split: Split) -> list[tuple[str, str]]:
-    from rlhf_lib.data.sources import describe_source, load_split, text_column
+def _texts(recipe: Recipe, limit: int, *, halves: bool = False) -> tuple[list[tuple[str, str]], dict[str, list[Any]]]:
+    from rlhf_lib.data.prompts import other_columns
+    from rlhf_lib.data.sources import describe_source, holds_messages, load_split, text_column
 
     prompts = recipe.data.prompts
     source = prompts.test or prompts
     where = describe_source(source, prompts.dataset)
     rows = load_split(source, default=prompts.dataset)
-    text_column(rows.select(range(0)), prompts.column, where, "data.prompts.column")  # raises for what isn't text
-    rows = rows.select_columns([prompts.column]).with_format(None)
+    spoken = holds_messages(rows, prompts.column)
+    if not spoken:
+        text_column(rows.select(range(0)), prompts.column, where, "data.prompts.column")  # raises for what isn't text
+        if prompts.query.kind == "text" and not halves:
+            return [], {}
+    names = other_columns(recipe, rows)
+    rows = rows.select_columns([prompts.column, *names]).with_format(None)
     rng = np.random.default_rng(recipe.seed)
     texts: list[tuple[str, str]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for i in rng.permutation(len(rows)):
-        text = rows[int(i)][prompts.column] or ""
-        if len(text) > (prompts.min_chars or 0):
-            query, response = split(text, recipe, rng)
+        row = rows[int(i)]
+        value: Any = row[prompts.column] or ""
+        if len(Transcript(value) if spoken and value else value) > (prompts.min_chars or 0):
+            if spoken:
+                query, response = _split_messages(value, prompts.query.kind, halves=halves)
+            else:
+                query, response = _halves(value) if halves else split_text(value, recipe, rng)
             if query.strip() and response.strip():
                 texts.append((query, response))
+                for name in names:
+                    columns[name].append(row[name])
         if len(texts) == limit:
             break
-    return texts
+    return texts, columns
+
+
+def _split_messages(messages: list[Message], kind: str, *, halves: bool) -> tuple[str, str]:
+    """(the conversation up to its last answer, that answer), or of a `first_turn` the first message of the user's and
+    its answer; a blank answer where there is none. With `halves` the last message asked is cut in two instead."""
+    end = next((i for i in reversed(range(len(messages))) if messages[i]["role"] != "assistant"), -1)
+    if kind == "first_turn":
+        end = next((i for i, message in enumerate(messages) if message["role"] == "user"), -1)
+    if end < 0:
+        return "", ""
+    answer = next((message["content"] for message in messages[end + 1 : end + 2] if message["role"] == "assistant"), "")
+    asked = messages[end]["content"]
+    if halves:
+        asked, answer = _halves(asked)
+    if kind == "first_turn":
+        return asked, answer
+    return Conversation([*messages[:end], {**messages[end], "content": asked}]), answer
 
 
 def split_text(text: str, recipe: Recipe, rng: np.random.Generator) -> tuple[str, str]:

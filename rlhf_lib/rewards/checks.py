@@ -25,6 +25,7 @@ What is measured:
                    half; the worst of these. Over-long ones are few: their rate counts from its interval's lower end,
                    and without pairs is only reported
   stock_phrase     how often one phrase alone, the best-paid of those that answers share, beats the chosen answer
+  timeouts         of a function that is isolated: answers that it couldn't score in its time and memory; not gated
   batch_agreement  largest difference between a text's score alone and among others
 """
 
@@ -34,14 +35,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from rlhf_lib.conversation import Conversation
 from rlhf_lib.recipe import ChecksConfig
-from rlhf_lib.rewards import Reward
+from rlhf_lib.rewards import Reward, timeouts
+from rlhf_lib.rewards.calling import Columns
 from rlhf_lib.rewards.check_baselines import check_transfer
 from rlhf_lib.rewards.check_measures import Scores, length_bias, pairwise_outcomes
 from rlhf_lib.rewards.check_pairs import check_pairs
 from rlhf_lib.rewards.check_result import Check, CheckReport, gates_off
 from rlhf_lib.rewards.check_scorer import Pair, Scorer, Text, finite
 from rlhf_lib.rewards.check_texts import over_long, repeated_word, shuffled_words
+from rlhf_lib.rewards.columns import taken
 from rlhf_lib.rewards.ensemble import Ensemble, agreement
 from rlhf_lib.rewards.ngrams import fit_ngrams
 from rlhf_lib.statistics import counted, wilson
@@ -62,9 +66,11 @@ def run_checks(
     sampled: bool = False,
     training: Sequence[Pair] | None = None,
     transfer: Sequence[Pair] | None = None,
+    columns: Columns | None = None,
     seed: int = 0,
 ) -> CheckReport:
-    """Check a reward on held-out `pairs` (prompt, chosen, rejected), or without pairs on `texts` (query, response).
+    """Check a reward on held-out `pairs` (prompt, chosen, rejected), or without pairs on `texts` (query, response),
+    whose prompts have the other `columns`.
 
     `calibrated`: score differences are meant as log-odds (a trained preference model), so calibration is gated too.
     `sampled`: the texts are the starting policy's responses, good or bad. Then nothing says that they should beat
@@ -74,7 +80,9 @@ def run_checks(
     `CheckReport.raise_if_failed`.
     """
     rng = np.random.default_rng(seed)
-    report, scorer = CheckReport(gates_off=gates_off(checks)), Scorer(reward)
+    report, before = CheckReport(gates_off=gates_off(checks)), timeouts(reward)
+    order = rng.permutation(len(texts))[: checks.pairs] if texts and not pairs else np.arange(0)
+    scorer = Scorer(reward, taken(columns or {}, order.tolist()))
     if sampled:
         checks = checks.model_copy(update={"max_length_correlation": None, "max_degenerate_win_rate": None})
     if pairs:
@@ -90,9 +98,9 @@ def run_checks(
             transfer = [transfer[i] for i in np.random.default_rng([seed, 2]).permutation(len(transfer))]
             check_transfer(report, scorer, checks, transfer[: checks.pairs], ngrams)
     elif texts:
-        texts = [texts[i] for i in rng.permutation(len(texts))[: checks.pairs]]
+        texts = [texts[i] for i in order]
         _check_texts(report, scorer, checks, texts)
-    _check_probes(report, scorer, checks)
+    _check_probes(report, scorer, checks, chat=any(isinstance(query, Conversation) for query, _ in texts or []))
     _check_spread(report, checks, f", on {counted(len(texts or []), 'response')} of the starting policy" * sampled)
     if texts:
         real_N = report.scores["chosen" if pairs else "response"]
@@ -101,6 +109,10 @@ def run_checks(
     bad = sum(scorer.nonfinite.values())
     where = ", ".join(f"{count} on {kind}" for kind, count in scorer.nonfinite.items()) or "all finite"
     report.checks.insert(0, Check.judge("finite_scores", bad, 0, "at most", f"of {scorer.total:,} scores: {where}"))
+    if before is not None:
+        over = (timeouts(reward) or 0) - before
+        report.metrics["timeouts"] = over
+        report.add("timeouts", over, None, "at most", f"of {scorer.total:,}; they get reward.isolate.timeout_score")
     report.metrics |= {"nonfinite_scores": bad, "checks_failed": len(report.failed)}
     return report
 
@@ -116,7 +128,7 @@ def _check_members(report: CheckReport, ensemble: Ensemble, pairs: Sequence[Pair
 
 def _check_texts(report: CheckReport, scorer: Scorer, checks: ChecksConfig, texts: Sequence[Text]) -> None:
     scores_N, lengths_N = (
-        scorer("response", texts),
+        scorer("response", texts, range(len(texts))),
         np.array([len(response) for _, response in texts], dtype=np.float64),
     )
     report.scores, report.lengths = {"response": scores_N}, {"response": lengths_N}
@@ -132,11 +144,12 @@ def _check_texts(report: CheckReport, scorer: Scorer, checks: ChecksConfig, text
     )
 
 
-def _check_probes(report: CheckReport, scorer: Scorer, checks: ChecksConfig) -> None:
+def _check_probes(report: CheckReport, scorer: Scorer, checks: ChecksConfig, *, chat: bool) -> None:
     if not checks.probes:
         return
-    better_N = scorer("probes", [(probe.query, probe.better) for probe in checks.probes])
-    worse_N = scorer("probes", [(probe.query, probe.worse) for probe in checks.probes])
+    asked = [Conversation.of(probe.query) if chat and probe.query else probe.query for probe in checks.probes]
+    better_N = scorer("probes", list(zip(asked, (probe.better for probe in checks.probes), strict=True)))
+    worse_N = scorer("probes", list(zip(asked, (probe.worse for probe in checks.probes), strict=True)))
     right_N = better_N > worse_N
     wrong = [
         f"{p.better[:60]!r} not above {p.worse[:60]!r}"
@@ -191,7 +204,7 @@ def _check_degenerate(
             if not some.size:
                 continue
         made = [(texts[i][0], make(texts[i][1])) for i in some]
-        scores_N = scorer(kind, made)
+        scores_N = scorer(kind, made, [int(i) for i in some])
         # a one-word answer is its own shuffle and its own repetition: nothing to compare
         changed = np.array(
             [new.split() != texts[i][1].split() for i, (_, new) in zip(some, made, strict=True)], dtype=bool
@@ -217,10 +230,11 @@ def _check_degenerate(
 
 def _check_batching(report: CheckReport, scorer: Scorer, checks: ChecksConfig, texts: Sequence[Text]) -> None:
     """Alone, among others, and among others in the opposite order, from the shortest to the longest text."""
-    by_length = sorted(texts, key=lambda text: len(text[0]) + len(text[1]))
-    some = [by_length[i] for i in np.unique(np.linspace(0, len(texts) - 1, SINGLE_TEXTS).astype(int))]
-    batch_N, backwards_N = scorer("batches", some), scorer("batches", some[::-1])[::-1]
-    alone_N = np.concatenate([scorer("single texts", [text]) for text in some])
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
+    rows = [by_length[i] for i in np.unique(np.linspace(0, len(texts) - 1, SINGLE_TEXTS).astype(int))]
+    some = [texts[i] for i in rows]
+    batch_N, backwards_N = scorer("batches", some, rows), scorer("batches", some[::-1], rows[::-1])[::-1]
+    alone_N = np.concatenate([scorer("single texts", [text], [row]) for text, row in zip(some, rows, strict=True)])
     keep = finite(batch_N, backwards_N, alone_N)
     if keep.any():
         difference = np.abs(np.stack([batch_N, backwards_N]) - alone_N)[:, keep].max()

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_lib.rewards import Reward, sampled_scores
+from rlhf_lib.rewards import Reward, sampled_scores, timeouts_of
+from rlhf_lib.rewards.calling import Columns
 
 Combine = Literal["mean", "worst", "uncertainty"]
 
@@ -32,23 +33,41 @@ def combine_scores(scores_KN: np.ndarray, how: Combine, uncertainty_weight: floa
 
 
 class Ensemble:
-    """A reward of several members' scores, combined; each member is told which responses ended (`sampled_scores`)."""
+    """A reward of several members' scores, combined; each member is told what it reads (`sampled_scores`)."""
 
-    reads_ends = True
+    reads_ends = reads_columns = True
 
     def __init__(self, members: Sequence[Reward], combine: Combine, uncertainty_weight: float = 0.0) -> None:
         self.members, self.combine, self.uncertainty_weight = members, combine, uncertainty_weight
 
-    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
-        """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
-        scores_KN = self.scores(queries, responses, ended)
+    def __call__(
+        self,
+        queries: list[str],
+        responses: list[str],
+        *,
+        ended: Sequence[bool] | None = None,
+        columns: Columns | None = None,
+    ) -> list[float]:
+        """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all. Raises
+        ModelError where a member doesn't apply to a response (None)."""
+        scores_KN = self.scores(queries, responses, ended, columns)
         return combine_scores(scores_KN, self.combine, self.uncertainty_weight).tolist()
 
-    def scores(self, queries: list[str], responses: list[str], ended: Sequence[bool] | None = None) -> np.ndarray:
+    def scores(
+        self,
+        queries: list[str],
+        responses: list[str],
+        ended: Sequence[bool] | None = None,
+        columns: Columns | None = None,
+    ) -> np.ndarray:
         """Each of the K members' scores of N responses: (K, N)."""
-        whole = [True] * len(responses) if ended is None else ended
-        given = [sampled_scores(member, queries, responses, whole) for member in self.members]
+        given = [sampled_scores(member, queries, responses, ended, columns) for member in self.members]
         return np.array(given, dtype=np.float64)
+
+    @property
+    def timeouts(self) -> int | None:
+        """See `rlhf_lib.rewards.timeouts`."""
+        return timeouts_of(self.members)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rlhf_lib.errors import RLHFError
 from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards.calling import Columns
 
 
 @contextmanager
@@ -22,10 +23,15 @@ def judging(name: str) -> Iterator[None]:
 
 
 def ask(
-    judge: Reward, name: str, queries: Sequence[str], texts: Sequence[str], ended: Sequence[bool] | None = None
+    judge: Reward,
+    name: str,
+    queries: Sequence[str],
+    texts: Sequence[str],
+    ended: Sequence[bool] | None = None,
+    columns: Columns | None = None,
 ) -> list[float]:
-    """The judge's scores of the responses `texts` (N,), of which some `ended` themselves (None: all). Raises ModelError
+    """The judge's scores of the responses `texts` (N,); `ended` and `columns` as in `sampled_scores`. Raises ModelError
     unless they are N finite numbers."""
     with judging(name):
-        given = sampled_scores(judge, queries, texts, [True] * len(texts) if ended is None else ended)
+        given = sampled_scores(judge, queries, texts, ended, columns)
         return checked_scores(given, queries, texts, f"of judge {name}").tolist()

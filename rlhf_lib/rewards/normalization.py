@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_lib.errors import ModelError
-from rlhf_lib.rewards import Reward, sampled_scores
+from rlhf_lib.rewards import Reward, term_scores, timeouts
+from rlhf_lib.rewards.calling import Columns
 from rlhf_lib.statistics import counted
 
 FILE = "normalization.json"
@@ -67,14 +68,26 @@ def normalized(reward: Reward, normalization: Normalization | None) -> Reward:
 
 
 class Normalized:
-    """A reward with normalized scores, which is told which responses ended (`sampled_scores`)."""
+    """A reward with normalized scores, which is told what it reads (`sampled_scores`); None stays None."""
 
-    reads_ends = True
+    reads_ends = reads_columns = True
 
     def __init__(self, reward: Reward, normalization: Normalization) -> None:
         self.reward, self.normalization = reward, normalization
 
-    def __call__(self, queries: list[str], responses: list[str], *, ended: Sequence[bool] | None = None) -> list[float]:
+    def __call__(
+        self,
+        queries: list[str],
+        responses: list[str],
+        *,
+        ended: Sequence[bool] | None = None,
+        columns: Columns | None = None,
+    ) -> list[float | None]:
         """One score per (query, response). `ended`: which responses are whole rather than cut off; None: all."""
-        whole = [True] * len(responses) if ended is None else ended
-        return self.normalization(sampled_scores(self.reward, queries, responses, whole))
+        scores = term_scores(self.reward, queries, responses, ended, columns)
+        return [None if score is None else self.normalization([score])[0] for score in scores]
+
+    @property
+    def timeouts(self) -> int | None:
+        """See `rlhf_lib.rewards.timeouts`."""
+        return timeouts(self.reward)

@@ -16,7 +16,17 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import (
+    AnyType,
+    Array,
+    ColSpec,
+    DataType,
+    Object,
+    ParamSchema,
+    ParamSpec,
+    Property,
+    Schema,
+)
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from packaging.version import Version
 
@@ -26,7 +36,7 @@ from rlhf_lib.recipe import Recipe
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 DESCRIPTION_LIMIT = 5000  # characters, in the registry's tables
-_SERVER = Path(__file__).with_name("policy_server.py")
+_SERVER, _CHAT_SERVER = (Path(__file__).with_name(name) for name in ("policy_server.py", "chat_server.py"))
 _WEIGHTS = "model"  # the artifact of a logged model that holds the Hugging Face folder
 _REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
@@ -39,8 +49,8 @@ def log_policy(
     active run and of `run_id`, beside which MLflow lists it (None: the active run).
 
     The folder is kept as it is, beside the code that serves it: no pickle, no copy that another library wrote.
-    `settings` are ServedPolicy's; their `example` becomes the input example. Raises ModelError for weights that are
-    not safetensors.
+    `settings` are ServedPolicy's or, with a `system`, ServedChat's; their `example` becomes the input example. Raises
+    ModelError for weights that are not safetensors.
     """
     pickles = _pickles(folder)
     if pickles or not list(Path(folder).glob("*.safetensors")):
@@ -52,12 +62,14 @@ def log_policy(
     made = mlflow.initialize_logged_model("policy", source_run_id=run_id, params=described)
     if run_id is not None:
         mlflow.MlflowClient().log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
+    chat, longest = is_chat(settings), settings["max_new_tokens"]
+    asked: Any = {"messages": settings["example"], "max_completion_tokens": longest}
     logged: ModelInfo = mlflow.pyfunc.log_model(
         model_id=made.model_id,
-        python_model=str(_SERVER),
+        python_model=str(_CHAT_SERVER if chat else _SERVER),
         artifacts={_WEIGHTS: folder},
-        signature=signature(settings),
-        input_example=([settings["example"]], {"max_new_tokens": settings["max_new_tokens"]}),
+        signature=chat_signature() if chat else signature(settings),
+        input_example=asked if chat else ([settings["example"]], {"max_new_tokens": longest}),
         pip_requirements=requirements(),
         model_config=dict(settings),
     )
@@ -72,6 +84,30 @@ def signature(settings: Mapping[str, Any]) -> ModelSignature:
     params = [ParamSpec(name, kind, defaults[name]) for name, (kind, _, _) in PARAMETERS.items()]
     text = Schema([ColSpec("string")])  # unnamed: a list, or a table's first column
     return ModelSignature(inputs=text, outputs=text, params=ParamSchema(params))
+
+
+def is_chat(settings: Mapping[str, Any]) -> bool:
+    """Whether these are settings of ServedChat."""
+    return "system" in settings
+
+
+def chat_signature() -> ModelSignature:
+    """A request and an answer of OpenAI's chat completions, as far as ServedChat knows them."""
+    from tasks.registry.chat_server import OPTIONS
+
+    text, count, anything = DataType.string, DataType.long, AnyType()  # type: ignore[no-untyped-call]
+    message = Object([Property("role", text), Property("content", text)])
+    choice = Object([Property("index", count), Property("message", message), Property("finish_reason", text)])
+    counts = Object([Property(f"{what}_tokens", count) for what in ("prompt", "completion", "total")])
+    answer: dict[str, Any] = {"id": text, "object": text, "created": count, "model": text}
+    answer |= {"choices": Array(choice), "usage": counts}
+    options = [
+        ColSpec(anything if kind == "any" else kind, name, required=False) for name, (kind, _) in OPTIONS.items()
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(Array(message), "messages"), *options]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in answer.items()]),
+    )
 
 
 def form(recipe: Recipe) -> dict[str, str | None]:
@@ -128,6 +164,11 @@ def fetch(name: str) -> tuple[str, str]:
     if not folder.is_relative_to(Path(root).resolve()):
         raise ModelError(f"model {name} points outside its own folder ({weights['path']}): name another version")
     return root, str(folder)
+
+
+def settings(root: str) -> dict[str, Any]:
+    """What a fetched MLflow model's ServedPolicy or ServedChat was registered with."""
+    return dict(mlflow.models.Model.load(root).flavors["python_function"]["config"])
 
 
 def _pickles(folder: str | Path) -> list[str]:

@@ -1,5 +1,6 @@
 """A registered version that answers over HTTP: MLflow's scoring server in this process, with our code and the
-version's weights. (`mlflow models serve` runs the code that came with the version.)"""
+version's weights, and OpenAI's API where it is a chat policy. (`mlflow models serve` runs the code that came with the
+version.)"""
 
 from __future__ import annotations
 
@@ -22,16 +23,22 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from mlflow.pyfunc import PyFuncModel
 
+    from tasks.registry.chat_server import ServedChat
+
 HOST = "127.0.0.1"
-_FORMS = ("inputs", "instances", "dataframe_split", "dataframe_records", "prompt")
+_TABLES = ("inputs", "instances", "dataframe_split", "dataframe_records")
+_FORMS = (*_TABLES, "prompt")
 _EXAMPLE = "Hello!"
+CHAT_PATH = "/v1/chat/completions"
 
 
 @dataclass(frozen=True)
 class Served:
-    name: str  # and version
+    name: str
+    version: str
     model: PyFuncModel
-    example: str  # a question
+    example: Any  # a question, or a conversation's messages
+    chat: ServedChat | None  # the policy, where it is one of conversations
 
 
 def serve(model: str, port: int) -> None:
@@ -43,8 +50,11 @@ def serve(model: str, port: int) -> None:
     with _listening(port) as listener, _temporary_files_removed(), suppress(KeyboardInterrupt):
         served, port = load(model), listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(application(served), log_level="warning"))
-        print(f"{served.name} answers on http://{HOST}:{port} until Ctrl-C. Ask it something:", flush=True)
+        named = f"{served.name} {served.version}"
+        print(f"{named} answers on http://{HOST}:{port} until Ctrl-C. Ask it something:", flush=True)
         print(curl(served, port), flush=True)
+        if served.chat:
+            print(f"OpenAI's clients: base_url http://{HOST}:{port}/v1, model {served.name}, any key.", flush=True)
         server.run(sockets=[listener])
 
 
@@ -54,33 +64,44 @@ def load(model: str) -> Served:
     from mlflow.models import Model
     from mlflow.pyfunc import FLAVOR_NAME, MAIN, PyFuncModel
 
+    from tasks.registry.chat_server import ServedChat
     from tasks.registry.policy_server import ServedPolicy
 
     version = versions.named(model)
     root, folder = policies.fetch(versions.uri_of(version))
-    flavors = Model.load(root).flavors[FLAVOR_NAME]
-    settings = dict(flavors["config"])
-    if "turn" not in settings:  # registered before versions recorded it
+    settings = policies.settings(root)
+    talks = policies.is_chat(settings)
+    if not talks and "turn" not in settings:  # registered before versions recorded it
         settings |= policies.form(versions.recipe_of(version))
-    policy = ServedPolicy()
+    chat = ServedChat() if talks else None
+    policy = chat or ServedPolicy()
     policy.load(folder, settings)
-    meta = Model(signature=policies.signature(settings), flavors={FLAVOR_NAME: {MAIN: __name__}})
-    return Served(f"{version.name} {version.version}", PyFuncModel(meta, policy), settings.get("example") or _EXAMPLE)
+    signature = policies.chat_signature() if talks else policies.signature(settings)
+    meta = Model(signature=signature, flavors={FLAVOR_NAME: {MAIN: __name__}})
+    example = settings.get("example") or _EXAMPLE
+    return Served(version.name, str(version.version), PyFuncModel(meta, policy), example, chat)
 
 
 def application(served: Served) -> FastAPI:
-    """MLflow's scoring server, which ignores what it doesn't know; here that is refused, in one line."""
+    """MLflow's scoring server, which ignores what it doesn't know; here that is refused, in one line. A chat policy has
+    OpenAI's API beside it."""
     from fastapi import Request, Response
     from fastapi.responses import JSONResponse
     from mlflow.pyfunc import scoring_server
 
+    from tasks.registry import chat_completions
+
     app: FastAPI = scoring_server.init(served.model)
+    chat = served.chat
+    if chat:
+        chat_completions.add_routes(app, CHAT_PATH, chat, served.name, served.version)
 
     @app.middleware("http")
     async def refuse(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         if request.url.path == "/invocations":
             try:
-                check_request(json.loads(await request.body()))
+                asked = json.loads(await request.body())
+                check_conversation(asked, chat) if chat else check_request(asked)
             except json.JSONDecodeError:
                 pass  # CSV, or for MLflow to complain about
             except ValueError as error:
@@ -88,6 +109,18 @@ def application(served: Served) -> FastAPI:
         return await call_next(request)
 
     return app
+
+
+def check_conversation(request: Any, policy: ServedChat) -> None:
+    """Raise ValueError for a request that the chat policy can't answer. MLflow's tables are left to MLflow."""
+    from tasks.registry.chat_server import checked
+
+    if not isinstance(request, Mapping) or any(form in request for form in _TABLES):
+        return
+    asked = checked(request)
+    if asked.stream:
+        raise ValueError(f"stream: MLflow's /invocations has no stream, but {CHAT_PATH} has")
+    policy.prompt_ids(asked.messages)
 
 
 def check_request(request: Any) -> None:
@@ -116,8 +149,12 @@ def check_request(request: Any) -> None:
 
 def curl(served: Served, port: int) -> str:
     """A command line that asks the server something."""
-    body = json.dumps({"inputs": [served.example], "params": {"temperature": 0.7}}, ensure_ascii=False)
-    return f"curl -s http://{HOST}:{port}/invocations -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    asked: dict[str, Any] = {"inputs": [served.example], "params": {"temperature": 0.7}}
+    path = "/invocations"
+    if served.chat:
+        asked, path = {"messages": served.example, "temperature": 0.7}, CHAT_PATH
+    body = json.dumps(asked, ensure_ascii=False)
+    return f"curl -s http://{HOST}:{port}{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _meant(word: str, words: Mapping[str, Any] | tuple[str, ...]) -> str:

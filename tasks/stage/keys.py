@@ -107,7 +107,7 @@ def content_key(*parts: Any) -> str:
 def function_source(path: str, setting: str) -> str:
     """16 hex digits of the function `package.module:name` that the recipe's setting names, and of the file that it is
     written in. Raises RecipeError where it can't be imported."""
-    from rlhf_lib.rewards.build import import_function
+    from rlhf_lib.rewards.function import import_function
 
     function = import_function(path, setting)
     file = inspect.getsourcefile(inspect.unwrap(function) if inspect.isfunction(function) else type(function))

@@ -18,7 +18,7 @@ from flows import cli
 from flows.cli import faults
 from flows.orchestration import logs
 from rlhf_lib.errors import DataError, GateFailed, ModelError, RLHFError
-from rlhf_lib.rewards.build import function_reward
+from rlhf_lib.rewards.function import function_reward
 
 REWARD = """
 def helper(text):

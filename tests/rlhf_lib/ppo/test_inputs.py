@@ -106,7 +106,7 @@ def test_special_tokens_are_no_part_of_a_query():
         ([{"query": "w1", "input_ids": "1 2"}], "prompts: row 0, input_ids is '1 2', neither"),
         (
             [{"prompt": [{"role": "user", "content": "w1"}]}],
-            "column prompt is a list of messages: .*apply_chat_template",
+            "prompts are messages, and the tokenizer has no chat_template: set one, or give texts",
         ),
         (["w1", ""], "prompts: row 1 has no tokens: drop empty prompts"),
         ([], "no prompts"),

@@ -26,8 +26,9 @@ from transformers import (
 from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.recipe import ComputeConfig, RewardConfig
 from rlhf_lib.rewards import sampled_scores
-from rlhf_lib.rewards.build import build_reward, check_reward, function_reward
+from rlhf_lib.rewards.build import build_reward, check_reward
 from rlhf_lib.rewards.classifier import ClassifierReward, encode, label_column
+from rlhf_lib.rewards.function import function_reward
 from rlhf_lib.rewards.normalization import Normalization, fit_normalization, normalized
 
 COMPUTE = ComputeConfig(device="cpu", precision="fp32")
