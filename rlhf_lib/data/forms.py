@@ -1,4 +1,5 @@
-"""The forms in which data sets hold pairs of answers, as texts or as messages, recognised by their columns."""
+"""The forms in which data sets hold pairs of answers, or answers judged one by one, as texts or as messages: recognised
+by their columns."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from rlhf_lib.conversation import Conversation, Message, checked_messages
 from rlhf_lib.data.dialogue import split_dialogue
 from rlhf_lib.data.joined import missing, sets
-from rlhf_lib.data.sources import holds_messages, require_columns, text_column
+from rlhf_lib.data.sources import Funnel, holds_messages, require_columns, text_column
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import PreferencesConfig
 
@@ -30,6 +31,16 @@ FIXES = {
 _EXAMPLE = json.dumps({PROMPT: "2 + 2?", "chosen": "4", "rejected": "5"})
 
 
+class Row(Protocol):
+    """Anything that may have a reason not to be used, one of FIXES."""
+
+    @property
+    def reason(self) -> str | None: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
 class PairRow(NamedTuple):
     """A row as it was read: `reason` says why it is no pair, None where it may be one. Prompts of messages are
     conversations, their answers stripped; other prompts and answers are the set's texts."""
@@ -42,12 +53,50 @@ class PairRow(NamedTuple):
     reason: str | None = None
 
 
+class AnswerRow(NamedTuple):
+    """An answer judged by itself, as `PairRow`; a text that answers nothing has no prompt."""
+
+    prompt: str | None
+    answer: str
+    reason: str | None = None
+
+
+def exchange(prompt: str, answer: str, *, chat: bool, system: str | None) -> tuple[str, str]:
+    """Prompt and answer for chat models: a conversation, with the system message where it has none, and a message's
+    content; for others texts that read as one, with the white space that joins them in front of the answer."""
+    if chat:
+        return Conversation.of(prompt, system), answer.strip()
+    prompt, answer = str(prompt), answer.rstrip()
+    apart = answer and not answer[0].isspace() and not prompt[-1:].isspace()
+    return prompt, f" {answer}" if apart else answer
+
+
+def usable(rows: list[R], funnel: Funnel) -> list[R]:
+    """The rows without a reason against them; the others are counted under it. Raises DataError if none is left."""
+    for reason, fix in FIXES.items():
+        if any(row.reason == reason for row in rows):  # most sets know none of them
+            rows = funnel.keep(reason, rows, (row.reason != reason for row in rows), fix)
+    return rows
+
+
 def read_pairs(dataset: Dataset, settings: PreferencesConfig, where: str) -> list[PairRow]:
     """One item for each row, in the rows' order; joined sets have each their own form.
 
     Raises DataError for columns of no known form, and for a row that isn't of its set's form, naming both.
     """
     return [row for name, rows in sets(dataset, where) for row in _read_set(rows, settings, name)]
+
+
+def read_answers(dataset: Dataset, column: str, where: str, key: str) -> list[AnswerRow]:
+    """One item for each row, in the rows' order: the column's texts, or the answers at the end of its conversations; in
+    sets without it, the completions and their prompts.
+
+    Args:
+        key: the recipe's key that names the column, for the messages.
+
+    Raises DataError as `read_pairs` does.
+    """
+    return [row for name, rows in sets(dataset, where) for row in _read_answers(rows, column, name, key)]
 
 
 def _read_set(rows: Dataset, settings: PreferencesConfig, where: str) -> Iterator[PairRow]:
@@ -86,7 +135,7 @@ def prompt_column(rows: Dataset) -> str | None:
     return CONVERSATIONS if CONVERSATIONS in rows.column_names and holds_messages(rows, CONVERSATIONS) else None
 
 
-def prompts(rows: Dataset, column: str, where: str) -> list[str]:
+def prompts(rows: Dataset, column: str, where: str) -> Sequence[str]:
     """The column's prompts: texts, null as empty, or conversations. Raises DataError."""
     if not holds_messages(rows, column):
         return text_column(rows, column, where, None)
@@ -167,12 +216,14 @@ def _pair(prompt: str | None, chosen: list[Message], rejected: list[Message], ma
             prompt, other = Conversation(chosen[:-1]), Conversation(rejected[:-1])
             chosen, rejected = chosen[-1:], rejected[-1:]
     better, worse = answer_of(chosen), answer_of(rejected)
-    reason = None
-    if better is None or worse is None:
-        reason = NO_ANSWER
-    elif prompt is None or (isinstance(prompt, Conversation) and not _asks(prompt.messages)):
-        reason = NO_PROMPT
-    return PairRow(prompt or "", other or "", better or "", worse or "", margin, reason)
+    return PairRow(prompt or "", other or "", better or "", worse or "", margin, _reason(prompt, better, worse))
+
+
+def _reason(prompt: str | None, *answers: str | None) -> str | None:
+    if None in answers:
+        return NO_ANSWER
+    asked = prompt is not None and (not isinstance(prompt, Conversation) or _asks(prompt.messages))
+    return None if asked else NO_PROMPT
 
 
 def _asks(messages: Sequence[Message]) -> bool:
@@ -190,6 +241,26 @@ def _compared(rows: Dataset, settings: PreferencesConfig, where: str) -> Iterato
     for prompt, first, second, by, margin in zip(asked, one, two, preferences, margins, strict=True):
         chosen, rejected = (first, second) if by < 0 else (second, first)
         yield PairRow(prompt, prompt, chosen, rejected, margin, None if by else TIE)
+
+
+def _read_answers(rows: Dataset, column: str, where: str, key: str) -> Iterator[AnswerRow]:
+    if column not in rows.column_names and COMPLETION in rows.column_names:
+        column = COMPLETION
+    asked = prompt_column(rows) if column == COMPLETION else None
+    given = prompts(rows, asked, where) if asked else [None] * len(rows)
+    if not holds_messages(rows, column):
+        for prompt, text in zip(given, text_column(rows, column, where, key), strict=True):
+            yield AnswerRow(prompt, text if prompt is None else text.removeprefix(prompt))
+        return
+    for row, (prompt, value) in enumerate(zip(given, rows.with_format(None)[column], strict=True)):
+        messages = checked_messages(value, f"{where}, row {row}, column '{column}'") if value else []
+        start = prompt.messages if isinstance(prompt, Conversation) else []
+        if start and messages[: len(start)] == start:
+            messages = messages[len(start) :]
+        elif not start and whole(messages):
+            prompt, messages = Conversation(messages[:-1]), messages[-1:]
+        answer = answer_of(messages)
+        yield AnswerRow(prompt, answer or "", _reason(prompt, answer))
 
 
 def numbers(rows: Dataset, column: str, where: str, fix: str, what: str = "column") -> list[float]:

@@ -1,14 +1,16 @@
-"""Labelled texts for training a classifier: one or several labels per text, as numbers or names."""
+"""Labelled texts, or answers, for training a classifier: one or several labels each, as numbers or names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rlhf_lib.conversation import columns_of, in_full
+from rlhf_lib.data.forms import AnswerRow, exchange, read_answers, usable
 from rlhf_lib.data.joined import row_place
 from rlhf_lib.data.sources import (
     Funnel,
@@ -18,7 +20,6 @@ from rlhf_lib.data.sources import (
     mixture,
     require_columns,
     sources,
-    text_column,
 )
 from rlhf_lib.errors import DataError
 from rlhf_lib.recipe import Recipe
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 KEY = "data.labelled"
+JUDGED = ["undesirable", "desirable"]  # what false and true say of an answer
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Columns `text` and `labels` (a list of numbers, ascending); `names` of the labels in their numbers' order."""
+    """Columns `text` and `labels` (a list of numbers, ascending); `names` of the labels in their numbers' order.
+
+    Where the texts are answers to prompts, columns `prompt` and `completion` too (of other texts "" and the text), and
+    for chat models the prompts' `messages`, as in `Pairs`.
+    """
 
     train: Dataset
     test: Dataset
@@ -40,20 +46,31 @@ class LabelledTexts:
     report: dict[str, Any]
 
 
-def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -> LabelledTexts:
-    """The recipe's labelled texts in an order drawn with its seed.
+class _Row(NamedTuple):
+    text: str
+    labels: tuple[int, ...]
+    prompt: str | None  # None: the text answers nothing
+    completion: str
+    reason: str | None  # why it can't be used
+
+
+def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None, *, chat: bool = False) -> LabelledTexts:
+    """The recipe's labelled texts in an order drawn with its seed: a column of texts or conversations, or prompts and
+    their completions.
 
     A text's label is a number, a name, or a list of either; null and the empty list are none. The names are the
-    recipe's, else those of the set's ClassLabel feature, else the labels that occur, sorted. Dropped and counted: empty
-    texts, texts without a label, repeated texts with the same labels, training texts that are test texts, and those
-    above `limit`. Of several sets joined, training texts are taken as often as their set's weight says.
+    recipe's, else those of the set's ClassLabel feature, else for answers that are true or false undesirable and
+    desirable, else the labels that occur, sorted. Dropped and counted: answers that aren't one message, empty texts,
+    texts without a label, repeated texts with the same labels, training texts that are test texts, and those above
+    `limit`. Of several sets joined, training texts are taken as often as their set's weight says.
 
     Args:
         loaded: the splits as `load_sources` opens them, where the caller has them already.
+        chat: whether the answers' prompts become conversations, with the recipe's system message.
 
     Raises:
         DataError: missing set, split or column, a label that isn't among the names (with its row), fewer than two
-            names, or a filter that leaves nothing.
+            names, answers that are all desirable or all not, or a filter that leaves nothing.
     """
     settings = recipe.data.labelled
     if settings is None:
@@ -64,9 +81,12 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
     for split in ("train", "test"):
         dataset, where = loaded[f"labelled/{split}"], described[f"labelled/{split}"]
         require_columns(dataset, [settings.label], where, f"{KEY}.label")
-        texts = text_column(dataset, settings.text, where, f"{KEY}.text")
-        columns[split] = (texts, [_as_list(value) for value in dataset.with_format(None)[settings.label]])
+        answers = read_answers(dataset, settings.text, where, f"{KEY}.text")
+        columns[split] = (answers, [_as_list(value) for value in dataset.with_format(None)[settings.label]])
     features = _feature_names(loaded["labelled/train"], settings.label)
+    judged = _judged(loaded["labelled/train"], settings.label, [answers for answers, _ in columns.values()], chat)
+    if features is None and judged:
+        features = JUDGED
     names = label_names(
         settings.names,
         features,
@@ -84,33 +104,39 @@ def load_labelled(recipe: Recipe, loaded: Mapping[str, Dataset] | None = None) -
 
     # without names of anybody's, the labels that occur are their own names, numbers too
     numbered = settings.names is not None or features is not None
-    rows: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    rows: dict[str, list[_Row]] = {}
     funnels: dict[str, Funnel] = {}
     for split in ("test", "train"):
         where = described[f"labelled/{split}"]
-        texts, labels = columns[split]
-        funnel = Funnel(where, len(texts))
+        answers, labels = columns[split]
+        funnel = Funnel(where, len(answers))
         place = partial(row_place, loaded[f"labelled/{split}"], where=where)
         found = [
-            (text, _numbers(values, names, numbered, f"{place(row)}, column '{settings.label}'"))
-            for row, (text, values) in enumerate(zip(texts, labels, strict=True))
+            _made(answer, _numbers(values, names, numbered, f"{place(row)}, column '{settings.label}'"), recipe, chat)
+            for row, (answer, values) in enumerate(zip(answers, labels, strict=True))
         ]
         sets = mixture(recipe, f"labelled/{split}", loaded[f"labelled/{split}"], found)
-        full = (bool(text.strip()) for text, _ in found)
+        found = usable(found, funnel)
+        full = (bool(row.completion.strip()) for row in found)
         found = funnel.keep("empty", found, full, f"Does '{settings.text}' hold the texts? Set {KEY}.text")
-        some = (bool(numbers) for _, numbers in found)
+        some = (bool(row.labels) for row in found)
         found = funnel.keep("no label", found, some, f"Does '{settings.label}' hold the labels? Set {KEY}.label")
-        found = funnel.keep("duplicate", found, first_seen(found), "")
+        found = funnel.keep("duplicate", found, first_seen(row[:2] for row in found), "")
         if split == "train":
-            held_out = {text for text, _ in rows["test"]}
+            held_out = {row.text for row in rows["test"]}
             found = funnel.keep(
                 "in test",
                 found,
-                (text not in held_out for text, _ in found),
+                (row.text not in held_out for row in found),
                 "Training and test texts are the same: point data.labelled.test at other rows, e.g. by a split slice",
             )
         order = np.random.default_rng([recipe.seed, 1 if split == "train" else 2]).permutation(len(found))
         rows[split], funnels[split] = [found[i] for i in order], funnel
+    if judged and len({row.labels for row in rows["train"]}) == 1:
+        raise DataError(
+            f"{described['labelled/train']}: every '{settings.label}' is {rows['train'][0].labels == (1,)}, and a "
+            "classifier needs answers of both kinds. Add the others"
+        )
     if settings.limit is not None:
         funnels["train"].dropped["limit"] = max(0, len(rows["train"]) - settings.limit)
         rows["train"] = rows["train"][: settings.limit]
@@ -150,6 +176,18 @@ def _feature_names(dataset: Dataset, column: str) -> list[str] | None:
     return getattr(getattr(feature, "feature", feature), "names", None)
 
 
+def _judged(train: Dataset, column: str, answers: Sequence[Sequence[AnswerRow]], chat: bool) -> bool:
+    """Whether the labels say of answers that they are good, or not. Raises DataError for texts of two kinds, one of
+    which no chat template can render."""
+    answering = {row.prompt is not None or row.reason is not None for rows in answers for row in rows}
+    if chat and len(answering) == 2:
+        raise DataError(
+            f"{KEY}: some sets hold answers to prompts, others texts alone, which a chat template has no place for: "
+            "give all a prompt, or leave the others out"
+        )
+    return True in answering and getattr(train.features[column], "dtype", None) == "bool"
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
@@ -176,7 +214,18 @@ def _numbers(values: list[Any], names: list[str], numbered: bool, where: str) ->
     return tuple(sorted(found))
 
 
-def _dataset(rows: list[tuple[str, tuple[int, ...]]]) -> Dataset:
+def _made(answer: AnswerRow, labels: tuple[int, ...], recipe: Recipe, chat: bool) -> _Row:
+    if answer.prompt is None:
+        return _Row(answer.answer, labels, None, answer.answer, answer.reason)
+    prompt, completion = exchange(answer.prompt, answer.answer, chat=chat, system=recipe.policy.system)
+    return _Row(in_full(prompt, completion), labels, prompt, completion, answer.reason)
+
+
+def _dataset(rows: list[_Row]) -> Dataset:
     from datasets import Dataset
 
-    return Dataset.from_dict({"text": [text for text, _ in rows], "labels": [list(numbers) for _, numbers in rows]})
+    columns: dict[str, list[Any]] = {"text": [row.text for row in rows], "labels": [list(row.labels) for row in rows]}
+    if any(row.prompt is not None for row in rows):
+        columns |= columns_of([row.prompt or "" for row in rows], "prompt")
+        columns["completion"] = [row.completion for row in rows]
+    return Dataset.from_dict(columns)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rlhf_lib.conversation import Conversation, columns_of
-from rlhf_lib.data.forms import FIXES, PairRow, read_pairs
+from rlhf_lib.conversation import columns_of
+from rlhf_lib.data.forms import PairRow, exchange, read_pairs, usable
 from rlhf_lib.data.rankings.consensus import Feedback, gather
 from rlhf_lib.data.sources import (
     Funnel,
@@ -168,9 +168,7 @@ def _place(prompt: str, seed: int) -> float:
 
 def _clean(pairs: list[_Pair], where: str, *, repeats: bool = False) -> tuple[list[_Pair], Funnel]:
     funnel = Funnel(where, len(pairs))
-    for reason, fix in FIXES.items():  # most sets know none of them
-        if any(pair.reason == reason for pair in pairs):
-            pairs = funnel.keep(reason, pairs, (pair.reason != reason for pair in pairs), fix)
+    pairs = usable(pairs, funnel)
     pairs = funnel.keep(
         "prompts differ",
         pairs,
@@ -199,18 +197,9 @@ def _read(dataset: Dataset, recipe: Recipe, settings: PreferencesConfig, where: 
 
 
 def _made(row: PairRow, recipe: Recipe, chat: bool) -> _Pair:
-    """The row with its prompt as a conversation, for chat models, or as a text that its answers join."""
-    if chat:
-        asked, other = (Conversation.of(text, recipe.policy.system) for text in (row.prompt, row.rejected_prompt))
-        return _Pair(asked, other, row.chosen.strip(), row.rejected.strip(), row.margin, row.reason)
-    texts = str(row.prompt), str(row.rejected_prompt)
-    chosen, rejected = _join(texts[0], row.chosen.rstrip()), _join(texts[1], row.rejected.rstrip())
-    return _Pair(*texts, chosen, rejected, row.margin, row.reason)
-
-
-def _join(prompt: str, answer: str) -> str:
-    """The answer with white space in front, so that prompt + answer reads as text."""
-    return f" {answer}" if answer and not answer[0].isspace() and not prompt[-1:].isspace() else answer
+    asked = ((row.prompt, row.chosen), (row.rejected_prompt, row.rejected))
+    (prompt, chosen), (other, rejected) = (exchange(*both, chat=chat, system=recipe.policy.system) for both in asked)
+    return _Pair(prompt, other, chosen, rejected, row.margin, row.reason)
 
 
 def _dataset(pairs: list[_Pair]) -> Dataset:

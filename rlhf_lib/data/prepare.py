@@ -62,6 +62,6 @@ def prepare(
         shared = shared_with_pairs(prompts, pairs.train["prompt"], recipe.data.prompts.query)
         report |= {SHARED: shared} if shared is not None else {}
     corpus = load_corpus(recipe, loaded, chat=chat) if recipe.data.corpus is not None else None
-    labelled = load_labelled(recipe, loaded) if recipe.data.labelled is not None else None
+    labelled = load_labelled(recipe, loaded, chat=chat) if recipe.data.labelled is not None else None
     report |= {kind: made.report for kind, made in (("corpus", corpus), ("labelled", labelled)) if made}
     return Prepared(texts, tokenized, pairs, corpus, labelled, report)

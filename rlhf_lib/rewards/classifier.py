@@ -70,9 +70,10 @@ class ClassifierReward:
             )
         return self._chosen(self._logits(rows)).tolist()
 
-    def logits(self, texts: Sequence[str]) -> Tensor:
-        """Every output for N texts: (N, K), fp32, on the CPU."""
-        return self._logits(encode(self.tokenizer, list(texts), self.max_length, append_eos=self.append_eos))
+    def logits(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Tensor:
+        """Every output for N texts, or for N answers to prompts: (N, K), fp32, on the CPU."""
+        asked = [""] * len(texts) if prompts is None else prompts
+        return self._logits(encode_answers(self.tokenizer, asked, texts, self.max_length, append_eos=self.append_eos))
 
     def _logits(self, rows: dict[str, list[list[int]]]) -> Tensor:
         """As `logits`, in batches of like length."""

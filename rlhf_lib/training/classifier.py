@@ -1,6 +1,6 @@
 """A text classifier from labelled texts: cross-entropy where every text has one label, else each label apart.
 
-Texts come tokenized by `encode`, the very function that scoring uses: special tokens kept, cut from the left.
+Texts come tokenized by `encode_answers`, the very function that scoring uses: special tokens kept, cut from the left.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from transformers import (
     set_seed,
 )
 
+from rlhf_lib.conversation import prompts_of
 from rlhf_lib.errors import DataError
 from rlhf_lib.models.device import pick_device
 from rlhf_lib.models.loading import distinct_pad, load_classifier, load_tokenizer, positions, quiet
-from rlhf_lib.rewards.classifier import ClassifierReward, encode
+from rlhf_lib.rewards.classifier import ClassifierReward, encode_answers
 from rlhf_lib.training.scratch import init_std
 from rlhf_lib.training.supervised import LengthGroups, OnLog, fit, trainer_arguments
 
@@ -52,7 +53,8 @@ def train_classifier(
     held_out: Dataset | None = None,
     on_log: OnLog | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, Any]]]:
-    """Train on `rows` (columns text and labels, a list of indices in `names`) and save it with its tokenizer.
+    """Train on `rows` (columns text and labels, a list of indices in `names`) and save it with its tokenizer. Where the
+    texts are answers (columns prompt and completion), conversations are read in its tokenizer's own chat template.
 
     From scratch (`reward.train.from_scratch`, its tokenizer made from the texts), or with a new head on
     `reward.model`. `on_log(step, metrics)` is called as training goes on. Returns the metrics, the logged metrics, and
@@ -109,7 +111,7 @@ def train_classifier(
             max_length=limit,
             batch_size=reward.batch_size,
             device=pick_device(compute),
-        ).logits(parts[1]["text"])
+        ).logits(*_read(parts[1]))
         found, table = measure(logits.numpy(), list(parts[1]["labels"]), names, single=single)
         most = int(np.bincount([i for labels in rows["labels"] for i in labels], minlength=len(names)).argmax())
         found["majority"] = float(np.mean([most in labels for labels in parts[1]["labels"]]))
@@ -194,15 +196,23 @@ def tokenize_texts(
 ) -> tuple[Dataset, int]:
     """Rows of the tokenizer's columns, `labels` (a number, or `count` zeros and ones) and `length`, and how many texts
     lost tokens on the left to fit `limit`."""
-    texts = list(rows["text"])
-    columns: dict[str, list] = encode(tokenizer, texts, limit)
-    whole = encode(tokenizer, texts, limit + 1)["input_ids"]
+    answers, prompts = _read(rows)
+    asked = prompts or [""] * len(answers)
+    columns: dict[str, list] = encode_answers(tokenizer, asked, answers, limit)
+    whole = encode_answers(tokenizer, asked, answers, limit + 1)["input_ids"]
     columns["length"] = [len(ids) for ids in columns["input_ids"]]
     if single:
         columns["labels"] = [labels[0] for labels in rows["labels"]]
     else:
         columns["labels"] = [[float(i in labels) for i in range(count)] for labels in rows["labels"]]
     return Dataset.from_dict(columns), sum(len(ids) > limit for ids in whole)
+
+
+def _read(rows: Dataset) -> tuple[list[str], list[str] | None]:
+    """(the texts, None), or (the answers, their prompts)."""
+    if "completion" not in rows.column_names:
+        return list(rows["text"]), None
+    return list(rows["completion"]), prompts_of(rows, "prompt")
 
 
 def measure(

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import trl
+from tiny_models import tiny_llama
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_lib.models.chat import turn_end
 from rlhf_lib.recipe.chat_template import read_template
 from rlhf_lib.training.scratch import train_tokenizer
-from tests.support.tiny_models import tiny_llama
 
 TEMPLATES = ("qwen2_5", "qwen3", "llama3", "gemma", "phi3")  # as TRL carries them
 TEXTS = (

@@ -119,3 +119,32 @@ def test_another_label_to_reward_needs_no_other_classifier(folder, tmp_path, mlf
         reward = prepare_reward_model.fn(recipe, run, data, policy)
         monkeypatch.setattr("rlhf_lib.training.classifier.fit", None)
         assert prepare_reward_model.fn(other, run, data, policy) == reward
+
+
+def test_answers_judged_one_by_one_make_a_reward(tmp_path, mlflow_store):
+    folder = tmp_path / "judged"
+    folder.mkdir()
+    for split, count in (("train", 60), ("test", 20)):
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": f"How was {split} {i}?"}],
+                "completion": [{"role": "assistant", "content": f"We were {('mad', 'glad')[i % 2]}."}],
+                "label": bool(i % 2),
+                "text": f"{i} or {split}",
+            }
+            for i in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = make(folder, label="desirable", normalize=False)
+    recipe.data.labelled.names, recipe.data.labelled.label, recipe.data.labelled.text = None, "label", "completion"
+    recipe.reward.train.max_steps, recipe.reward.train.learning_rate = 60, 5e-3
+    with mlflow_store(tmp_path / "store"), mlflow.start_run() as parent:
+        run = PipelineRun(run_dir=str(tmp_path / "run"), parent_run_id=parent.info.run_id)
+        data = prepare_data.fn(recipe, run)
+        assert data.label_names == ["undesirable", "desirable"]
+        row = load_from_disk(data.labelled.train)[0]
+        assert row["text"] == row["prompt"] + row["completion"]
+        assert row["prompt"].startswith("\n\nHuman: How was train")
+        policy = StartingPolicy(model="m", fingerprint="f", prompts=Folders(train="", test=""))
+        reward = prepare_reward_model.fn(recipe, run, data, policy)
+        assert reward.metrics["accuracy/held_out"] > 0.9

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from rlhf_lib.errors import DataError, RewardFailed
-from rlhf_lib.rewards.function import function_reward, import_function
 from rlhf_lib.rewards.failure import explained
+from rlhf_lib.rewards.function import function_reward, import_function
 
 MODULE = """\
 import json

@@ -9,8 +9,9 @@ from datasets import Dataset
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf_lib.conversation import Conversation, columns_of, in_full, user
 from rlhf_lib.errors import DataError
-from rlhf_lib.models.loading import positions
+from rlhf_lib.models.loading import load_tokenizer, positions
 from rlhf_lib.recipe import ClassifierFromScratchConfig, ComputeConfig, RewardConfig
 from rlhf_lib.rewards.build import build_reward, check_reward
 from rlhf_lib.training.classifier import (
@@ -22,6 +23,7 @@ from rlhf_lib.training.classifier import (
     train_classifier,
     train_tokenizer,
 )
+from tests.support.chat_models import chat_folder
 
 COMPUTE = ComputeConfig(device="cpu", precision="fp32")
 WORDS = {"joy": ["glad", "happy"], "anger": ["mad", "furious"], "neutral": ["table", "letter"]}
@@ -141,6 +143,45 @@ def test_a_model_given_gets_a_new_head_and_texts_of_several_labels_each_apart(tr
     assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
     assert metrics["accuracy/held_out"] > 0.95
     assert metrics["macro_f1/held_out"] > 0.9
+
+
+def answers(rows, seed=0) -> Dataset:
+    """Answers to a question, desirable (label 1) where they are glad."""
+    labels = [random.Random(f"{seed} {row}").randrange(2) for row in range(rows)]
+    prompts = [Conversation([{"role": "system", "content": "Be brief."}, user(f"How was it {row}?")]) for row in labels]
+    said = [f"We were {('mad', 'glad')[label]}." for label in labels]
+    full = [in_full(prompt, answer) for prompt, answer in zip(prompts, said, strict=True)]
+    columns = {"text": full, "labels": [[label] for label in labels], "completion": said}
+    return Dataset.from_dict(columns | columns_of(prompts, "prompt"))
+
+
+def test_answers_are_read_in_the_tokenizers_own_chat_template(tmp_path):
+    base = chat_folder(tmp_path / "base")
+    tokenizer, row = load_tokenizer(str(base)), answers(1)
+    said = row["completion"][0]
+    made, truncated = tokenize_texts(row, 2, tokenizer, 256, single=True)
+    assert tokenizer.decode(made["input_ids"][0]) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\n{row['messages'][0][1]['content']}<|im_end|>\n"
+        f"<|im_start|>assistant\n{said}<|im_end|>\n"
+    )
+    assert truncated == 0
+    tokenizer.chat_template = None
+    made, _ = tokenize_texts(row, 2, tokenizer, 256, single=True)
+    assert tokenizer.decode(made["input_ids"][0]) == row["text"][0]
+
+    given = RewardConfig(
+        kind="classifier", model=str(base), label="desirable", train=reward(from_scratch=None, epochs=3).train
+    )
+    names = ["undesirable", "desirable"]
+    metrics, _, _ = train_classifier(
+        answers(100), names, tmp_path / "trained", reward=given, compute=COMPUTE, seed=0, held_out=answers(40, 1)
+    )
+    assert metrics["accuracy/held_out"] == 1
+    score = build_reward(given, str(tmp_path / "trained"), "cpu")
+    asked = Conversation([{"role": "system", "content": "Be brief."}, user("How was it 0?")])
+    glad, mad = score([asked] * 2, ["We were glad.", "We were mad."])
+    assert glad > mad
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
