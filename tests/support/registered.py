@@ -104,7 +104,9 @@ def own_store(tmp_path, monkeypatch, mlflow_store):
 @pytest.fixture(scope="module", name="folders")
 def policy_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("policies")
-    Dataset.from_dict({"query": [*PROMPTS, LONG], "prompt": [*PROMPTS, LONG]}).save_to_disk(root / "prompts")
+    texts = [*PROMPTS, LONG]
+    rows = {"query": texts, "prompt": texts, "input_ids": train_tokenizer(290)(texts, verbose=False).input_ids}
+    Dataset.from_dict(rows).save_to_disk(root / "prompts")
     return {
         "plain": make_policy(root / "plain", seed=1),
         "lettered": make_policy(root / "lettered", seed=2, vocab_size=290, favour=["abcdefghijklm", "nopqrstuvwxyz"]),
