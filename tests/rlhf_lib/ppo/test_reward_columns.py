@@ -42,9 +42,7 @@ def test_a_column_that_the_rows_lack_is_told_before_anything_is_trained():
     message = r"prompts have the columns level, and the reward function needs solution: give rows that have it, or"
     with pytest.raises(DataError, match=message):
         trainer_of(ten_times, [{"prompt": "w1", "level": 1}])
-    with pytest.raises(
-        DataError, match="eval_prompts have no columns beside the prompts"
-    ):
+    with pytest.raises(DataError, match="eval_prompts have no columns beside the prompts"):
         trainer_of(ten_times, eval_prompts=["w1"])
 
 
