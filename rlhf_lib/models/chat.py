@@ -157,14 +157,22 @@ def answer_ids(
 def split_ids(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], answers: Sequence[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """The ids of whole conversations as those before the answer and those from it on, its end of turn included."""
-    before, after = [], []
+    """(the ids before each answer, those of the answer and its end of turn)."""
+    parts = _parts(tokenizer, conversations, answers)
+    return [before for before, _, _ in parts], [answer for _, answer, _ in parts]
+
+
+def _parts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], answers: Sequence[str]
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """The same, and what the template writes after the end of turn."""
+    found, end = [], turn_end(tokenizer)
     wholes = answer_ids(tokenizer, conversations, answers)
     for prompt, ids in zip(prompt_ids(tokenizer, conversations), wholes, strict=True):
         shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False))))
-        before.append(ids[:shared])
-        after.append(ids[shared:])
-    return before, after
+        stop = ids.index(end, shared) + 1 if end in ids[shared:] else len(ids)
+        found.append((ids[:shared], ids[shared:stop], ids[stop:]))
+    return found
 
 
 def training_ids(
@@ -177,8 +185,8 @@ def training_ids(
     """
     if last_only:
         prompts = [Conversation(messages[:-1]) for messages in told]
-        parts = split_ids(tokenizer, prompts, [messages[-1]["content"] for messages in told])
-        return [(a + b, [0] * len(a) + [1] * len(b)) for a, b in zip(*parts, strict=True)]
+        parts = _parts(tokenizer, prompts, [messages[-1]["content"] for messages in told])
+        return [(a + b + c, [0] * len(a) + [1] * len(b) + [0] * len(c)) for a, b, c in parts]
     template, rows = training_template(tokenizer), []
     for messages in told:
         with _explained(tokenizer, [messages]):

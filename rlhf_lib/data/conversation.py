@@ -1,1 +1,0 @@
-from rlhf_lib.conversation import *  # noqa: F403
