@@ -16,7 +16,7 @@ from rlhf_lib.evaluation.results import Baseline, Scored
 from rlhf_lib.models.policy import autocast
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import GenerationConfig
-from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards import Reward, checked_scores, term_scores
 from rlhf_lib.rewards.calling import Columns
 from rlhf_lib.rewards.columns import taken, with_ids
 
@@ -105,7 +105,7 @@ def sample_best_of_n(
         ended = [finished for _, _, finished in distinct]
         ids = [sampled.response_ids[places[answer]] for answer in distinct]
         told = with_ids(taken(columns or {}, [row for row, _, _ in distinct]), ids)
-        given = sampled_scores(scorer, questions, texts, ended, told)
+        given = term_scores(scorer, questions, texts, ended, told)
         known = dict(zip(distinct, checked_scores(given, questions, texts, where).tolist(), strict=True))
         return np.array([known[answer] for answer in answers]).reshape(-1, samples)
 

@@ -50,7 +50,7 @@ from rlhf_lib.ppo.passes import ScoringPasses
 from rlhf_lib.ppo.rollout import Responses, prompt_order, sample_responses, sampling_agrees
 from rlhf_lib.ppo.statistics import Stats, Timer, UpdateStatistics, rollout_statistics
 from rlhf_lib.recipe import GenerationConfig, PPOConfig
-from rlhf_lib.rewards import Reward, checked_scores, sampled_scores, timeouts
+from rlhf_lib.rewards import Reward, checked_scores, term_scores, timeouts
 from rlhf_lib.rewards.columns import row_columns, with_ids
 from rlhf_lib.rewards.judging import ask
 
@@ -340,7 +340,7 @@ class PPOTrainer:
                 return []
             if judge is not None:
                 return ask(scorer, judge, queries, texts, ended, columns)
-            given = sampled_scores(scorer, queries, texts, ended, columns)
+            given = term_scores(scorer, queries, texts, ended, columns)
             return checked_scores(given, queries, texts, f"at step {self.step}").tolist()
 
         scores_B = torch.tensor(self.processes.gather_from(scored), device=self.policy.device)

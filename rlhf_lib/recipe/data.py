@@ -243,12 +243,15 @@ class PreferencesConfig(Section):
         description="false: training pairs are dropped if a test pair has their prompt; true: only if it is the same "
         "pair, for a task with only a few possible prompts (rankings always keep them apart)",
     )
-    chosen: str = Field("chosen", description="column of the preferred dialogue (or response, beside a prompt column)")
+    chosen: str = Field(
+        "chosen", description="column of the preferred answer, or of the dialogue or conversation that ends with it"
+    )
     rejected: str = Field("rejected", description="column of the other one")
     margin: str | None = Field(
         None,
-        description="column that says by how much the chosen one is better; with rankings, consensus: the share of "
-        "votes for it minus the share against it, or the difference of Bradley-Terry strengths",
+        description="column that says by how much the chosen one is better (HelpSteer3's overall_preference: without "
+        "its sign); with rankings, consensus: the share of votes for it minus the share against it, or the difference "
+        "of Bradley-Terry strengths",
     )
 
     @model_validator(mode="after")
@@ -272,14 +275,20 @@ class CorpusConfig(Section):
 
 
 class LabelledConfig(Section):
-    """Texts with labels, to train a classifier on (reward.kind: classifier)."""
+    """Texts, or answers to prompts, with labels, to train a classifier on (reward.kind: classifier)."""
 
     train: SourceConfig = SourceConfig()
     test: EvaluationSourceConfig = EvaluationSourceConfig()
-    text: str = Field("text", description="column of the texts")
+    text: str = Field(
+        "text",
+        description="column of the texts, or of conversations that end with an answer; a set without it, but with "
+        "columns prompt and completion, has answers",
+    )
     label: str = Field("label", description="column of a text's label (number or name), or of the list of its labels")
     names: list[str] | None = Field(
-        None, description="the labels' names, in the order of their numbers; null: as in the data set"
+        None,
+        description="the labels' names, in the order of their numbers; null: as in the data set, and of answers that "
+        "are true or false desirable and undesirable",
     )
     limit: Positive | None = Field(None, description="most training texts to keep, drawn with the recipe's seed")
 

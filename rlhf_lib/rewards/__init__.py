@@ -59,7 +59,7 @@ def term_scores(
     return call(reward, queries, responses, columns)
 
 
-def checked_scores(given: Iterable[float], queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:
+def checked_scores(given: Any, queries: Sequence[str], responses: Sequence[str], where: str) -> Tensor:
     """A reward's scores as a tensor (B,), fp64. `where` tells in the message which reward, or when.
 
     Raises ModelError unless it is one finite number for each response.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rlhf_lib.errors import RLHFError
-from rlhf_lib.rewards import Reward, checked_scores, sampled_scores
+from rlhf_lib.rewards import Reward, checked_scores, term_scores
 from rlhf_lib.rewards.calling import Columns
 
 
@@ -33,5 +33,5 @@ def ask(
     """The judge's scores of the responses `texts` (N,); `ended` and `columns` as in `sampled_scores`. Raises ModelError
     unless they are N finite numbers."""
     with judging(name):
-        given = sampled_scores(judge, queries, texts, ended, columns)
+        given = term_scores(judge, queries, texts, ended, columns)
         return checked_scores(given, queries, texts, f"of judge {name}").tolist()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
+import chat_standins
 import datasets
 import mlflow
 import pytest
@@ -37,6 +38,12 @@ UNLEARNED = dict.fromkeys(("min_accuracy", "max_calibration_error", "max_degener
 REDUCED = dict.fromkeys(EXPECTED, STEPS) | {
     "hh-rlhf-full": STEPS
     | {"policy.train.max_steps": 4, "reward.train.max_steps": 4}
+    | {f"reward.checks.{gate}": None for gate in UNLEARNED},
+    # the wording alone tells the stand-ins' answers apart, and their reward model has seen none that goes on for ever
+    "qwen-instruct-helpful": STEPS
+    | {"reward.checks.min_accuracy": None, "reward.checks.max_degenerate_win_rate": None},
+    "smollm2-ultrafeedback": STEPS
+    | {"reward.train.max_steps": 4, "data.preferences.limit": 64}
     | {f"reward.checks.{gate}": None for gate in UNLEARNED},
     "hh-helpful-scratch": STEPS
     | {
@@ -72,7 +79,8 @@ def hub(prefect_server, mlflow_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    standins.lay_models(Path(os.environ["HF_HUB_CACHE"]))
+    for models in (standins, chat_standins):
+        models.lay_models(Path(os.environ["HF_HUB_CACHE"]))
     torch.set_num_threads(threads)
     standin_data.lay_data(folder)
     with mlflow_store(folder / "runs"), pytest.MonkeyPatch.context() as patch:
@@ -132,7 +140,9 @@ def test_the_recipe_runs_unchanged(run, name: str) -> None:
     assert found.record["ppo"]["steps"] == 2
     assert found.record["reward_model"]["checks_passed"] is True
     assert found.record["model"]["version"] == "1"
-    for section in ("reward", "perplexity", "diversity"):
+    measured = load_recipe(name).evaluation.perplexity is not None
+    assert (found.record["perplexity"] is not None) == measured
+    for section in ("reward", "diversity", *["perplexity"] * measured):
         figures = [f for f in found.record[section].values() if f is not None and not isinstance(f, list)]
         assert all(map(math.isfinite, figures)), section
     assert found.statuses == {"FINISHED"}
@@ -167,6 +177,16 @@ def _siebert(query: str, response: str, label: int = 1) -> torch.Tensor:
     return _logits("siebert/sentiment-roberta-large-english", query + response).softmax(-1)[label]
 
 
+def _skywork(query: str, response: str) -> torch.Tensor:
+    """As the model's card has it: the conversation in its template, and the one logit."""
+    tokenizer = AutoTokenizer.from_pretrained(SKYWORK)
+    asked = query.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": response.strip()}]
+    ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+    return AutoModelForSequenceClassification.from_pretrained(SKYWORK)(**ids).logits[0, 0]
+
+
+SKYWORK = "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 JOY = standins.texts.EMOTIONS.index("joy")
 SCORES = {
     "gpt2-imdb-positive": lambda q, r: _logits("lvwerra/distilbert-imdb", q + r)[1],
@@ -177,6 +197,7 @@ SCORES = {
     "gpt2-tinystories": _likelihood,
     "gpt2-tinystories-ending": _ending,
     "dlite-hh-helpful": lambda q, r: _logits("OpenAssistant/reward-model-deberta-v3-large-v2", q, r)[0],
+    "qwen-instruct-helpful": _skywork,
 }
 
 
@@ -188,6 +209,8 @@ JUDGED = {  # the one judge of each; those trained here and the endings of stori
     "gpt2-tinystories": lambda q, r: _likelihood(q, r, "roneneldan/TinyStories-33M"),
     "flan-t5-emotion": lambda q, r: _logits("bhadresh-savani/bert-base-go-emotion", q + r).softmax(-1)[JOY],
     "dlite-hh-helpful": lambda q, r: _logits("OpenAssistant/reward-model-electra-large-discriminator", q, r)[0],
+    "qwen-instruct-helpful": lambda q, r: _logits("OpenAssistant/reward-model-deberta-v3-large-v2", q, r)[0],
+    "smollm2-ultrafeedback": _skywork,
 }
 
 

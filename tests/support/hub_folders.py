@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from chat_models import chat_folder
 from datasets import Dataset
 from tiny_models import tiny_gpt2, tiny_t5
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ def lay_out_hub(folder: Path) -> None:
     }.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    chat_folder(folder / "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2", max_position_embeddings=512)
     (folder / "stanfordnlp/imdb").mkdir(parents=True)
     rows = [{"text": text.strip() * 2, "label": 0} for text in load("train[:300]")["chosen"]]
     Dataset.from_list(rows).to_json(folder / "stanfordnlp/imdb/train.jsonl")

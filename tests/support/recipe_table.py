@@ -36,6 +36,16 @@ _STORIES = {
     "data.prompts.query.kind": "first_words",
     "policy.model": "gpt2",
 }
+_ULTRAFEEDBACK = {
+    "data.prompts.dataset": "HuggingFaceH4/ultrafeedback_binarized",
+    "data.prompts.split": "train_prefs",
+    "data.prompts.column": "prompt",
+    "data.prompts.test.split": "test_prefs",
+    "data.preferences.train.split": "train_prefs",
+    "data.preferences.test.split": "test_prefs",
+    "data.preferences.chosen": "chosen",
+    "data.preferences.rejected": "rejected",
+}
 EXPECTED: dict[str, dict[str, Any]] = {
     "gpt2-imdb-positive": _IMDB,
     "gpt2-imdb-negative": _IMDB | {"reward.label": "NEGATIVE"},
@@ -146,6 +156,20 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "evaluation.perplexity.split": "test",
         "evaluation.perplexity.column": "chosen",
     },
+    "qwen-instruct-helpful": _ULTRAFEEDBACK
+    | {
+        "policy.model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "policy.lora.r": 32,
+        "reward.kind": "classifier",
+        "reward.model": "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+        "reward.output": "logit",
+    },
+    "smollm2-ultrafeedback": _ULTRAFEEDBACK
+    | {
+        "policy.model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "reward.kind": "preference",
+        "reward.model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    },
 }
 _SIEBERT = {
     "kind": "classifier",
@@ -179,6 +203,10 @@ JUDGES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dlite-hh-helpful": {
         "electra": {"kind": "pair", "model": "OpenAssistant/reward-model-electra-large-discriminator"}
+    },
+    "qwen-instruct-helpful": {"deberta": {"kind": "pair", "model": "OpenAssistant/reward-model-deberta-v3-large-v2"}},
+    "smollm2-ultrafeedback": {
+        "skywork": {"kind": "classifier", "model": "Skywork/Skywork-Reward-V2-Qwen3-0.6B", "output": "logit"}
     },
     "hh-rlhf-full": {"held_out": {"kind": "preference", "pairs": "held_out", "model": "gpt2", "share": 0.3}},
     "hh-helpful-scratch": {"held_out": {"kind": "preference", "pairs": "held_out", "model": None, "share": 0.5}},

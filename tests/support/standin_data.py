@@ -49,6 +49,37 @@ def lay_data(root: Path) -> None:
                 )
                 pairs.append({"chosen": chosen, "rejected": rejected})
             _rows(root / "Anthropic/hh-rlhf" / folder, split, pairs)
+    _lay_ultrafeedback(root / "HuggingFaceH4/ultrafeedback_binarized", rng)
+
+
+def _lay_ultrafeedback(folder: Path, rng: Random) -> None:
+    """Pairs of whole conversations beside their prompt, in splits whose names say what they are for."""
+    counts = {"train_prefs": 500, "test_prefs": 80}
+    for split, count in counts.items():
+        found = []
+        for number in range(count):
+            asked, good = texts.ask(rng), rng.random() < 0.8  # of some pairs neither is of any help
+            chosen, rejected = ([_user(asked), _answer(texts.answer(rng, helps))] for helps in (good, False))
+            scores = {"score_chosen": 4.0 + good, "score_rejected": 4.0}
+            row = {
+                "prompt": asked,
+                "prompt_id": f"p{number}",
+                "chosen": chosen,
+                "rejected": rejected,
+                "messages": chosen,
+            }
+            found.append(row | scores)
+        _rows(folder / "data", split, found)
+    files = "".join(f"  - split: {split}\n    path: data/{split}.jsonl.gz\n" for split in counts)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"content": text, "role": "user"}
+
+
+def _answer(text: str) -> dict[str, str]:
+    return {"content": text.strip(), "role": "assistant"}
 
 
 def _rows(folder: Path, split: str, rows: list[dict]) -> None:

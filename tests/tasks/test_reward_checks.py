@@ -1,6 +1,5 @@
 """The stage of reward checks in a flow: its report and figures in MLflow, done once, and a gate that stops the flow."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -130,10 +129,17 @@ def constant(queries, responses):
     return [1.0 for _ in responses]
 
 
-@pytest.mark.parametrize("reward", ["vowels", "constant"])
+def weighed(prompts, completions, solution, completion_ids, **kwargs):
+    """A reward with a column of the prompts: the answer's tokens, a hundred for the place of the prompt's letter."""
+    assert all(right == "bcdf".index(prompt) for prompt, right in zip(prompts, solution, strict=True))
+    return [100.0 * right + len(said) for right, said in zip(solution, completions, strict=True)]
+
+
+@pytest.mark.parametrize("reward", ["vowels", "constant", "weighed"])
 def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, tmp_path, reward):
-    """A closed set of four prompts, no gate set to null: passed where PPO has something to learn from."""
-    from datasets import Dataset
+    """A closed set of four prompts, no gate set to null: passed where PPO has something to learn from. Where there are
+    pairs, a reward that needs a column which they don't have is checked on the starting policy's answers too."""
+    from datasets import Dataset, load_from_disk
     from prefect import flow
 
     from rlhf_lib.ppo.reference import REFERENCE_SAMPLES
@@ -147,7 +153,12 @@ def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, t
     tokenizer = train_tokenizer(["bcdf aeiou"], 280)
     tiny_gpt2(vocabulary=len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    rows = [{"query": row["text"], "input_ids": tokenizer(row["text"]).input_ids} for row in letters]
+    rows = [
+        {"query": row["text"], "input_ids": tokenizer(row["text"]).input_ids, "solution": number}
+        for number, row in enumerate(letters)
+    ]
+    pairs = Folders(train=str(tmp_path / "pairs"), test=str(tmp_path / "pairs"))
+    Dataset.from_dict({"prompt": ["b"] * 60, "chosen": ["x"] * 60, "rejected": ["y"] * 60}).save_to_disk(pairs.train)
     Dataset.from_list(rows).save_to_disk(tmp_path / "prompts")
     recipe = Recipe.model_validate(
         {
@@ -158,9 +169,11 @@ def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, t
             "generation": {"max_new_tokens": 24},
         }
     )
-    nothing = ("prompts", "preferences", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint")
+    nothing = ("prompts", "corpus", "labelled", "label_names", "criterion", "policy_fingerprint")
+    preferences = pairs if reward == "weighed" else None
     folders = Folders(train=str(tmp_path / "prompts"), test=str(tmp_path / "prompts"))
-    data = PreparedData(**dict.fromkeys(nothing), texts=folders, fingerprints={"prompts/train": "f"}, report={})
+    given = {"preferences": preferences, "texts": folders, "fingerprints": {"prompts/train": "f"}, "report": {}}
+    data = PreparedData(**dict.fromkeys(nothing), **given)
     policy = StartingPolicy(model=str(tmp_path / "model"), fingerprint="p", prompts=folders)
 
     @flow(name="letters")
@@ -173,10 +186,11 @@ def test_where_the_data_has_no_answers_the_starting_policy_gives_them(tracked, t
             letters_only()
         return
     made, checks = letters_only()
-    samples = json.loads(Path(made.samples).read_text())
+    samples = load_from_disk(made.samples)
     assert len(samples) == REFERENCE_SAMPLES
-    assert {query for query, _ in samples} == set("bcdf")
-    assert len({response for _, response in samples}) > 4  # each prompt is answered anew
+    assert set(samples["query"]) == set("bcdf")
+    assert [rows[number]["query"] for number in samples["solution"]] == samples["query"][:]
+    assert len(set(samples["completions"])) > 4  # each prompt is answered anew
     assert checks.passed
     thresholds = {check["name"]: check["threshold"] for check in checks.checks}
     assert thresholds["score_spread"] == recipe.reward.checks.min_score_std

@@ -2,7 +2,9 @@
 and counted; what is refused, in one line."""
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -454,6 +456,21 @@ def test_names_of_ones_own_and_conversations_in_a_text_column(judge) -> None:
 def test_labelled_answers_that_are_refused(judge, rows, chat, message) -> None:
     with pytest.raises(DataError, match=message):
         judge(rows, chat)
+
+
+def test_the_rows_that_the_documentation_shows_are_of_these_forms(write) -> None:
+    page = (Path(__file__).parents[3] / "docs/how-to/own-data.md").read_text()
+    shown = [json.loads(row) for row in re.findall(r"\| `(\{.*\})` \|$", page, re.MULTILINE)]
+    assert len(shown) == 7
+    prompt = str(Conversation([user("2 + 2?")]))
+    for number, row in enumerate(shown):
+        rows = load_split(SourceConfig(dataset=write([row], f"shown{number}")))
+        if "completion" in row:
+            assert [read[:2] for read in read_answers(rows, "text", "x", "")] == [("2 + 2?", "4")]
+        else:
+            (read,) = read_pairs(rows, PreferencesConfig(), "x")
+            assert (read.chosen.strip(), read.rejected.strip(), read.reason) == ("4", "5", None)
+            assert read.prompt in ("2 + 2?", prompt)
 
 
 def test_rows_are_read_in_their_order(write) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from datasets import Dataset
 
 from rlhf_lib.errors import RecipeError
-from rlhf_lib.plan.requirements import check_distinct, check_requirements
-from rlhf_lib.recipe import load_recipe
+from rlhf_lib.plan.requirements import check_columns, check_distinct, check_requirements
+from rlhf_lib.recipe import Recipe, load_recipe
 
 
 def brevity(queries, responses):
@@ -48,3 +49,35 @@ def test_a_registered_model_that_turns_out_to_be_the_reward_is_no_judge():
     recipe.evaluation.judges["mine"].model = "/m"  # as preflight resolves it
     with pytest.raises(RecipeError, match=r"^evaluation\.judges\.mine is the reward itself"):
         check_distinct(recipe)
+
+
+def solved(prompts, completions, solution, **kwargs):
+    return [0.0 for _ in completions]
+
+
+def test_a_column_that_a_function_needs_is_looked_for(tmp_path):
+    Dataset.from_dict({"text": ["a b", "c d"], "solution": [1, 2], "level": [1, 1]}).to_json(tmp_path / "rows.jsonl")
+    Dataset.from_dict({"text": ["a b", "c d"], "answer": [1, 2]}).to_json(tmp_path / "test.jsonl")
+    own = {"kind": "function", "function": f"{__name__}:solved"}
+    other = {"kind": "function", "function": f"{__name__}:brevity"}
+
+    def made(reward=own, prompts=None, **sections) -> Recipe:
+        rows = {"dataset": str(tmp_path / "rows.jsonl"), "query": {"kind": "text"}} | (prompts or {})
+        base = {"name": "x", "data": {"prompts": rows}, "policy": {"model": "x"}, "reward": reward}
+        return Recipe.model_validate(base | sections)
+
+    check_columns(made())
+    check_columns(made(prompts={"columns": ["solution"]}))
+    test = {"test": {"dataset": str(tmp_path / "test.jsonl")}}
+    check_columns(made(other, test))
+    with pytest.raises(RecipeError, match=r"^reward\.function .*:solved needs the column solution, .* are level:"):
+        check_columns(made(prompts={"columns": ["level"]}))
+    with pytest.raises(RecipeError, match=r"needs the column solution, and the prompts' other columns are answer:"):
+        check_columns(made(prompts=test))
+    with pytest.raises(RecipeError, match=r"^evaluation\.judges\.exact\.function .*:solved needs the column solution"):
+        check_columns(made(other, {"columns": []}, evaluation={"judges": {"exact": own}}))
+    probes = {"checks": {"probes": [{"better": "a", "worse": "b"}]}}
+    with pytest.raises(RecipeError, match=r"^reward\.checks\.probes are texts alone, .* needs the column solution"):
+        check_columns(made(own | probes))
+    with pytest.raises(RecipeError, match=r"^ppo\.eval_texts are texts alone"):
+        check_columns(made(ppo={"eval_texts": ["a"], "eval_every": 1}))

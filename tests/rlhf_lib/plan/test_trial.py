@@ -103,6 +103,35 @@ def test_what_is_not_there_yet_or_dear_is_not_tried(make, tmp_path, monkeypatch)
     assert len(called) == 2  # the function is tried all the same
 
 
+def solved(completions, solution, **kwargs):
+    called.append((completions, solution))
+    return [float(right) for right in solution]
+
+
+def if_long(completions, **kwargs):
+    return [None if len(said) < 100 else 1.0 for said in completions]
+
+
+def test_a_function_that_needs_a_column_is_tried_on_the_prompts_rows(make, tmp_path):
+    called.clear()
+    Dataset.from_dict({"text": ["w1 w2", "w3 w4"], "solution": [12, 34]}).to_json(tmp_path / "texts.jsonl")
+    pairs = Dataset.from_dict({"prompt": ["q"], "chosen": [" yes"], "rejected": [" no"]})
+    scores = try_reward(make(function("solved")), pairs)
+    assert sorted(zip(*called[0], strict=True)) == [(" w2", 12), (" w4", 34)]
+    assert scores is not None
+    assert scores[:2] == scores[2:]
+    assert sorted(scores[:2]) == [12.0, 34.0]
+
+
+def test_a_term_may_not_apply_and_a_reward_must(make, tmp_path):
+    with pytest.raises(ModelError, match=r"the reward gave None for the query .* which only a term of a sum may say"):
+        try_reward(make(function("if_long")), None)
+    terms = [{"reward": function("if_long")}, {"reward": function("length")}]
+    assert len(try_reward(make({"kind": "sum", "terms": terms}), None)) == 6
+    unmade = [{"reward": {"kind": "preference"}}, {"reward": function("if_long")}]
+    assert try_reward(make({"kind": "sum", "terms": unmade}, preferences={}), None) is None
+
+
 # ---------------------------------------------------------------- metrics
 
 
