@@ -7,6 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from chat_models import chat_folder
+from datasets import Dataset
 from llm_server import llm_server
 from registered import (  # noqa: F401
     LONG,
@@ -22,7 +24,9 @@ from registered import (  # noqa: F401
 from tiny_models import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_lib.conversation import Conversation, columns_of, user
 from rlhf_lib.errors import EnvironmentFault, ModelError, RecipeError
+from rlhf_lib.models.chat import prompt_ids
 from rlhf_lib.ppo.rollout import sample_responses
 from tasks import registration
 from tasks.registry import policies, versions
@@ -375,3 +379,21 @@ def test_registered_name_that_mlflow_would_refuse_is_refused_at_once(tmp_path):
     path.write_text(json.dumps(make_recipe().model_dump(mode="json") | {"registration": {"name": "team/letters"}}))
     with pytest.raises(RecipeError, match=r"registration\.name"):
         load_recipe(str(path))
+
+
+def test_chat_policies_are_compared_in_their_conversations(store, folders, tmp_path):
+    """The prompts are conversations of the data stage; each model answers in its own template."""
+    first, second = (str(chat_folder(tmp_path / name, seed=seed)) for seed, name in ((30, "first"), (39, "second")))
+    asked = [Conversation([user(text)]).after("Be kind.") for text in ("hello", "where is my parcel?", "hi!")]
+    tokenizer = AutoTokenizer.from_pretrained(first)
+    rows = columns_of(asked, "query") | {"prompt": list(map(str, asked)), "input_ids": prompt_ids(tokenizer, asked)}
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "prompts")
+    theirs = {"plain": first, "prompts": str(tmp_path / "prompts")}
+    recipe = make_recipe(policy={"model": "tiny", "system": "Be kind."}, generation={"max_new_tokens": 16})
+    register(store, theirs, first, recipe)
+    record = register(store, theirs, second, recipe)
+    means = []
+    for folder in (second, first):
+        texts = sample_responses(load(folder)[0], tokenizer, rows["input_ids"], recipe.generation, seed=0).texts
+        means.append(sum(letters(asked, texts)) / len(texts))
+    assert (record.duel["candidate"], record.duel["champion"]) == pytest.approx(tuple(means), abs=1e-6)
