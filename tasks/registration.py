@@ -111,6 +111,7 @@ def register_policy(
             duel=duel,
             fingerprints=data.fingerprints if data else {},
             checks=checks,
+            talks=policies.is_chat(logged.flavors["python_function"]["config"]),
             samples=mlflow_link(evaluation.mlflow_run_id or run.parent_run_id),
             pipeline=mlflow_link(run.parent_run_id),
         )
@@ -178,7 +179,7 @@ def _log_checked(recipe: Recipe, folder: str, prompts: Dataset, run_id: str) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from rlhf_lib.data.conversation import user
+    from rlhf_lib.conversation import user
     from rlhf_lib.models.loading import load_config, load_tokenizer, positions
     from rlhf_lib.ppo.rollout import end_ids
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from rlhf_lib.conversation import Conversation
 from rlhf_lib.statistics import Interval, no_interval
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUERY_CHARS = 400  # a long dialogue shows its end, which is what the responses answer
+LEAST_CHARS = 40  # of a turn: less tells nothing
 
 
 def page(template: str, pictures: Mapping[str, Path], **shown: Any) -> str:
@@ -61,8 +63,30 @@ def markdown_cell(text: str) -> str:
 
 
 def shortened(query: str) -> str:
-    """A long query's end."""
-    return query if len(query) <= QUERY_CHARS else "... " + query[-QUERY_CHARS:]
+    """A long query's end; a conversation whole, since `turns` shortens it."""
+    return query if len(query) <= QUERY_CHARS or isinstance(query, Conversation) else "... " + query[-QUERY_CHARS:]
+
+
+def turns(query: str) -> list[tuple[str, str]]:
+    """(role, text) of each turn of a conversation, of a long one those at its end; ("", query) of another query."""
+    if not isinstance(query, Conversation):
+        return [("", query)]
+    shown: list[tuple[str, str]] = []
+    room = QUERY_CHARS
+    for message in reversed(query.messages):
+        role, text = message["role"].capitalize(), message["content"].strip()
+        if len(text) > room:
+            shown.append((role, f"... {text[-room:]}") if room >= LEAST_CHARS else ("", "..."))
+            break
+        shown.append((role, text))
+        room -= len(text)
+    return shown[::-1]
+
+
+def markdown_query(query: str) -> str:
+    """A query in a Markdown table's cell; of a conversation a line each turn, with its role in bold."""
+    told = (f"**{role}:** {markdown_cell(text)}" if role else markdown_cell(text) for role, text in turns(query))
+    return "<br>".join(told)
 
 
 _LOADER = PackageLoader("rlhf_lib.evaluation", "templates")
@@ -70,3 +94,4 @@ _HTML = Environment(loader=_LOADER, autoescape=True, trim_blocks=True, lstrip_bl
 _MARKDOWN = Environment(loader=_LOADER, trim_blocks=True, lstrip_blocks=True)
 for _environment in (_HTML, _MARKDOWN):
     _environment.filters |= {"number": number, "percent": percent, "cell": markdown_cell, "interval": interval}
+    _environment.filters |= {"turns": turns, "query": markdown_query}

@@ -266,9 +266,17 @@ def _try(tokenizer: PreTrainedTokenizerBase, policy: PolicyConfig) -> None:
         tokenizer.apply_chat_template(asked.messages, add_generation_prompt=True)
     except Exception as error:  # Jinja's, and whatever a template does to Python's objects
         raise ModelError(f"{where} can't be used: {error}: set policy.chat_template to one that can") from error
+    check_system(tokenizer, policy.system, "" if policy.chat_template else str(policy.model))
+
+
+def check_system(tokenizer: PreTrainedTokenizerBase, system: str | None, model: str) -> None:
+    """Raises ModelError where the tokenizer's template has no place for the system message. `model`: whose it is."""
+    if system is None or tokenizer.chat_template is None:
+        return
     try:
-        tokenizer.apply_chat_template(asked.after(policy.system).messages, add_generation_prompt=True)
+        tokenizer.apply_chat_template(Conversation([user("Hi")]).after(system).messages)
     except TemplateError as error:
+        where = f"the chat template of {model}" if model else "policy.chat_template"
         raise ModelError(f"{where} refuses a system message ({error}): set policy.system to null") from error
 
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -125,6 +126,14 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration alone, to find mistakes before weights are read. Raises ModelError."""
     with _explained(name, "model"):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def load_generation_config(name: str, trust_remote_code: bool = False) -> GenerationConfig:
+    """The generation config of a hub id or folder; without one, what its configuration says. Raises ModelError."""
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(name, trust_remote_code))
 
 
 def positions(config: PreTrainedConfig) -> int:

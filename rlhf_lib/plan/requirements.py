@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from rlhf_lib.errors import RecipeError
+from rlhf_lib.errors import ModelError, RecipeError
 from rlhf_lib.recipe import Recipe
 from rlhf_lib.recipe.judges import check_judges
 
@@ -58,8 +58,43 @@ def check_requirements(recipe: Recipe) -> list[str]:
             prompts=recipe.data.prompts if seq2seq else None,
             chat=recipe.policy if chat else None,
         )
-    remarks = [check_judge(name, judge) for name, judge in recipe.evaluation.judges.items()]
+    remarks: list[str | None] = [check_judge(name, judge) for name, judge in recipe.evaluation.judges.items()]
+    if chat:
+        remarks.append(check_chat(recipe, seq2seq))
     return [remark for remark in remarks if remark]
+
+
+def check_chat(recipe: Recipe, seq2seq: bool) -> str | None:
+    """Raise ModelError for a chat template that can't do what the recipe wants of it. Returns what should make people
+    wonder: an end of turn that ends no answer."""
+    from rlhf_lib.models.chat import check_system, policy_tokenizer, training_template, turn_end
+    from rlhf_lib.models.loading import load_generation_config, load_tokenizer
+    from rlhf_lib.plan.trial import leaves
+
+    policy = recipe.policy
+    if seq2seq:
+        raise ModelError("policy.chat_template is for causal models, and this is a seq2seq model: set it to null")
+    for reward in (recipe.reward, *recipe.evaluation.judges.values()):
+        for leaf in leaves(reward):
+            if policy.system and leaf.model is not None and leaf.kind in ("classifier", "preference"):
+                check_system(
+                    load_tokenizer(leaf.model, leaf.trust_remote_code, need_eos=False), policy.system, leaf.model
+                )
+    if policy.model is None:
+        return None
+    tokenizer = policy_tokenizer(policy)
+    if policy.train is not None:
+        if not policy.train.completion_only:
+            training_template(tokenizer)
+        return None
+    ends = load_generation_config(policy.model, policy.trust_remote_code).eos_token_id
+    known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    if (end := turn_end(tokenizer)) is None or end in known:
+        return None
+    return (
+        f"the chat template ends a turn with {tokenizer.decode([end])}, which is none of the EOS ids in the generation "
+        f"config of {policy.model}: its answers may run on. Add it there, or train it to end (policy.train)"
+    )
 
 
 def check_columns(recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lib.data.conversation import Conversation, Message, user
+from rlhf_lib.conversation import Conversation, Message, user
 from rlhf_lib.errors import DataError, ModelError, RLHFError
 from rlhf_lib.recipe import Recipe, load_recipe
 from tasks.registry import versions

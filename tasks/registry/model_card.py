@@ -25,11 +25,12 @@ def model_card(
     duel: Mapping[str, Any] | None,
     fingerprints: Mapping[str, Any],
     checks: RewardChecks | None,
+    talks: bool,
     samples: str,
     pipeline: str,
 ) -> str:
-    """Markdown, from the recipe and the stages' records; `samples` and `pipeline` are links to the evaluation's run and
-    to the parent's. Metrics that don't apply are left out."""
+    """Markdown, from the recipe and the stages' records; `talks`: it's a chat policy; `samples` and `pipeline` are
+    links to the evaluation's run and to the parent's. Metrics that don't apply are left out."""
     learned, checked, texts = evaluation.reward, evaluation.perplexity or {}, evaluation.diversity
     answers = evaluation.answer_perplexity or {}
     accuracy = None
@@ -70,6 +71,11 @@ def model_card(
     ]
     judged = [(g["name"], g["detail"], "yes" if g["passed"] else "no") for g in gates]
     form = f" Prompts have the form {template!r}." if template else ""
+    does = "Continues text in the form of its training prompts"
+    if talks:
+        does = "Answers conversations, in the chat template of its tokenizer"
+        said = recipe.policy.system
+        form = f" Those without a system message of their own are given {cell(said)!r}." if said else ""
     return f"""# {name}
 
 {recipe.description or "A causal language model trained with PPO against a reward model."}
@@ -78,7 +84,7 @@ def model_card(
 
 ## Intended use and limits
 
-Continues text in the form of its training prompts, with up to {generation.response_limit} tokens.{form} Served \
+{does}, with up to {generation.response_limit} tokens.{form} Served \
 (`rlhf serve {name}`), it answers greedily unless a request sets a temperature. It was optimised for one reward on \
 one kind of prompt: a higher score is that reward's opinion, not proof of quality, and says nothing about facts, \
 safety or other domains. Read samples before use.

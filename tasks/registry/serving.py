@@ -51,10 +51,9 @@ def serve(model: str, port: int) -> None:
         served, port = load(model), listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(application(served), log_level="warning"))
         named = f"{served.name} {served.version}"
-        print(f"{named} answers on http://{HOST}:{port} until Ctrl-C. Ask it something:", flush=True)
+        openai = f" OpenAI's clients: base_url http://{HOST}:{port}/v1, model {served.name}." if served.chat else ""
+        print(f"{named} answers on http://{HOST}:{port} until Ctrl-C.{openai} Ask it something:", flush=True)
         print(curl(served, port), flush=True)
-        if served.chat:
-            print(f"OpenAI's clients: base_url http://{HOST}:{port}/v1, model {served.name}, any key.", flush=True)
         server.run(sockets=[listener])
 
 

@@ -218,8 +218,8 @@ def test_mlflow_models_serve_takes_messages(trained, tmp_path):
         request = {"messages": ASK, "max_tokens": LIMIT}
         answer = httpx.post(f"{url}/invocations", json=request, timeout=60, trust_env=False).json()
     folder = policies.resolve_model("models:/chatty@champion")
-    said = answer["choices"][0]["message"]
-    assert said == {"role": "assistant", "content": greedy(folder, [{"role": "system", "content": SYSTEM}, *ASK])}
+    said = answer["choices"][0]["message"]["content"]
+    assert said == greedy(folder, [{"role": "system", "content": SYSTEM}, *ASK])
 
 
 def test_transformers_serve_answers_openais_client(trained, tmp_path):

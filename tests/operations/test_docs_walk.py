@@ -20,7 +20,7 @@ from datasets import Dataset
 from hub_folders import lay_out_hub
 from walk import ROOT, Block, Shell, bare, blocks, clone, commands
 
-from rlhf_lib.data.dialogue import ASSISTANT
+from rlhf_lib.conversation import dialogue_messages
 from rlhf_lib.data.embedded import load
 
 PAGES = [
@@ -44,6 +44,7 @@ NOT_RUN = {
     },
     "docs/how-to/compare-and-promote.md": {
         "rlhf push happy me/happy --private": "needs a token; tests/tasks/registry/test_push.py has a hub of its own",
+        "curl -s http://127.0.0.1:4300/v1": "the page's models are none of chat; test_chat_completions.py asks one",
     },
     "docs/how-to/production.md": {
         "apt-get install postgresql": "installs a service; tests/operations/test_postgres.py uses one",
@@ -210,9 +211,10 @@ class Walk:
     def go(self) -> None:
         lay_out_hub(self.place)
         if self.page == "README.md":  # which leaves the data to its reader
-            pairs = load("train[:600]").select_columns(["chosen", "rejected"])
-            pairs.to_json(self.place / "pairs.jsonl")
-            prompts = [{"text": text.rpartition(ASSISTANT)[0]} for text in pairs["chosen"]]
+            rows = load("train[:600]").to_list()
+            pairs = [{side: dialogue_messages(row[side]) for side in ("chosen", "rejected")} for row in rows]
+            Dataset.from_list(pairs).to_json(self.place / "pairs.jsonl")
+            prompts = [{"prompt": row["chosen"][:-1]} for row in pairs]
             Dataset.from_list(prompts).to_json(self.place / "prompts.jsonl")
         try:
             for block in blocks(self.page):

@@ -1,22 +1,26 @@
 """Reference against policy with tiny random models, and the report made of it."""
 
 import base64
+import dataclasses
 import html
 import re
 
 import pytest
 import torch
+from markupsafe import escape
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from rlhf_lib.conversation import Conversation
 from rlhf_lib.drawing import save
 from rlhf_lib.evaluation import plots
 from rlhf_lib.evaluation.compare import compare_policy
 from rlhf_lib.evaluation.measures import reward_delta, win_matrix
-from rlhf_lib.evaluation.page import markdown_cell, number
-from rlhf_lib.evaluation.report import build_report
+from rlhf_lib.evaluation.page import markdown_cell, number, turns
+from rlhf_lib.evaluation.probes import ProbeResult
+from rlhf_lib.evaluation.report import build_comparison_report, build_report
 from rlhf_lib.evaluation.results import BeforeAfter, Comparison, ModelResult, Sampled
 from rlhf_lib.ppo.rollout import sample_responses
 from rlhf_lib.recipe import GenerationConfig
@@ -225,3 +229,41 @@ def test_histograms_take_constant_and_single_values():
         figure.canvas.draw()
     heights = [bar.get_height() for bar in plots.length_histogram([3, 4, 4], [4, 5, 5]).axes[0].patches]
     assert heights == [1, 2, 0, 0, 1, 2]
+
+
+LAMPS = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Where is <it>?"},
+    {"role": "assistant", "content": "What is its *number*?"},
+    {"role": "user", "content": "4711"},
+]
+
+
+def test_conversations_are_shown_turn_by_turn(small):
+    queries = [Conversation(LAMPS), *small.queries[1:]]
+    small = BeforeAfter(dataclasses.replace(small.comparison, queries=queries))
+    probes = [ProbeResult(Conversation(LAMPS[1:2]), "yes", "no", 0.0, 1.0)]
+    report = build_report("t", small, probes=probes)
+    shown = [("System", "Be kind."), ("User", "Where is &lt;it&gt;?"), ("Assistant", "What is its *number*?")]
+    blocks = "".join(f'<span class="turn"><b>{role}</b>{text}</span>' for role, text in [*shown, ("User", "4711")])
+    assert f'<td class="text query">{blocks}</td>' in report.html({})
+    assert '<td><span class="turn"><b>User</b>Where is &lt;it&gt;?</span></td>' in report.html({})
+    assert f'<td class="text query">{escape(HOSTILE)}</td>' in report.html({})
+    cell = "**System:** Be kind.<br>**User:** Where is &lt;it&gt;?<br>**Assistant:** What is its \\*number\\*?<br>"
+    assert f"| {cell}**User:** 4711 | fine |" in report.markdown()
+    compared = build_comparison_report("t", small.comparison)
+    assert f'<td class="text query">{blocks}</td>' in compared.html({})
+    assert f"| {cell}**User:** 4711 |" in compared.markdown()
+    assert "Human:" not in report.html({}) + report.markdown()
+
+
+def test_of_a_long_conversation_the_last_turns_are_shown():
+    def ending(characters):
+        said = [{"role": "user", "content": "a" * 300}, {"role": "assistant", "content": "b" * characters}]
+        return turns(Conversation([*said, {"role": "user", "content": "c" * 100}]))
+
+    b, c = ("Assistant", "b" * 250), ("User", "c" * 100)
+    assert ending(250) == [("User", "... " + "a" * 50), b, c]
+    assert ending(261) == [("", "..."), ("Assistant", "b" * 261), c]  # 39 characters would tell nothing
+    assert ending(400) == [("Assistant", "... " + "b" * 300), c]
+    assert turns("x" * 500) == [("", "x" * 500)]

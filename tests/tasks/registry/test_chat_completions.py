@@ -130,8 +130,8 @@ def test_rlhf_serve(chat, tmp_path):
         text=True,
     )
     try:
-        named, command, told = (server.stdout.readline() for _ in range(3))
-        base = re.search(r"base_url (\S+), model letters", told)[1]
+        named, command = (server.stdout.readline() for _ in range(2))
+        base = re.search(r"base_url (\S+), model letters", named)[1]
         with openai.OpenAI(base_url=base, api_key="any", http_client=httpx.Client(trust_env=False)) as client:
             pieces = list(client.chat.completions.create(model="letters", messages=ASK, stream=True))
             words = shlex.split(command)

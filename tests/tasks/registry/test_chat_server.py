@@ -144,6 +144,9 @@ def test_what_is_logged(chat, served):
     assert asked == {"messages": ASK, "max_completion_tokens": LIMIT}
     config = served.metadata.flavors["python_function"]["config"]
     assert (config["system"], config["name"], len(config["end_ids"])) == (SYSTEM, "letters", 2)
+    card = (root / "model_card.md").read_text()
+    assert "Answers conversations, in the chat template of its tokenizer, with up to 24 tokens. Those without a" in card
+    assert f"are given {SYSTEM!r}" in card
     signature = mlflow.models.get_model_info("models:/letters@champion").signature
     assert signature.inputs.required_input_names() == ["messages"]
     assert {"temperature", "max_tokens", "seed", "stop"} <= set(signature.inputs.input_names())
