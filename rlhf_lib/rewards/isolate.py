@@ -144,7 +144,7 @@ class Process:
                 said.seek(0)
                 tail = " ".join(said.read().decode(errors="replace").split()[-40:]) or "it said nothing"
                 raise RewardFailed(
-                    f"{KEY} {path}: its process for reward.isolate wasn't ready within {STARTING:.0f} s: {tail}"
+                    f"{KEY} {path}: its process for reward.isolate ended or wasn't ready in {STARTING:.0f} s: {tail}"
                 ) from None
             if "refused" in ready:
                 raise RecipeError(

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import json
 import os
 import resource
 import select
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from rlhf_lib.conversation import Conversation
@@ -44,8 +46,10 @@ def main(settings: dict[str, Any]) -> int:
     if child == 0:
         libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         libc.prctl(_SUBREAPER, 1, 0, 0, 0)
-        serve(settings)
-        os._exit(0)
+        try:
+            serve(settings)
+        finally:
+            os._exit(0)
     os.close(1)
     keep(child)
     return 0
@@ -91,21 +95,15 @@ def end_children() -> None:
         if os.getpid() == 1:  # of its namespace: all the others there are below it
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
-        else:
-            for child in _children():
+        elif lists := glob.glob("/proc/self/task/*/children"):
+            for child in [int(pid) for file in lists for pid in Path(file).read_text().split()]:
                 os.kill(child, signal.SIGKILL)
+        else:
+            return  # a kernel that doesn't tell them
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-def _children() -> list[int]:
-    found: list[int] = []
-    for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children") as file:
-            found += map(int, file.read().split())
-    return found
 
 
 def serve(settings: dict[str, Any]) -> None:
