@@ -51,7 +51,8 @@ def recipe(folders):
 @pytest.fixture(scope="module")
 def store(prefect_server, mlflow_store, folders, recipe):
     """A store with two versions of `remainders`, `plain` and `other`, both made from `plain`."""
-    Dataset.from_dict({"query": ["w1 w2"], "prompt": ["w1 w2"]}).save_to_disk(folders / "held-out")
+    held_out = {"query": ["w1 w2"], "prompt": ["w1 w2"], "input_ids": [[1, 2]]}
+    Dataset.from_dict(held_out).save_to_disk(folders / "held-out")
     with mlflow_store(folders), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLHF_RUN_DIR", str(folders / "runs"))
         for name in ("plain", "other"):
