@@ -42,8 +42,8 @@ test-browser: $(READY)  ## what docs/operate.md tells, from make up to make down
 	$(BIN)/python -m pytest tests/operations/test_trigger_form.py tests/operations/test_compare_browser.py \
 		tests/operations/test_promotion_event.py $(ARGS)
 
-test-docs: $(READY)  ## README and how-tos, command by command, in a fresh shell from a fresh clone: half an hour
-	$(BIN)/python -m pytest tests/operations/test_docs_walk.py $(ARGS)
+test-docs: $(READY)  ## README and how-tos, command by command, in a fresh shell from a fresh clone: half an hour; the wheel
+	$(BIN)/python -m pytest tests/operations/test_docs_walk.py tests/operations/test_wheel.py $(ARGS)
 
 test-faults: $(READY)  ## kills in every stage, outages, full disks, clocks, cancellation: make test-faults ARGS='-k disk'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/operations/test_faults.py $(ARGS)

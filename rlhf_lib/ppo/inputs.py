@@ -30,9 +30,7 @@ Row = dict[str, Any]
 Prompts: TypeAlias = Sequence[str] | Sequence[Sequence[int]] | Sequence[Mapping[str, Any]] | Dataset
 
 TEXT_COLUMNS = ("query", "prompt", "text")
-FORMS = (
-    "a list of texts, of lists of messages or of token ids, a datasets.Dataset, or rows with `query` and `input_ids`"
-)
+FORMS = "a list of texts, of lists of messages or token ids, a datasets.Dataset, or rows with `query` and `input_ids`"
 ORDER = "PPOTrainer(policy, tokenizer, reward, prompts, config, generation)"
 
 

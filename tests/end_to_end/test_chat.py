@@ -216,10 +216,15 @@ def test_mlflow_models_serve_takes_messages(trained, tmp_path):
     command = ["mlflow", "models", "serve", "-m", "models:/chatty@champion", *where]
     with served(command, port, "ping", tmp_path / "log") as url:
         request = {"messages": ASK, "max_tokens": LIMIT}
-        answer = httpx.post(f"{url}/invocations", json=request, timeout=60, trust_env=False).json()
+        answer, refused = (
+            httpx.post(f"{url}/invocations", json=asked, timeout=60, trust_env=False)
+            for asked in (request, {"messages": [{"role": "user", "content": ""}]})
+        )
     folder = policies.resolve_model("models:/chatty@champion")
-    said = answer["choices"][0]["message"]["content"]
+    said = answer.json()["choices"][0]["message"]["content"]
     assert said == greedy(folder, [{"role": "system", "content": SYSTEM}, *ASK])
+    assert refused.status_code == 400
+    assert refused.json()["message"].endswith("Error: the last message is empty")
 
 
 def test_transformers_serve_answers_openais_client(trained, tmp_path):
@@ -229,5 +234,9 @@ def test_transformers_serve_answers_openais_client(trained, tmp_path):
     with served(command, port, "health", tmp_path / "log") as url:
         http = httpx.Client(trust_env=False, timeout=120)
         with openai.OpenAI(base_url=f"{url}/v1", api_key="any", http_client=http) as client:
-            told = client.chat.completions.create(model=folder, messages=ASK, temperature=0, max_tokens=LIMIT)
-    assert told.choices[0].message.content == greedy(folder, ASK)
+            asked = {"model": folder, "messages": ASK, "temperature": 0, "max_tokens": LIMIT}
+            told = client.chat.completions.create(**asked)
+            pieces = list(client.chat.completions.create(**asked, stream=True))
+    said = greedy(folder, ASK)
+    assert told.choices[0].message.content == said
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == said

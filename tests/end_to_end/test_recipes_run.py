@@ -7,6 +7,7 @@ more, by transformers alone.
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,15 +74,25 @@ def _few(names: Iterable[str]) -> list:
     return [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in names]
 
 
+def lay_models(cache: Path, kept: str | None) -> None:
+    """Make the stand-ins, which takes a minute or two, or take those that an earlier run of the tests has `kept`."""
+    if kept is not None and Path(kept).is_dir():
+        shutil.copytree(kept, cache, symlinks=True, dirs_exist_ok=True)
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for models in (standins, chat_standins):
+        models.lay_models(cache)
+    torch.set_num_threads(threads)
+    if kept is not None:
+        shutil.copytree(cache, kept, symlinks=True)
+
+
 @pytest.fixture(scope="module")
 def hub(prefect_server, mlflow_store, tmp_path_factory):
     """The stand-ins' hub cache, and a working directory with their data sets."""
     folder = tmp_path_factory.mktemp("recipes")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for models in (standins, chat_standins):
-        models.lay_models(Path(os.environ["HF_HUB_CACHE"]))
-    torch.set_num_threads(threads)
+    lay_models(Path(os.environ["HF_HUB_CACHE"]), os.environ.get("RLHF_TEST_STANDINS"))
     standin_data.lay_data(folder)
     with mlflow_store(folder / "runs"), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -120,6 +120,7 @@ def test_what_rlhf_up_deploys_without_a_prefect_yaml(installed) -> None:
     assert printed(installed.run, loading).splitlines()[-1] == "rlhf"
 
 
+@pytest.mark.slow
 def test_embedded_runs_without_a_checkout(installed) -> None:
     command = with_("rlhf run embedded --run-dir own --summary run.json", SMALL).split()
     said = installed.run(*command)

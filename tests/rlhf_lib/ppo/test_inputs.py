@@ -94,7 +94,10 @@ def test_special_tokens_are_no_part_of_a_query():
     ("prompts", "message"),
     [
         ("w1 w2", "prompts is one text: put it into a list"),
-        (7, "prompts is an int: give a list of texts, of lists of messages or token ids, a datasets.Dataset, or rows"),
+        (
+            7,
+            "prompts is an int: give a list of texts, of lists of messages or token ids, a datasets.Dataset, or rows",
+        ),
         ((text for text in TEXTS), "prompts is a generator: give a list of texts"),
         (DatasetDict({"train": Dataset.from_dict({"text": TEXTS})}), "prompts is a DatasetDict of train: give one"),
         (Dataset.from_dict({"text": TEXTS}).to_iterable_dataset(), "prompts is an IterableDataset: give a list"),

@@ -1,23 +1,16 @@
 """The words of a registered chat policy: in process and over MLflow's HTTP, as decoding spelt out has them."""
 
 import json
-import os
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from threading import Event
 
 import mlflow
 import pytest
-from operated import free_port
 from registered import policy_folders  # noqa: F401
 from registered_chat import ASK, LATER, LIMIT, SYSTEM, one_chat_version, spelt_out  # noqa: F401
 from tiny_models import one_thread  # noqa: F401
 from transformers import AutoTokenizer
 
-from flows.servers.services import await_page
 from tasks.registry import policies
 from tasks.registry.chat_server import ServedChat, checked, cut
 
@@ -233,55 +226,3 @@ def test_what_a_template_refuses_and_what_is_too_long(chat, policy, tmp_path):
     with pytest.raises(ValueError) as refused:
         refusing.prompt_ids([{"role": "system", "content": "Be kind."}, HI])
     assert str(refused.value) == "the model's chat template refuses these messages: No system turns"
-
-
-def test_mlflow_models_serve_answers_messages(chat, tmp_path):
-    port = free_port()
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": "",  # nothing of ours on the server
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/letters@champion", "-h", "127.0.0.1"]
-    log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(
-        [*command, "-p", str(port), "--env-manager", "local"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        await_page(
-            f"{url}/ping",
-            "mlflow models serve",
-            lambda: None if server.poll() is None else "it",
-            lambda _: f"see {log.name}",
-        )
-
-        def ask(**request):
-            body, headers = json.dumps(request).encode(), {"Content-Type": "application/json"}
-            with urllib.request.urlopen(
-                urllib.request.Request(f"{url}/invocations", body, headers), timeout=60
-            ) as answer:
-                return json.load(answer)
-
-        first, later = ask(messages=ASK), ask(messages=LATER, max_tokens=5, stop="zz")
-        sampled = ask(messages=ASK, temperature=1.5, seed=3)
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(messages=[{"role": "user", "content": ""}])
-        said = json.load(refused.value)
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(timeout=30)
-        log.close()
-    assert content(first) == spelt_out(chat, ASK)[0]
-    assert content(later) == spelt_out(chat, LATER, 5)[0]
-    assert content(sampled) == spelt_out(chat, ASK, temperature=1.5, seed=3)[0]
-    assert refused.value.code == 400
-    assert said["message"].endswith("Error: the last message is empty")
-    assert "stack_trace" not in said
