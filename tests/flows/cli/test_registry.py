@@ -190,7 +190,7 @@ def test_chat_goes_on_without_what_is_gone(versions):
 
     mlflow.MlflowClient().set_model_version_tag("letters", "2", "reference", "/nowhere/model")
     talk = Chat("letters", overrides=["reward.function=tests.tasks.test_registration:nothing"])
-    assert list(talk.models) == ["letters 2"]
+    assert list(talk.said) == ["letters 2"]
     assert "not scored" in talk.about
     assert "/nowhere/model" in talk.about
     assert "has no function nothing" in talk.about
