@@ -1,4 +1,4 @@
-"""`rlhf compare`, `promote`, `rollback`, `models`, `chat`, `serve` and `push`: registered models."""
+"""`rlhf compare`, `promote`, `rollback`, `models`, `chat`, `playground`, `serve` and `push`: registered models."""
 
 from __future__ import annotations
 
@@ -49,6 +49,22 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
         "--recipe", help="the recipe whose template, generation and reward are used (default: the version's own)"
     )
     override_option(chat)
+
+    playground = commands.add_parser("playground", help="compare the answers of registered models in the browser")
+    playground.set_defaults(function=_playground)
+    playground.add_argument(
+        "models",
+        nargs="*",
+        metavar="NAME",
+        help="registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION, each with its reference (default: all)",
+    )
+    playground.add_argument("--port", type=int, default=4310, help="port (default: 4310; 0: any free one)")
+    playground.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; any other needs a login)"
+    )
+    playground.add_argument(
+        "--database", metavar="URL", help="where votes are kept, as rankings are (default: RUN_DIR/annotation.db)"
+    )
 
     serve = commands.add_parser("serve", help="answer questions over HTTP with a registered model")
     serve.set_defaults(function=_serve)
@@ -143,6 +159,17 @@ def _chat(args: argparse.Namespace) -> int:
         for answer in talk.answer(typed, turn):
             print(answer, flush=True)
         turn += 1
+
+
+def _playground(args: argparse.Namespace) -> int:
+    from flows.servers import environment
+
+    _open_registry()
+    from tasks.pages.playground_server import serve
+
+    database = args.database or f"sqlite:///{environment.run_dir() / 'annotation.db'}"
+    serve(database, args.models, host=args.host, port=args.port)
+    return 0
 
 
 def _serve(args: argparse.Namespace) -> int:
