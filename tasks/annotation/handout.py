@@ -22,7 +22,7 @@ from tasks.annotation.store import shown_order
 
 @dataclass(frozen=True)
 class Handed:
-    """A task in an annotator's hands. `answers` in the order drawn for them; `before`: what they said of it and undid."""
+    """A task in an annotator's hands. `answers`: in the order drawn for them; `before`: what they said and undid."""
 
     task: Task
     answers: list[Answer]

@@ -1,0 +1,165 @@
+"""`rlhf annotate` and `rlhf annotators`: the pages where people rank answers, and who may log in."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.annotation.database import Database
+
+PORT = 4400
+DATABASE = "RLHF_ANNOTATION_DATABASE"
+
+
+def add_commands(commands: Any) -> None:
+    annotate = commands.add_parser("annotate", help="open the pages where people rank answers in a browser")
+    annotate.set_defaults(function=_annotate)
+    annotate.add_argument(
+        "tasks",
+        nargs="*",
+        metavar="TASKS.jsonl",
+        help="a new round, of files that rlhf collect wrote (default: no new one)",
+    )
+    annotate.add_argument("--annotators", type=int, default=3, metavar="K", help="people per task (default: 3)")
+    annotate.add_argument("--name", metavar="NAME", help="what to call the round (default: the first file's name)")
+    annotate.add_argument(
+        "--lease",
+        type=float,
+        default=30,
+        metavar="MINUTES",
+        help="how long a task waits for whom it was handed to (default: 30)",
+    )
+    _database_option(annotate)
+    annotate.add_argument("--port", type=int, default=PORT, help=f"(default: {PORT}; 0: any free one)")
+    annotate.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    annotate.add_argument(
+        "--public-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a host name under which browsers ask (repeatable)",
+    )
+    annotate.add_argument("--https", action="store_true", help="a proxy in front speaks HTTPS: cookies go over it only")
+    annotate.add_argument(
+        "--demo", action="store_true", help="try it: a round of the embedded data, in a database that goes"
+    )
+    annotate.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="write the rounds' tasks and rankings there, and end"
+    )
+
+    annotators = commands.add_parser("annotators", help="who may log in to the pages: list, add, remove, reset")
+    annotators.set_defaults(function=_annotators)
+    annotators.add_argument("action", choices=["list", "add", "remove", "reset"])
+    annotators.add_argument("name", nargs="?")
+    annotators.add_argument("--owner", action="store_true", help="add: may see everything, too")
+    annotators.add_argument("--password-stdin", action="store_true", help="add, reset: read the password from stdin")
+    annotators.add_argument("--url", default=f"http://127.0.0.1:{PORT}", help="the pages' address, for the login link")
+    _database_option(annotators)
+
+
+def _database_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help=f"sqlite:///FILE or postgresql://... (default: ${DATABASE}, or annotation.db in the run folder)",
+    )
+
+
+def _database(url: str | None) -> Database:
+    from flows.servers import environment
+    from tasks.annotation.database import Database, sqlite_url
+
+    return Database(url or os.environ.get(DATABASE) or sqlite_url(environment.run_dir() / "annotation.db"))
+
+
+def _annotate(args: argparse.Namespace) -> int:
+    if not args.demo:
+        return _serve(args, _database(args.database))
+    from tasks.annotation import accounts, demo
+    from tasks.annotation.database import Database, sqlite_url
+    from tasks.annotation.store import open_round
+
+    with tempfile.TemporaryDirectory(prefix="rlhf-annotate-") as folder:
+        database = Database(sqlite_url(Path(folder) / "annotation.db"))
+        open_round(database, "demo", demo.tasks(), annotators=args.annotators)
+        accounts.add(database, "annotator")
+        try:
+            return _serve(args, database, demo="annotator")
+        finally:
+            database.close()
+
+
+def _serve(args: argparse.Namespace, database: Database, demo: str | None = None) -> int:
+    from rlhf_lib.errors import DataError
+    from tasks.annotation import accounts, exchange, overview
+    from tasks.annotation.store import open_round
+    from tasks.pages.serving import serve
+
+    if args.tasks:
+        found, rejected = exchange.read_tasks(args.tasks)
+        for row in rejected:
+            print(f"rlhf: {row}", file=sys.stderr)
+        name = args.name or Path(args.tasks[0]).stem
+        of, new = open_round(database, name, found, annotators=args.annotators, lease=60 * args.lease)
+        print(f"{'opened' if new else 'there is already'} round {of.id}, {of.name}: {len(found)} tasks, "
+              f"{of.annotators} annotators each")  # fmt: skip
+    rounds = overview.rounds(database)
+    if args.export is not None:
+        for one in rounds:
+            folder = args.export if len(rounds) == 1 else args.export / f"round-{one.id}"
+            print(*exchange.export(database, one.id, folder).values(), sep="\n")
+        if not rounds:
+            raise DataError("there is no round to export: rlhf annotate TASKS.jsonl opens one")
+        return 0
+    if not args.tasks:
+        for one in rounds:
+            print(f"round {one.id}, {one.name}: {one.rankings} of {one.wanted} rankings")
+    owner = next((one.name for one in accounts.listed(database) if one.role == "owner" and one.active), None)
+    if owner is None:
+        owner = accounts.add(database, "owner", role="owner")[0].name
+
+    def ready(address: str) -> None:
+        print(f"pages on {address} until Ctrl-C; log in:", flush=True)
+        for name in (owner, demo):
+            if name is not None:
+                print(f"  {name:10} {address}/login/{accounts.link(database, name)}", flush=True)
+        if demo is None:
+            print("  annotators: rlhf annotators add NAME", flush=True)
+
+    serve(database, args.host, args.port, names=args.public_name, https=args.https, ready=ready)
+    return 0
+
+
+def _annotators(args: argparse.Namespace) -> int:
+    from rlhf_lib.errors import DataError
+    from tasks.annotation import accounts
+
+    database = _database(args.database)
+    if args.action == "list":
+        for one in accounts.listed(database):
+            state = "" if one.active and one.password else "  no login"
+            print(f"{one.name:24} {one.role}{state}")
+        return 0
+    if not args.name:
+        raise DataError(f"rlhf annotators {args.action} needs a name")
+    password = sys.stdin.readline().rstrip("\n") if args.password_stdin else None
+    if args.action == "remove":
+        accounts.remove(database, args.name)
+        print(f"{args.name} can no longer log in; what they judged stays")
+        return 0
+    if args.action == "add":
+        _, password = accounts.add(database, args.name, role="owner" if args.owner else "annotator", password=password)
+    else:
+        password = accounts.reset(database, args.name, password)
+    print(f"name      {args.name}")
+    if not args.password_stdin:
+        print(f"password  {password}")
+    print(f"link      {args.url.rstrip('/')}/login/{accounts.link(database, args.name)}  (seven days)")
+    return 0

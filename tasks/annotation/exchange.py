@@ -1,0 +1,140 @@
+"""Rounds from files and back to files: tasks as `rlhf collect` writes them, rankings as `rlhf rankings` reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from rlhf_lib.data.rankings import files
+from rlhf_lib.data.rankings.files import Ranking, Rejected
+from tasks.annotation.database import Database
+from tasks.annotation.models import RANKING, SKIP, Judgement, Task
+from tasks.annotation.store import NewTask
+
+
+def read_tasks(names: Sequence[str]) -> tuple[list[NewTask], list[Rejected]]:
+    """The tasks of JSONL files, with the instructions and policies that the files name; and the rows that are none.
+
+    Raises DataError as `files.read_tasks` does.
+    """
+    tasks, rejected = files.read_tasks(names)
+    rows = {row.get("id"): row for name in names for row in _objects(name)}
+    rows = {str(key): row for key, row in rows.items()}
+    found = []
+    for task in tasks.values():
+        row = rows.get(task.id, {})
+        models = {
+            str(item["id"]): str(item["policy"]) for item in row.get("responses", []) if item.get("policy") is not None
+        }
+        found.append(
+            NewTask(
+                id=task.id,
+                prompt=task.prompt,
+                responses=task.responses,
+                criterion=task.criterion,
+                instructions=_text(row.get("instructions")),
+                policy=_text(row.get("policy")),
+                models=models,
+            )
+        )
+    return found, rejected
+
+
+def task_rows(database: Database, of: int) -> Iterator[dict[str, Any]]:
+    """The round's tasks as the lines of a task file."""
+    with database.read() as session:
+        for task in session.execute(select(Task).where(Task.round_id == of).order_by(Task.id)).scalars():
+            responses = []
+            for answer in task.answers:
+                named = {"policy": answer.model} if answer.model not in (None, task.policy) else {}
+                responses.append({"id": answer.key, "text": answer.text, **named})
+            row = {"id": task.key, "prompt": task.prompt, "responses": responses, "criterion": task.criterion}
+            row |= {"instructions": task.instructions, "policy": task.policy}
+            yield {key: value for key, value in row.items() if value is not None}
+
+
+def judgements(database: Database, of: int) -> list[Judgement]:
+    """The round's judgements that stand, in the order in which they came, with task and account."""
+    wanted = (
+        select(Judgement)
+        .join(Task, Judgement.task_id == Task.id)
+        .where(Task.round_id == of, Judgement.undone_at.is_(None))
+        .order_by(Judgement.id)
+    )
+    with database.read() as session:
+        found = list(session.execute(wanted).scalars())
+        for judgement in found:
+            _ = judgement.task.answers, judgement.account.name
+        return found
+
+
+def ranking_rows(database: Database, of: int) -> Iterator[dict[str, Any]]:
+    """The round's rankings as the lines of a rankings file. Beside the documented fields: `all_bad`, `comment`,
+    `seconds`, the order in which the answers were `shown`, and `time` (seconds since 1970)."""
+    for judgement in judgements(database, of):
+        if judgement.kind == RANKING:
+            yield _row(judgement, {"ranks": judgement.ranks})
+
+
+def skip_rows(database: Database, of: int) -> Iterator[dict[str, Any]]:
+    """What was skipped, with the reasons: not part of a rankings file."""
+    for judgement in judgements(database, of):
+        if judgement.kind == SKIP:
+            yield _row(judgement, {"reason": judgement.reason})
+
+
+def rankings(found: Sequence[Judgement]) -> list[Ranking]:
+    """Judgements as rankings, for the measures of agreement; skips are none."""
+    tasks: dict[int, files.Task] = {}
+    made = []
+    for judgement in found:
+        if judgement.kind != RANKING or judgement.ranks is None:
+            continue
+        task = judgement.task
+        texts = {answer.key: answer.text for answer in task.answers}
+        known = tasks.setdefault(task.id, files.Task(task.key, task.prompt, texts, task.criterion))
+        ranks = {key: float(rank) for key, rank in judgement.ranks.items()}
+        made.append(Ranking(known, judgement.account.name, ranks, f"judgement {judgement.id}"))
+    return made
+
+
+def lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """The rows as JSONL."""
+    for row in rows:
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def export(database: Database, of: int, folder: Path) -> dict[str, Path]:
+    """Write tasks.jsonl, rankings.jsonl and skips.jsonl of a round to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name, rows in (("tasks", task_rows), ("rankings", ranking_rows), ("skips", skip_rows)):
+        written[name] = folder / f"{name}.jsonl"
+        with written[name].open("w", encoding="utf-8") as file:
+            file.writelines(lines(rows(database, of)))
+    return written
+
+
+def _row(judgement: Judgement, said: dict[str, Any]) -> dict[str, Any]:
+    row = {"id": judgement.task.key, "annotator": judgement.account.name, **said}
+    row |= {"all_bad": judgement.all_bad or None, "comment": judgement.comment, "seconds": judgement.seconds}
+    row |= {"shown": judgement.shown, "time": round(judgement.created_at, 3)}
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _objects(name: str) -> Iterator[dict[str, Any]]:
+    for line in Path(name).expanduser().read_text("utf-8-sig").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
