@@ -34,19 +34,11 @@ def add_commands(commands: Any) -> None:
         metavar="MINUTES",
         help="how long a task waits for whom it was handed to (default: 30)",
     )
-    _database_option(annotate)
     annotate.add_argument("--port", type=int, default=PORT, help=f"(default: {PORT}; 0: any free one)")
     annotate.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    annotate.add_argument(
-        "--public-name",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a host name under which browsers ask (repeatable)",
-    )
-    annotate.add_argument("--https", action="store_true", help="a proxy in front speaks HTTPS: cookies go over it only")
+    serving_options(annotate)
     annotate.add_argument(
         "--demo", action="store_true", help="try it: a round of the embedded data, in a database that goes"
     )
@@ -64,6 +56,19 @@ def add_commands(commands: Any) -> None:
     _database_option(annotators)
 
 
+def serving_options(parser: argparse.ArgumentParser) -> None:
+    """Of every command that serves pages: the database, and how browsers reach them."""
+    _database_option(parser)
+    parser.add_argument(
+        "--public-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a host name under which browsers ask (repeatable)",
+    )
+    parser.add_argument("--https", action="store_true", help="a proxy in front speaks HTTPS: cookies go over it only")
+
+
 def _database_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--database",
@@ -72,7 +77,8 @@ def _database_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _database(url: str | None) -> Database:
+def open_database(url: str | None) -> Database:
+    """The database of annotation: the URL's, the environment's, or the run folder's."""
     from flows.servers import environment
     from tasks.annotation.database import Database, sqlite_url
 
@@ -81,7 +87,7 @@ def _database(url: str | None) -> Database:
 
 def _annotate(args: argparse.Namespace) -> int:
     if not args.demo:
-        return _serve(args, _database(args.database))
+        return _serve(args, open_database(args.database))
     from tasks.annotation import accounts, demo
     from tasks.annotation.database import Database, sqlite_url
     from tasks.annotation.store import open_round
@@ -141,7 +147,7 @@ def _annotators(args: argparse.Namespace) -> int:
     from rlhf_lib.errors import DataError
     from tasks.annotation import accounts
 
-    database = _database(args.database)
+    database = open_database(args.database)
     if args.action == "list":
         for one in accounts.listed(database):
             state = "" if one.active and one.password else "  no login"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from flows.cli import annotate
 from flows.cli.starting import starting
 
 
@@ -56,15 +57,15 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
         "models",
         nargs="*",
         metavar="NAME",
-        help="registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION, each with its reference (default: all)",
+        help="registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION, with its reference (default: all)",
     )
-    playground.add_argument("--port", type=int, default=4310, help="port (default: 4310; 0: any free one)")
+    playground.add_argument("--port", type=int, default=4310, help="(default: 4310; 0: any free one)")
     playground.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; any other needs a login)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only; elsewhere people log in as annotators do)",
     )
-    playground.add_argument(
-        "--database", metavar="URL", help="where votes are kept, as rankings are (default: RUN_DIR/annotation.db)"
-    )
+    annotate.serving_options(playground)
 
     serve = commands.add_parser("serve", help="answer questions over HTTP with a registered model")
     serve.set_defaults(function=_serve)
@@ -162,13 +163,11 @@ def _chat(args: argparse.Namespace) -> int:
 
 
 def _playground(args: argparse.Namespace) -> int:
-    from flows.servers import environment
-
     _open_registry()
     from tasks.pages.playground_server import serve
 
-    database = args.database or f"sqlite:///{environment.run_dir() / 'annotation.db'}"
-    serve(database, args.models, host=args.host, port=args.port)
+    database = annotate.open_database(args.database)
+    serve(database, args.models, host=args.host, port=args.port, names=args.public_name, https=args.https)
     return 0
 
 

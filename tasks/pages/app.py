@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form
@@ -27,9 +28,16 @@ LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 router = APIRouter()
 
 
-def create_app(database: Database, *, hosts: list[str] | None = None, https: bool = False) -> FastAPI:
+def create_app(
+    database: Database,
+    *,
+    hosts: list[str] | None = None,
+    https: bool = False,
+    pages: Sequence[APIRouter] = (rank.router, owner.router),
+) -> FastAPI:
     """The pages on this database. `hosts`: the names under which they may be asked for (default: this machine's own;
-    another site's name that leads here is refused); `https`: cookies go over HTTPS only."""
+    another site's name that leads here is refused); `https`: cookies go over HTTPS only. `pages`: those beside the
+    logins; one that has "/" is where people begin."""
     guards = [
         Middleware(security.Guard),
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts or LOOPBACK),
@@ -45,7 +53,7 @@ def create_app(database: Database, *, hosts: list[str] | None = None, https: boo
     app = FastAPI(title="rlhf", middleware=guards, openapi_url=None, docs_url=None, redoc_url=None)
     app.state.database, app.state.templates, app.state.tries = database, page_templates(), security.Tries()
     app.mount("/static", static_files(), name="static")
-    for part in (router, rank.router, owner.router):
+    for part in (*pages, router):
         app.include_router(part)
     app.add_exception_handler(security.LoginNeeded, _to_login)
     app.add_exception_handler(HTTPException, _refused)

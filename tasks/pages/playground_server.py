@@ -5,47 +5,70 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
-from rlhf_lib.errors import EnvironmentFault
+from tasks.annotation import accounts
 from tasks.annotation.database import Database
-from tasks.pages import playground
+from tasks.pages import playground, serving
 from tasks.pages.answer_queue import AnswerQueue
 from tasks.pages.answers import Duels
 from tasks.pages.app import create_app
 from tasks.pages.offered import Models, offered
-from tasks.registry import serving
+from tasks.registry.serving import temporary_files_removed
 
 AT_ONCE, WAITING = 2, 20  # questions that are answered, and that wait, at a time
 
 
 def application(
-    database: Database, asked: Sequence[str] = (), *, login: bool = False, at_once: int = AT_ONCE
+    database: Database,
+    asked: Sequence[str] = (),
+    *,
+    hosts: list[str] | None = None,
+    https: bool = False,
+    login: bool = False,
+    at_once: int = AT_ONCE,
 ) -> FastAPI:
-    """The playground of the registered models `asked` for (none: all), on the database of votes. `login`: whether
-    whoever asks has to be logged in."""
+    """The playground of the registered models `asked` for (none: all), with votes on the `database`. `login`: whoever
+    asks must be logged in to one of its accounts. `hosts`, `https`: as of `create_app`."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.queue = AnswerQueue(at_once, WAITING)
-        yield
-        app.state.queue.close()
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        queue = AnswerQueue(at_once, WAITING)
+        main.state.queue = queue
+        try:
+            yield
+        finally:
+            queue.close()
 
-    app = create_app(database, pages=[playground.router], lifespan=lifespan)
-    app.state.asked, app.state.login = list(asked), login
-    app.state.models, app.state.duels = Models(), Duels()
-    return app
+    page = APIRouter(lifespan=running)
+    page.include_router(playground.router)
+    main = create_app(database, hosts=hosts, https=https, pages=[page])
+    main.state.asked, main.state.login = list(asked), login
+    main.state.models, main.state.duels = Models(), Duels()
+    return main
 
 
-def serve(database: str, asked: Sequence[str], *, host: str = serving.HOST, port: int) -> None:
-    """Answer until Ctrl-C or SIGTERM. `database`: the URL of the votes' database. Raises EnvironmentFault for a port in
-    use, ModelError for a name that isn't registered."""
-    if host != serving.HOST:
-        raise EnvironmentFault(f"--host {host}: TODO")
-    with serving.listening(port) as listener:
-        offered(list(asked))
-        app = application(Database(database), asked)
-        port = listener.getsockname()[1]
-        print(f"The playground is on http://{host}:{port} until Ctrl-C.", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+def serve(
+    database: Database,
+    asked: Sequence[str],
+    *,
+    host: str = serving.LOCAL,
+    port: int,
+    names: list[str] | None = None,
+    https: bool = False,
+) -> None:
+    """Answer until Ctrl-C or SIGTERM; anywhere but on 127.0.0.1, only those who log in to an account of the `database`.
+    Raises ModelError for a name that isn't registered, EnvironmentFault for a port in use."""
+    offered(list(asked))
+    login = host != serving.LOCAL or bool(names)
+
+    def ready(address: str) -> None:
+        print(f"The playground is on {address} until Ctrl-C.", flush=True)
+        if login and not any(account.active and account.password for account in accounts.listed(database)):
+            print("Nobody can log in yet: rlhf annotators add NAME", flush=True)
+
+    def make_app(database: Database, *, hosts: list[str], https: bool) -> FastAPI:
+        return application(database, asked, hosts=hosts, https=https, login=login)
+
+    with temporary_files_removed():
+        serving.serve(database, host, port, names=names or [], https=https, ready=ready, make_app=make_app)

@@ -6,11 +6,16 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import EnvironmentFault
 from tasks.annotation.database import Database
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 LOCAL = "127.0.0.1"
+GRACE = 3  # seconds for what is being sent when the server ends
 
 
 def serve(
@@ -21,9 +26,11 @@ def serve(
     names: list[str],
     https: bool = False,
     ready: Callable[[str], None],
+    make_app: Callable[..., FastAPI] | None = None,
 ) -> None:
     """Answer until Ctrl-C or SIGTERM. `ready` is told the address once requests are queued. `names`: those under which
-    browsers may ask, besides this machine's own. Raises EnvironmentFault for a port in use."""
+    browsers may ask, besides this machine's own. `make_app`: the pages, called as `create_app` is, which is the
+    default. Raises EnvironmentFault for a port in use."""
     import uvicorn
 
     from tasks.pages.app import LOOPBACK, create_app
@@ -33,9 +40,11 @@ def serve(
         port = listener.getsockname()[1]
         everywhere = host in ("0.0.0.0", "::")
         hosts = [*LOOPBACK, *names, *([] if everywhere else [host])]
-        app = create_app(database, hosts=["*"] if everywhere and not names else hosts, https=https)
+        app = (make_app or create_app)(database, hosts=["*"] if everywhere and not names else hosts, https=https)
         # no log of requests: their paths hold login links
-        config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=https)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, proxy_headers=https, timeout_graceful_shutdown=GRACE
+        )
         shown = names[0] if names else socket.gethostname() if everywhere else host
         scheme = "https" if https else "http"
         ready(f"{scheme}://{shown}" + ("" if https and names else f":{port}"))

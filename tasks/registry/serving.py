@@ -47,7 +47,7 @@ def serve(model: str, port: int) -> None:
     import uvicorn
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with listening(port) as listener, _temporary_files_removed(), suppress(KeyboardInterrupt):
+    with _listening(port) as listener, temporary_files_removed(), suppress(KeyboardInterrupt):
         served, port = load(model), listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(application(served), log_level="warning"))
         named = f"{served.name} {served.version}"
@@ -161,7 +161,7 @@ def _meant(word: str, words: Mapping[str, Any] | tuple[str, ...]) -> str:
     return f": did you mean {near[0]!r}?" if near else f": there are {', '.join(words)}"
 
 
-def listening(port: int) -> socket.socket:
+def _listening(port: int) -> socket.socket:
     """The port, taken before anything is loaded."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -177,7 +177,7 @@ def listening(port: int) -> socket.socket:
 
 
 @contextmanager
-def _temporary_files_removed() -> Iterator[None]:
+def temporary_files_removed() -> Iterator[None]:
     """MLflow leaves what it downloads in the folder for temporary files; here in one that is removed."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="rlhf-serve-") as folder:
