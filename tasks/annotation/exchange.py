@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from rlhf_lib.data.rankings import files
 from rlhf_lib.data.rankings.files import Ranking, Rejected
 from tasks.annotation.database import Database
 from tasks.annotation.models import RANKING, SKIP, Judgement, Task
-from tasks.annotation.store import NewTask
+from tasks.annotation.store import NewTask, Said, account_named, active_judgement, judgement_of
 
 
 def read_tasks(names: Sequence[str]) -> tuple[list[NewTask], list[Rejected]]:
@@ -100,6 +102,51 @@ def rankings(found: Sequence[Judgement]) -> list[Ranking]:
         ranks = {key: float(rank) for key, rank in judgement.ranks.items()}
         made.append(Ranking(known, judgement.account.name, ranks, f"judgement {judgement.id}"))
     return made
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What of a file of rankings was taken. `known`: rankings by annotators who had judged the task already."""
+
+    new: int
+    known: int
+    rejected: list[Rejected]
+
+
+def bring_rankings(database: Database, of: int, names: Sequence[str]) -> Taken:
+    """Add the rankings of files (JSONL or CSV) to the round, under accounts of the annotators' names: new ones can't
+    log in. What an annotator has judged already stays, so that taking a file twice changes nothing.
+
+    Raises DataError where nothing in the files can be used.
+    """
+    with database.read() as session:
+        tasks = {
+            task.key: files.Task(task.key, task.prompt, {a.key: a.text for a in task.answers}, task.criterion)
+            for task in session.execute(select(Task).where(Task.round_id == of)).scalars()
+        }
+    found, rejected = files.read_rankings(names, tasks)
+    return _bring(database, of, found, rejected)
+
+
+def _bring(database: Database, of: int, found: Sequence[Ranking], rejected: list[Rejected]) -> Taken:
+    new = 0
+    with database.write() as session:
+        keyed = {task.key: task for task in session.execute(select(Task).where(Task.round_id == of)).scalars()}
+        people: dict[str, int] = {}
+        for ranking in found:
+            if ranking.annotator not in people:
+                people[ranking.annotator] = account_named(session, ranking.annotator).id
+            task, account = keyed[ranking.task.id], people[ranking.annotator]
+            if active_judgement(session, task.id, account) is not None:
+                continue
+            dense = {rank: place for place, rank in enumerate(sorted(set(ranking.ranks.values())), 1)}
+            said = Said(ranks={key: dense[rank] for key, rank in ranking.ranks.items()})
+            made = judgement_of(task, account, uuid.uuid4().hex, said)
+            made.shown = [answer.key for answer in task.answers]
+            session.add(made)
+            session.flush()
+            new += 1
+    return Taken(new, len(found) - new, rejected)
 
 
 def lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:

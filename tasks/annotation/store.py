@@ -247,6 +247,12 @@ def undo(database: Database, account_id: int, judgement: int) -> None:
         )
 
 
+def set_closed(database: Database, of: int, closed: bool) -> None:
+    """Close a round, so that nothing of it is handed out any more, or open it again. What comes late is still taken."""
+    with database.write() as session:
+        session.execute(update(Round).where(Round.id == of).values(closed=closed))
+
+
 def add_vote(
     database: Database,
     prompt: str,
