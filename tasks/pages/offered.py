@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,22 +49,20 @@ def offered(asked: list[str]) -> list[Group]:
     """What there is of the registered models that are `asked` for (NAME, NAME@ALIAS, NAME/VERSION; none: of all), where
     these are chosen, or the champions (the newest, where there is none), each with its reference. Raises ModelError.
     """
-    wanted = [versions.named(name) for name in asked if set("@/") & set(name)]
-    whole = [name for name in asked if not set("@/") & set(name)]
-    if not asked:
-        whole = versions.registered()
-    names = dict.fromkeys([*whole, *(version.name for version in wanted)])
+    wanted = [versions.named(name) for name in asked if _names_version(name)]
+    whole = [found for name in asked if not _names_version(name) for found in versions.registered(name)]
+    whole = whole if asked else versions.registered()
+    made = {name: versions.versions(name) for name in [*whole, *(version.name for version in wanted)]}
+    aliases = {name: mlflow.MlflowClient().get_registered_model(name).aliases for name in made}
+    shown = [version for name in whole for version in _shown_first(made[name], aliases[name])]
     chosen: list[str] = []
-    for version in [*map(_shown_first, whole), *wanted]:
-        if version is not None:
-            chosen += [_id(version), *([_reference(version)] if versions.REFERENCE in version.tags else [])]
+    for version in [*shown, *wanted]:
+        chosen += [_id(version), *_references(version, made[version.name])]
     chosen = list(dict.fromkeys(chosen))[: max(CHOSEN, 2 * len(wanted))]
-    return [_group(name, chosen) for name in names]
+    return [_group(name, made[name], aliases[name], chosen) for name in made]
 
 
-def _group(name: str, chosen: list[str]) -> Group:
-    found = versions.versions(name)
-    aliases = mlflow.MlflowClient().get_registered_model(name).aliases
+def _group(name: str, made: list[ModelVersion], aliases: Mapping[str, Any], chosen: list[str]) -> Group:
     offers = [
         Offer(
             _id(version),
@@ -71,39 +70,39 @@ def _group(name: str, chosen: list[str]) -> Group:
             sorted(alias for alias, number in aliases.items() if str(number) == str(version.version)),
             _id(version) in chosen,
         )
-        for version in found
+        for version in made
     ]
-    references: dict[str, list[ModelVersion]] = {}
-    for version in found:
-        if versions.REFERENCE in version.tags:
-            references.setdefault(_reference(version), []).append(version)
-    for id, made in references.items():
-        of = name if len(references) == 1 else f"{name} {', '.join(str(version.version) for version in reversed(made))}"
+    started: dict[str, list[str]] = {}
+    for version in reversed(made):
+        for id in _references(version, made):
+            started.setdefault(id, []).append(str(version.version))
+    for id, numbers in started.items():
+        of = name if len(started) == 1 else f"{name} {', '.join(numbers)}"
         offers.append(Offer(id, f"reference of {of}", [], id in chosen))
     return Group(name, offers)
 
 
-def _shown_first(name: str) -> ModelVersion | None:
-    aliases = mlflow.MlflowClient().get_registered_model(name).aliases
-    found = versions.versions(name)
+def _names_version(name: str) -> bool:
+    return "@" in name or "/" in name
+
+
+def _shown_first(made: list[ModelVersion], aliases: Mapping[str, Any]) -> list[ModelVersion]:
+    """The champion, or else the challenger, or else the newest; none where there is no version."""
     for alias in (CHAMPION, CHALLENGER):
-        if alias in aliases:
-            return versions.named(f"{name}@{alias}")
-    return found[0] if found else None
+        if found := [version for version in made if str(version.version) == str(aliases.get(alias))]:
+            return found
+    return made[:1]
 
 
 def _id(version: ModelVersion) -> str:
     return f"{version.name}/{version.version}"
 
 
-def _reference(version: ModelVersion) -> str:
-    """The id of the version's reference, which is that of the first version with the same one."""
-    same = [
-        other
-        for other in versions.versions(version.name)
-        if other.tags.get(versions.REFERENCE) == version.tags.get(versions.REFERENCE)
-    ]
-    return f"{_id(same[-1])}/{REFERENCE}"
+def _references(version: ModelVersion, made: list[ModelVersion]) -> list[str]:
+    """The id of the version's reference, if it has one: that of the first version with the same."""
+    where = version.tags.get(versions.REFERENCE)
+    same = [other for other in made if other.tags.get(versions.REFERENCE) == where]
+    return [f"{_id(same[-1])}/{REFERENCE}"] if where else []
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@
     for (const card of cards) {
       const tags = Object.entries(card.scores || {}).map(([one, value]) =>
         tag(one, value === null ? "none" : Number(value.toPrecision(3)).toString(), value !== null && best[one] === value ? "good" : ""));
+      if (card.done && !card.said && prompts.length > 1) tags.push(tag("asked this alone"));
       if (card.tokens) tags.push(tag(`${card.tokens} tokens${card.ended ? "" : ", cut off"}`));
       card.element.querySelector(".figures").replaceChildren(...tags);
     }

@@ -1,0 +1,409 @@
+"""The playground's requests, answered by tiny registered models."""
+
+import json
+import re
+import shutil
+import socket
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import mlflow
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from operated import settled
+from registered import brevity, letters, load, policy_folders  # noqa: F401
+from registered_chat import LIMIT, SYSTEM, chat_recipe
+from registered_playground import HELD_OUT, a_registry  # noqa: F401
+from tiny_models import one_thread  # noqa: F401
+
+from rlhf_lib.data.preferences import load_preferences
+from rlhf_lib.errors import ModelError
+from rlhf_lib.ppo.rollout import sample_responses
+from rlhf_lib.recipe import Recipe
+from tasks.annotation import accounts, exchange, overview
+from tasks.annotation.database import Database, sqlite_url
+from tasks.pages.offered import offered
+from tasks.pages.playground_server import application
+from tasks.registry.champions import user
+
+CHAT = ["letters/2", "letters/1", "letters/1/reference"]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    made = Database(sqlite_url(tmp_path_factory.mktemp("votes") / "annotation.db"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def app(registry, database):
+    return application(database)
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        page = client.get("/playground").text
+        client.headers["X-CSRF-Token"] = re.search(r'name="csrf" content="([^"]+)"', page)[1]
+        yield client
+
+
+def events(client, models, prompt="hello", **more):
+    response = client.post("/playground/answers", json={"models": models, "prompt": prompt} | more)
+    assert response.status_code == 200, response.text
+    *told, end = [json.loads(line.removeprefix("data: ")) for line in response.text.strip().split("\n\n")]
+    assert end == {"end": True}
+    return told
+
+
+def answers(told, count):
+    """(the streamed text, the last event) of each model."""
+    texts, last = [""] * count, [None] * count
+    for event in told:
+        if "at" not in event:
+            continue
+        at = event["at"]
+        assert last[at] is None  # nothing comes after the last
+        if "add" in event or "text" in event:
+            texts[at] = event.get("text", texts[at] + event.get("add", ""))
+        else:
+            last[at] = event
+    return list(zip(texts, last, strict=True))
+
+
+def sampled(folder, messages, turn=0, seed=0, **settings):
+    model, tokenizer = load(folder)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    greedy = settings.pop("greedy", False)
+    generation = chat_recipe().generation.model_copy(update=settings)
+    return sample_responses(model, tokenizer, [ids], generation, seed=seed, step=turn, greedy=greedy)
+
+
+def asked(prompt="hello", system=SYSTEM):
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+
+
+# ---------------------------------------------------------------- what is offered
+
+
+def test_champions_and_references_are_chosen_unless_others_are_named(registry):
+    letters, plain = offered([])
+    assert (letters.name, plain.name) == ("letters", "plain")
+    shown = [(offer.id, offer.label, offer.chosen) for offer in letters.offers]
+    champion = mlflow.MlflowClient().get_model_version_by_alias("letters", "champion").version
+    assert shown == [
+        ("letters/2", "letters 2", str(champion) == "2"),
+        ("letters/1", "letters 1", str(champion) == "1"),
+        ("letters/1/reference", "reference of letters", True),
+    ]
+    assert letters.offers[0].aliases == (["challenger", "champion"] if str(champion) == "2" else ["challenger"])
+    assert [offer.id for offer in plain.offers if offer.chosen] == ["plain/1", "plain/1/reference"]
+    [only] = offered(["letters/1", "letters/2"])
+    assert all(offer.chosen for offer in only.offers)
+    [challenged] = offered(["letters@challenger"])
+    assert [offer.id for offer in challenged.offers if offer.chosen] == ["letters/2", "letters/1/reference"]
+    with pytest.raises(ModelError, match="there is no registered model named leters: did you mean letters"):
+        offered(["leters"])
+
+
+def test_the_page_lists_them(client):
+    page = client.get("/", follow_redirects=True).text
+    assert '<input type="checkbox" name="model" value="letters/1" data-label="letters 1"' in page
+    assert 'value="plain/1/reference"' in page
+
+
+def test_a_held_out_prompt_is_one_of_the_evaluations(client):
+    drawn = {
+        client.get("/playground/prompt", params={"model": "letters/1/reference"}).json()["prompt"] for _ in range(40)
+    }
+    assert drawn == {"hello", HELD_OUT[1]}  # a single turn as it is typed; a dialogue as it is, which can be asked too
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_the_stream_is_what_is_sampled_for_that_seed(registry, client):
+    told = answers(events(client, CHAT, sampling={"seed": 5}), 3)
+    for id, (text, last) in zip(CHAT, told, strict=True):
+        whole = sampled(registry[id], asked(), seed=5)
+        assert text == whole.texts[0]
+        assert (last["tokens"], last["ended"]) == (len(whole.response_ids[0]), whole.ended[0])
+        [right], [brief] = letters([], [text]), brevity([], [text])
+        assert last["scores"] == {"reward": pytest.approx(right), "judge brief": pytest.approx(brief)}
+    assert len({text for text, _ in told}) == 3
+
+
+def test_answers_come_token_by_token_in_turn(client):
+    places = [event["at"] for event in events(client, CHAT) if "add" in event]
+    first = [places.index(at) for at in range(3)]
+    last = [len(places) - 1 - places[::-1].index(at) for at in range(3)]
+    assert max(first) < min(last)
+
+
+def test_a_conversation_is_each_models_own(registry, client):
+    first = answers(events(client, CHAT), 3)
+    said = {id: last["said"] for id, (_, last) in zip(CHAT, first, strict=True)}
+    second = answers(events(client, CHAT, "and now?", said=said, turn=1), 3)
+    for id, (before, _), (text, last) in zip(CHAT, first, second, strict=True):
+        messages = [*asked(), {"role": "assistant", "content": before.strip()}, {"role": "user", "content": "and now?"}]
+        assert text == sampled(registry[id], messages, turn=1).texts[0]
+        assert last["said"] == [*messages, {"role": "assistant", "content": text.strip()}]
+
+
+def test_a_dialogue_is_asked_as_one(registry, client):
+    [(text, _)] = answers(events(client, CHAT[:1], HELD_OUT[1]), 1)
+    turns = [("user", "hi!"), ("assistant", "Hi."), ("user", "and now?")]
+    messages = [{"role": "system", "content": SYSTEM}, *({"role": role, "content": said} for role, said in turns)]
+    assert text == sampled(registry["letters/2"], messages).texts[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"temperature": 0}, {"greedy": True}),
+        ({"top_k": 1}, {"greedy": True}),
+        ({"temperature": 0.5, "top_p": 0.8}, {"temperature": 0.5, "top_p": 0.8}),
+        ({"max_tokens": 3}, {"max_new_tokens": 3}),
+        ({"max_tokens": 1000}, {"max_new_tokens": LIMIT}),  # no longer than the recipe has them
+    ],
+)
+def test_settings(registry, client, settings, same):
+    [(text, last)] = answers(events(client, CHAT[:1], sampling=settings), 1)
+    whole = sampled(registry["letters/2"], asked(), **same)
+    assert (text, last["tokens"]) == (whole.texts[0], len(whole.response_ids[0]))
+
+
+@pytest.mark.parametrize(("system", "told"), [(None, SYSTEM), ("Be rude.", "Be rude."), ("", None)])
+def test_system_messages(registry, client, system, told):
+    [(text, _)] = answers(events(client, CHAT[:1], system=system), 1)
+    assert text == sampled(registry["letters/2"], asked(system=told)).texts[0]
+
+
+def test_models_of_several_recipes_are_scored_by_each(client):
+    told = answers(events(client, ["letters/2", "plain/1"]), 2)
+    names = ["reward of letters 2", "judge brief of letters 2", "reward of plain 1"]
+    assert [list(last["scores"]) for _, last in told] == [names, names]
+    assert told[1][1]["said"] is None  # it continues texts
+
+
+def test_what_models_say_is_made_safe(client, app):
+    speaker = app.state.models.load("plain/1").speaker
+    ids = speaker.tokenizer("<img src=x onerror=alert(1)> **b**").input_ids
+    forced = iter(ids)
+    head = speaker.model.lm_head.register_forward_hook(lambda _, __, out: out.index_fill(-1, _one(next(forced)), 1e9))
+    try:
+        [(text, last)] = answers(events(client, ["plain/1"], sampling={"temperature": 0, "max_tokens": len(ids)}), 1)
+    finally:
+        head.remove()
+    assert text.startswith("<img src=x")
+    assert "<img" not in last["html"]
+
+
+def _one(token):
+    import torch
+
+    return torch.tensor([token])
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_prompt_without_room_and_a_model_that_is_gone_are_a_line(client):
+    [(_, last)] = answers(events(client, CHAT[:1], "please help me now. " * 60), 1)
+    assert last["error"].endswith(" tokens: there is room for 1 to 232")
+    told = events(client, ["letters/7"])
+    assert "letters has no version 7" in told[-1]["error"]
+
+
+def test_pickles_are_not_loaded(registry, client, monkeypatch, tmp_path):
+    from tasks.registry import policies
+
+    real = mlflow.artifacts.download_artifacts
+    copy = tmp_path / "copy"
+
+    def poisoned(**where):
+        if "artifact_uri" not in where:
+            return real(**where)
+        shutil.copytree(real(**where), copy)
+        (copy / "extra.bin").write_bytes(b"\x80\x04.")
+        return str(copy)
+
+    monkeypatch.setattr(policies.mlflow.artifacts, "download_artifacts", poisoned)
+    app = client.app
+    app.state.models._loaded.pop("letters/1", None)
+    told = events(client, ["letters/1"])
+    assert "letters/1 holds pickles (extra.bin)" in told[-1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("question", "why"),
+    [
+        ({"models": []}, "models"),
+        ({"models": ["letters/1"] * 2}, "a model is named twice"),
+        ({"models": [f"m/{n}" for n in range(7)]}, "models"),
+        ({"models": ["letters/1"], "blind": True}, "a blind comparison needs two models"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "x" * 20_001}, "prompt"),
+        ({"sampling": {"temperature": -1}}, "sampling.temperature"),
+        ({"sampling": {"seed": 2**53}}, "sampling.seed"),
+        ({"sampling": {"beams": 4}}, "sampling.beams"),
+        ({"said": {"letters/1": [{"role": "tool", "content": ""}]}}, "role"),
+    ],
+)
+def test_bad_questions_are_refused(client, question, why):
+    refused = client.post("/playground/answers", json={"models": ["letters/1"], "prompt": "hello"} | question)
+    assert refused.status_code == 422
+    assert why in refused.json()["detail"]
+
+
+def test_other_sites_ask_nothing(client):
+    question = {"models": ["letters/1"], "prompt": "hello"}
+    vote = {"duel": "x", "choice": "tie"}
+    for path, body in (("/playground/answers", question), ("/playground/votes", vote)):
+        assert client.post(path, json=body, headers={"X-CSRF-Token": "wrong"}).status_code == 403
+        assert client.post(path, json=body, headers={"Origin": "http://elsewhere.example"}).status_code == 403
+        assert client.post(path, json=body, headers={"Host": "elsewhere.example"}).status_code == 400
+
+
+def test_where_a_login_is_needed_everybody_logs_in(registry, tmp_path):
+    database = Database(sqlite_url(tmp_path / "annotation.db"))
+    accounts.add(database, "Ada", password="a long password")
+    with TestClient(application(database, login=True), base_url="http://127.0.0.1") as client:
+        assert client.get("/playground", follow_redirects=False).headers["location"] == "/login"
+        assert client.get("/playground/prompt?model=letters/1", follow_redirects=False).status_code == 303
+        csrf = re.search(r'name="csrf" content="([^"]+)"', client.get("/login").text)[1]
+        question = {"models": ["letters/1"], "prompt": "hello"}
+        refused = client.post("/playground/answers", json=question, headers={"X-CSRF-Token": csrf})
+        assert refused.status_code == 401
+        told = client.post("/login", data={"csrf": csrf, "name": "Ada", "password": "a long password"})
+        assert told.url.path == "/playground"
+        assert '<span title="annotator">Ada</span>' in told.text
+    database.close()
+
+
+# ---------------------------------------------------------------- blind
+
+
+def duel_of(client, prompt="hello", **more):
+    told = events(client, CHAT, prompt, blind=True, **more)
+    assert "letters" not in json.dumps(told)
+    shown = answers(told, 2)
+    assert all(last["scores"] is None and last["said"] is None for _, last in shown)
+    return told[-1], [text for text, _ in shown]
+
+
+def test_a_blind_vote_becomes_a_pair(registry, client, database, tmp_path):
+    votes, chosen = {}, ["left", "right", "tie", "bad"]
+    for seed, choice in enumerate(chosen):
+        prompt = "and now?" if choice == "right" else "hello"
+        duel, texts = duel_of(client, prompt, sampling={"seed": seed})
+        assert duel["why"] is None
+        kept = client.post("/playground/votes", json={"duel": duel["duel"], "choice": choice, "seconds": 2.5}).json()
+        assert set(kept["models"]) < set(CHAT)
+        for id, text, scores in zip(kept["models"], texts, kept["scores"], strict=True):
+            assert text == sampled(registry[id], asked(prompt), seed=seed).texts[0]
+            assert scores["reward"] == pytest.approx(letters([], [text])[0])
+        again = client.post("/playground/votes", json={"duel": duel["duel"], "choice": "right"}).json()
+        assert again == kept
+        votes[choice] = (kept["models"], texts)
+    [of] = overview.rounds(database)
+    files = exchange.export(database, of.id, tmp_path)
+    rankings = [json.loads(line) for line in Path(files["rankings"]).read_text().splitlines()]
+    assert [row["annotator"] for row in rankings] == [user()] * 4
+    assert [sorted(row["ranks"].values()) for row in rankings] == [[1, 2], [1, 2], [1, 1], [1, 1]]
+    assert [row.get("all_bad", False) for row in rankings] == [False, False, False, True]
+    tasks = [json.loads(line) for line in Path(files["tasks"]).read_text().splitlines()]
+    policies = {row["text"]: row["policy"] for row in tasks[0]["responses"]}
+    assert policies == dict(zip(votes["left"][1], votes["left"][0], strict=True))
+    pairs = preferences(files)
+    found = {row["prompt"]: (row["chosen"].strip(), row["rejected"].strip()) for row in pairs}
+    left, right = ([text.strip() for text in votes[choice][1]] for choice in ("left", "right"))
+    told = f"\n\nSystem: {SYSTEM}\n\nHuman: {{}}\n\nAssistant:"
+    assert found == {told.format("hello"): (left[0], left[1]), told.format("and now?"): (right[1], right[0])}
+
+
+def preferences(files):
+    rankings = {"tasks": [str(files["tasks"])], "rankings": [str(files["rankings"])]}
+    recipe = chat_recipe().model_dump(mode="json", exclude_unset=True)
+    recipe["data"]["preferences"] = {"rankings": rankings}
+    found = load_preferences(Recipe.model_validate(recipe))
+    return [*found.train, *found.test]
+
+
+def test_a_look_at_the_names_is_no_vote(client, database):
+    before = [of.rankings for of in overview.rounds(database)]
+    duel, _ = duel_of(client, sampling={"seed": 50})
+    shown = client.post("/playground/votes", json={"duel": duel["duel"], "choice": "none"}).json()
+    assert len(shown["models"]) == 2
+    late = client.post("/playground/votes", json={"duel": duel["duel"], "choice": "left"})
+    assert late.json() == shown
+    assert [of.rankings for of in overview.rounds(database)] == before
+    unknown = client.post("/playground/votes", json={"duel": "nobody", "choice": "left"})
+    assert (unknown.status_code, unknown.json()["detail"][:28]) == (404, "The server no longer knows t")
+
+
+@pytest.mark.parametrize(
+    ("models", "sampling", "why"),
+    [
+        (["letters/1", "plain/1"], {}, "their recipes ask them in different words"),
+        (["letters/2", "letters/1"], {"max_tokens": 1, "temperature": 0}, None),
+    ],
+)
+def test_what_can_be_no_pair_has_no_vote(client, models, sampling, why):
+    told = events(client, models, blind=True, sampling=sampling)
+    last = told[-1]
+    assert why is None or last["why"] == why
+    if last["why"]:
+        refused = client.post("/playground/votes", json={"duel": last["duel"], "choice": "left"})
+        assert (refused.status_code, last["why"] in refused.json()["detail"]) == (422, True)
+
+
+# ---------------------------------------------------------------- clients that go
+
+
+def test_a_client_that_goes_away_stops_its_answers(registry, database):
+    """On a real server, whose model waits for the test before each token."""
+    app = application(database, at_once=1)
+    tokens, begun = threading.Semaphore(0), []
+    speaker = app.state.models.load("letters/1").speaker
+
+    def one_token(*_):
+        begun.append(1)
+        assert tokens.acquire(timeout=60)
+
+    speaker.model.model.register_forward_pre_hook(one_token)
+    with running(app) as address, httpx.Client(base_url=address, timeout=60) as client:
+        page = client.get("/playground").text
+        client.headers["X-CSRF-Token"] = re.search(r'name="csrf" content="([^"]+)"', page)[1]
+        question = {"models": ["letters/1"], "prompt": "hello"}
+        tokens.release(8)
+        with client.stream("POST", "/playground/answers", json=question) as response:
+            told = json.loads(next(response.iter_lines()).removeprefix("data: "))
+            assert told["at"] == 0
+        with client.stream("POST", "/playground/answers", json=question) as second:
+            lines = second.iter_lines()
+            assert json.loads(next(lines).removeprefix("data: ")) == {"place": 1}  # the model waits for its next token
+            settled(lambda: all(job.gone.is_set() for job in app.state.queue._active), "the first client's leave", 60)
+            before = len(begun)
+            tokens.release(1000)
+            rest = "".join(lines)
+        assert '"end": true' in rest
+        whole = len(sampled(registry["letters/1"], asked()).response_ids[0])
+        assert len(begun) == before + whole
+
+
+@contextmanager
+def running(app):
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
