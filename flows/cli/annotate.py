@@ -43,6 +43,14 @@ def add_commands(commands: Any) -> None:
         "--demo", action="store_true", help="try it: a round of the embedded data, in a database that goes"
     )
     annotate.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="take rankings: JSONL or CSV of the round's tasks, or exports of Argilla or Label Studio",
+    )
+    annotate.add_argument(
         "--export", type=Path, metavar="FOLDER", help="write the rounds' tasks and rankings there, and end"
     )
 
@@ -103,30 +111,16 @@ def _annotate(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace, database: Database, demo: str | None = None) -> int:
-    from rlhf_lib.errors import DataError
-    from tasks.annotation import accounts, exchange, overview
-    from tasks.annotation.store import open_round
+    from tasks.annotation import accounts, overview
     from tasks.pages.serving import serve
 
-    if args.tasks:
-        found, rejected = exchange.read_tasks(args.tasks)
-        for row in rejected:
-            print(f"rlhf: {row}", file=sys.stderr)
-        name = args.name or Path(args.tasks[0]).stem
-        of, new = open_round(database, name, found, annotators=args.annotators, lease=60 * args.lease)
-        print(f"{'opened' if new else 'there is already'} round {of.id}, {of.name}: {len(found)} tasks, "
-              f"{of.annotators} annotators each")  # fmt: skip
-    rounds = overview.rounds(database)
+    _open_and_import(args, database)
     if args.export is not None:
-        for one in rounds:
-            folder = args.export if len(rounds) == 1 else args.export / f"round-{one.id}"
-            print(*exchange.export(database, one.id, folder).values(), sep="\n")
-        if not rounds:
-            raise DataError("there is no round to export: rlhf annotate TASKS.jsonl opens one")
+        _export(args.export, database)
         return 0
-    if not args.tasks:
-        for one in rounds:
-            print(f"round {one.id}, {one.name}: {one.rankings} of {one.wanted} rankings")
+    for one in overview.rounds(database):
+        wanted = f" of {one.wanted}" if one.wanted else ""
+        print(f"round {one.id}, {one.name}: {one.tasks} tasks, {one.rankings}{wanted} rankings")
     owner = next((one.name for one in accounts.listed(database) if one.role == "owner" and one.active), None)
     if owner is None:
         owner = accounts.add(database, "owner", role="owner")[0].name
@@ -137,10 +131,51 @@ def _serve(args: argparse.Namespace, database: Database, demo: str | None = None
             if name is not None:
                 print(f"  {name:10} {address}/login/{accounts.link(database, name)}", flush=True)
         if demo is None:
-            print("  annotators: rlhf annotators add NAME", flush=True)
+            print("  annotators: rlhf annotators add NAME, or on the owner's page", flush=True)
 
     serve(database, args.host, args.port, names=args.public_name, https=args.https, ready=ready)
     return 0
+
+
+def _open_and_import(args: argparse.Namespace, database: Database) -> None:
+    """Open the round of the task files, and take the rankings of others."""
+    from rlhf_lib.data.rankings.exports import is_export
+    from rlhf_lib.errors import DataError
+    from tasks.annotation import exchange, overview
+    from tasks.annotation.store import open_round
+
+    of, rejected = None, []
+    if args.tasks:
+        tasks, rejected = exchange.read_tasks(args.tasks)
+        name = args.name or Path(args.tasks[0]).stem
+        opened, new = open_round(database, name, tasks, annotators=args.annotators, lease=60 * args.lease)
+        of = opened.id
+        print(f"{'opened' if new else 'there is already'} round {of}, {opened.name}")
+    for file in args.imports:
+        if is_export(file):
+            _, taken = exchange.bring_export(database, args.name or Path(file).stem, file)
+        else:
+            of = of or max((one.id for one in overview.rounds(database) if one.handed_out), default=None)
+            if of is None:
+                raise DataError(f"--import {file}: there is no round of its tasks: name their file too")
+            taken = exchange.bring_rankings(database, of, [file])
+        print(f"{file}: {taken.new} rankings taken, {taken.known} were there already")
+        rejected += taken.rejected
+    for row in rejected:
+        print(f"rlhf: {row}", file=sys.stderr)
+
+
+def _export(folder: Path, database: Database) -> None:
+    """Write each round's files: of several, each to a folder of its own."""
+    from rlhf_lib.errors import DataError
+    from tasks.annotation import exchange, overview
+
+    rounds = overview.rounds(database)
+    if not rounds:
+        raise DataError("there is no round to export: rlhf annotate TASKS.jsonl opens one")
+    for one in rounds:
+        into = folder if len(rounds) == 1 else folder / f"round-{one.id}"
+        print(*exchange.export(database, one.id, into).values(), sep="\n")
 
 
 def _annotators(args: argparse.Namespace) -> int:

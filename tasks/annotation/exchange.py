@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
-from rlhf_lib.data.rankings import files
+from rlhf_lib.data.rankings import exports, files
 from rlhf_lib.data.rankings.files import Ranking, Rejected
 from tasks.annotation.database import Database
-from tasks.annotation.models import RANKING, SKIP, Judgement, Task
-from tasks.annotation.store import NewTask, Said, account_named, active_judgement, judgement_of
+from tasks.annotation.models import RANKING, SKIP, Judgement, Round, Task
+from tasks.annotation.store import NewTask, Said, account_named, active_judgement, judgement_of, open_round, set_closed
 
 
 def read_tasks(names: Sequence[str]) -> tuple[list[NewTask], list[Rejected]]:
@@ -126,6 +126,26 @@ def bring_rankings(database: Database, of: int, names: Sequence[str]) -> Taken:
         }
     found, rejected = files.read_rankings(names, tasks)
     return _bring(database, of, found, rejected)
+
+
+def bring_export(database: Database, name: str, file: str, criterion: str | None = None) -> tuple[Round, Taken]:
+    """A closed round of what Argilla or Label Studio exported: its tasks and rankings. Taking a file twice
+    changes nothing.
+
+    Raises DataError as `exports.read_export` does.
+    """
+    found, rejected = exports.read_export(file, criterion)
+    tasks = {ranking.task.id: ranking.task for ranking in found}
+    news = [NewTask(task.id, task.prompt, task.responses, task.criterion) for task in tasks.values()]
+    of, made = open_round(database, name, news, annotators=1, handed_out=False)
+    if made:
+        set_closed(database, of.id, True)
+    same = []
+    for ranking in found:  # equal texts in another record may go by other ids
+        keys = dict(zip(ranking.task.responses, tasks[ranking.task.id].responses, strict=True))
+        ranks = {keys[key]: rank for key, rank in ranking.ranks.items()}
+        same.append(replace(ranking, task=tasks[ranking.task.id], ranks=ranks))
+    return of, _bring(database, of.id, same, rejected)
 
 
 def _bring(database: Database, of: int, found: Sequence[Ranking], rejected: list[Rejected]) -> Taken:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
+from rlhf_lib.data.rankings.exports import is_export
 from rlhf_lib.data.rankings.files import Rejected
 from tasks.annotation import accounts, exchange, overview, store
 from tasks.annotation.models import ANNOTATOR, OWNER, Account
@@ -59,11 +60,15 @@ def open_round(
     annotators: Annotated[int, Form()] = 3,
     name: Annotated[str, Form(max_length=200)] = "",
 ) -> Response:
-    """Open a round from a file that `rlhf collect` wrote."""
+    """Open a round from a file that `rlhf collect` wrote, or take an export of Argilla or Label Studio as one."""
+    database, name = request.app.state.database, (name.strip() or Path(file.filename or "round").stem)[:200]
     with _kept(file, ".jsonl") as path:
+        if is_export(path):
+            made, taken = exchange.bring_export(database, name, path)
+            said = f"{taken.new} rankings taken, {taken.known} were there already."
+            return _round_page(request, account, made.id, said=said, rejected=taken.rejected)
         tasks, rejected = exchange.read_tasks([path])
-    name = name.strip() or Path(file.filename or "round").stem
-    made, _ = store.open_round(request.app.state.database, name[:200], tasks, annotators=annotators)
+    made, _ = store.open_round(database, name, tasks, annotators=annotators)
     if rejected:
         return _round_page(request, account, made.id, rejected=rejected)
     return RedirectResponse(f"/owner/rounds/{made.id}", 303)
