@@ -120,13 +120,14 @@ class Guard:
             return
         limit = UPLOAD if scope["path"].startswith("/owner/") else BODY
         length = Headers(scope=scope).get("content-length", "0")
-        received, begun = 0, False
+        received, begun, exceeded = 0, False, False
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, exceeded
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
+                exceeded = True
                 raise _TooLarge
             return message
 
@@ -134,6 +135,8 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                if exceeded:  # what read the body may have made another refusal of it
+                    message["status"] = 413
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
