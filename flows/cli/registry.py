@@ -164,10 +164,17 @@ def _chat(args: argparse.Namespace) -> int:
 
 def _playground(args: argparse.Namespace) -> int:
     _open_registry()
-    from tasks.pages.playground_server import serve
+    from tasks.pages.playground_server import require, serve
 
-    database = annotate.open_database(args.database)
-    serve(database, args.models, host=args.host, port=args.port, names=args.public_name, https=args.https)
+    require(args.models)  # before a database is made
+    serve(
+        annotate.open_database(args.database),
+        args.models,
+        host=args.host,
+        port=args.port,
+        names=args.public_name,
+        https=args.https,
+    )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tasks.registry.answering import Asked, NoRoom, Response, TemplateRefusal, s
 
 MOST_MODELS = 6  # that answer one prompt
 PROMPT_CHARS = 20_000
+COLDEST = 0.01  # temperature; far below it the logits overflow
 DUELS = 1000  # blind comparisons whose votes are awaited
 
 
@@ -35,6 +37,10 @@ class Sampling(_Sent):
     top_k: int | None = Field(None, ge=0, le=1_000_000)
     max_tokens: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**53)
+
+    def model_post_init(self, _: Any) -> None:
+        if self.temperature and self.temperature < COLDEST:
+            raise ValueError(f"a temperature is 0 (greedy) or at least {COLDEST}")
 
     def of(self, recipe: GenerationConfig) -> tuple[GenerationConfig, bool]:
         """(the recipe's generation with these settings, whether it is greedy). No response is longer than the recipe
@@ -196,7 +202,8 @@ def _scores(scorings: Sequence[Scoring], asked: Asked, response: Response) -> di
         for name, scorer in scoring.scorers.items():
             label = name if len(scorings) == 1 else f"{name} of {scoring.of}"
             try:
-                scores[label] = score(scorer, asked, response)
+                given = score(scorer, asked, response)
             except RLHFError:
-                scores[label] = None
+                given = math.nan
+            scores[label] = given if math.isfinite(given) else None
     return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,6 +22,7 @@ from tasks.pages.answers import MOST_MODELS, PROMPT_CHARS, Duel, Duels, Question
 from tasks.pages.offered import offered
 from tasks.registry.champions import user
 
+logger = logging.getLogger(__name__)
 router = APIRouter()
 
 
@@ -99,7 +101,9 @@ async def _events(request: Request, question: Question, duel: Duel | None) -> As
             await told.aclose()  # type: ignore[attr-defined]
         if duel is not None:
             yield _event({"duel": state.duels.add(duel), "why": duel.why_no_pair})
-    except (RLHFError, RuntimeError) as error:  # such as no memory left
+    except Exception as error:  # the status is sent already; such as no memory left, or a reward of the user's
+        if not isinstance(error, RLHFError):
+            logger.exception("an answer failed")
         yield _event({"error": " ".join(str(error).split())})
     yield _event({"end": True})
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
+from rlhf_lib.errors import ModelError
 from tasks.annotation import accounts
 from tasks.annotation.database import Database
 from tasks.pages import playground, serving
@@ -48,6 +49,12 @@ def application(
     return main
 
 
+def require(asked: Sequence[str]) -> None:
+    """Raises ModelError where a name isn't registered, or nothing is."""
+    if not any(group.offers for group in offered(list(asked))):
+        raise ModelError("nothing is registered yet: rlhf run RECIPE makes a version")
+
+
 def serve(
     database: Database,
     asked: Sequence[str],
@@ -58,8 +65,7 @@ def serve(
     https: bool = False,
 ) -> None:
     """Answer until Ctrl-C or SIGTERM; anywhere but on 127.0.0.1, only those who log in to an account of the `database`.
-    Raises ModelError for a name that isn't registered, EnvironmentFault for a port in use."""
-    offered(list(asked))
+    Raises EnvironmentFault for a port in use."""
     login = host != serving.LOCAL or bool(names)
 
     def ready(address: str) -> None:

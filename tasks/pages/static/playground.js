@@ -61,6 +61,7 @@
     $("system").disabled = $("no-system").checked;
     $("send").disabled = Boolean(running) || !count || !$("prompt").value.trim();
     $("stop").hidden = !running;
+    $("send").hidden = Boolean(running);
     for (const id of ["draw", "anew"]) $(id).disabled = Boolean(running);
     $("draw").disabled ||= !count;
     $("anew").hidden = !prompts.length;
@@ -166,6 +167,7 @@
     });
     if (response.ok) return response;
     if (response.status === 401) { location.assign("/login"); }
+    if (response.status === 413) throw new Error("This conversation is too long: begin a new one.");
     let why = `The server answered ${response.status}.`;
     try { why = (await response.json()).detail || why; } catch { /* no JSON: the status tells */ }
     throw new Error(why);
@@ -188,7 +190,7 @@
     keepAddress();
     running = new AbortController();
     notice(""); settle();
-    let failed = null;
+    let failed = null, ended = false;
     try {
       const response = await post("/playground/answers", question, running.signal);
       for await (const event of events(response)) {
@@ -198,7 +200,9 @@
         else if ("notes" in event) remark(turn, event.notes.join(" "), "warn");
         else if ("duel" in event) awaitVote(turn, cards, event);
         else if ("error" in event) failed = event.error;
+        else if ("end" in event) ended = true;
       }
+      if (!ended) failed = "The server went away.";
     } catch (error) {
       failed = error.name === "AbortError" ? "Stopped." : error.message;
     }
@@ -232,7 +236,7 @@
     });
     turn.append(votes);
     votes.scrollIntoView({ block: "nearest" });
-    if (event.why === null) votes.querySelector("button").focus({ preventScroll: true });
+    if (event.why === null) votes.focus({ preventScroll: true }); // for the keys; not on a button, which Enter would press
   }
 
   async function vote(choice) {

@@ -209,6 +209,30 @@ def _one(token):
     return torch.tensor([token])
 
 
+def test_a_score_that_is_none_is_shown_as_none(client, app):
+    scorers = app.state.models.load("letters/2").scoring.scorers
+    before = dict(scorers)
+    scorers["reward"] = lambda queries, responses: [None for _ in queries]
+    scorers["judge brief"] = lambda queries, responses: [float("nan") for _ in queries]
+    try:
+        [(_, last)] = answers(events(client, ["letters/2"]), 1)
+    finally:
+        scorers |= before
+    assert last["scores"] == {"reward": None, "judge brief": None}
+
+
+def test_a_fault_is_a_line_and_the_next_question_is_answered(client, app):
+    scorers = app.state.models.load("letters/2").scoring.scorers
+    before = dict(scorers)
+    scorers["reward"] = lambda queries, responses: 1 / 0
+    try:
+        told = events(client, ["letters/2"])
+    finally:
+        scorers |= before
+    assert "division by zero" in told[-1]["error"]
+    assert len(answers(events(client, ["letters/2"]), 1)[0][1]["scores"]) == 2
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -249,6 +273,7 @@ def test_pickles_are_not_loaded(registry, client, monkeypatch, tmp_path):
         ({"prompt": ""}, "prompt"),
         ({"prompt": "x" * 20_001}, "prompt"),
         ({"sampling": {"temperature": -1}}, "sampling.temperature"),
+        ({"sampling": {"temperature": 1e-6}}, "a temperature is 0 (greedy) or at least 0.01"),
         ({"sampling": {"seed": 2**53}}, "sampling.seed"),
         ({"sampling": {"beams": 4}}, "sampling.beams"),
         ({"said": {"letters/1": [{"role": "tool", "content": ""}]}}, "role"),
