@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhf_lib.data.rankings.files import Rejected
     from tasks.annotation.database import Database
 
 PORT = 4400
@@ -144,7 +145,8 @@ def _open_and_import(args: argparse.Namespace, database: Database) -> None:
     from tasks.annotation import exchange, overview
     from tasks.annotation.store import open_round
 
-    of, rejected = None, []
+    of: int | None = None
+    rejected: list[Rejected] = []
     if args.tasks:
         tasks, rejected = exchange.read_tasks(args.tasks)
         name = args.name or Path(args.tasks[0]).stem

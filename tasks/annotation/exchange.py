@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import joinedload, selectinload
 
 from rlhf_lib.data.rankings import exports, files
 from rlhf_lib.data.rankings.files import Ranking, Rejected
@@ -65,13 +66,11 @@ def judgements(database: Database, of: int) -> list[Judgement]:
         select(Judgement)
         .join(Task, Judgement.task_id == Task.id)
         .where(Task.round_id == of, Judgement.undone_at.is_(None))
+        .options(selectinload(Judgement.task), joinedload(Judgement.account))
         .order_by(Judgement.id)
     )
     with database.read() as session:
-        found = list(session.execute(wanted).scalars())
-        for judgement in found:
-            _ = judgement.task.answers, judgement.account.name
-        return found
+        return list(session.execute(wanted).scalars())
 
 
 def ranking_rows(database: Database, of: int) -> Iterator[dict[str, Any]]:

@@ -94,13 +94,11 @@ def open_round(
         )
         session.add(made)
         session.flush()
-        for task in tasks:
-            add_task(session, made, task)
+        session.add_all([_task(made, task) for task in tasks])
         return made, True
 
 
-def add_task(session: Session, of: Round, new: NewTask) -> Task:
-    """The task, added to the round."""
+def _task(of: Round, new: NewTask) -> Task:
     task = Task(
         round_id=of.id,
         key=new.id,
@@ -114,8 +112,6 @@ def add_task(session: Session, of: Round, new: NewTask) -> Task:
         Answer(position=place, key=key, text=text, model=new.models.get(key, new.policy))
         for place, (key, text) in enumerate(new.responses.items())
     ]
-    session.add(task)
-    session.flush()
     return task
 
 
@@ -322,7 +318,9 @@ def _vote(
     _insert_new(session, Round, {"content": content, "created_at": time.time(), **fields})
     of = session.execute(select(Round).where(Round.content == content)).scalar_one()
     task = session.execute(select(Task).where(Task.round_id == of.id, Task.key == new.id)).scalar_one_or_none()
-    task = task or add_task(session, of, new)
+    if task is None:
+        session.add(task := _task(of, new))
+        session.flush()
     account = account_named(session, annotator)
     session.execute(
         update(Judgement)

@@ -211,7 +211,7 @@ def _prompt(fields: Mapping[str, Any]) -> str:
         value = fields.get(name)
         if isinstance(value, str) and value.strip():
             return value
-        if is_messages(value):
+        if value is not None and is_messages(value):
             return str(Conversation(value))
     raise _Unusable("missing field", f"no prompt: none of {', '.join(PROMPTS)} is a text")
 

@@ -3,7 +3,7 @@
 
 export class Outbox {
   constructor(account, notice) {
-    this.name = `rlhf-pending-${account}`;
+    this.prefix = `rlhf-pending-${account}-`; // one entry each, so that tabs don't take each other's place
     this.notice = notice;
     this.csrf = document.querySelector('meta[name="csrf"]').content;
   }
@@ -14,7 +14,8 @@ export class Outbox {
 
   pending() {
     try {
-      return JSON.parse(localStorage.getItem(this.name));
+      const name = Object.keys(localStorage).find((one) => one.startsWith(this.prefix));
+      return name ? JSON.parse(localStorage.getItem(name)) : null;
     } catch {
       return null;
     }
@@ -22,7 +23,7 @@ export class Outbox {
 
   keep(body) {
     try {
-      localStorage.setItem(this.name, JSON.stringify(body));
+      localStorage.setItem(this.prefix + body.submission, JSON.stringify(body));
     } catch {
       // a browser without storage has it while the page is open
     }
@@ -44,7 +45,7 @@ export class Outbox {
       status = 0;
     }
     if (status === 200) {
-      localStorage.removeItem(this.name);
+      localStorage.removeItem(this.prefix + body.submission);
       location.assign("/rank");
       return true;
     }
@@ -53,7 +54,7 @@ export class Outbox {
       return true;
     }
     if (status >= 400 && status < 500 && status !== 408 && status !== 429) {
-      localStorage.removeItem(this.name);
+      localStorage.removeItem(this.prefix + body.submission);
       this.say(`Not taken: ${detail}. `, "/rank", "Go on");
       return false;
     }

@@ -275,4 +275,5 @@ function start(data) {
   show();
   const pending = outbox.pending();
   if (pending) deliver(pending);
+  work.dataset.ready = "";
 }
