@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from operated import ROOT, chromium  # noqa: F401
 from registered import policy_folders  # noqa: F401
@@ -31,22 +33,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CHAT = ["letters/2", "letters/1", "letters/1/reference"]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory, registry) -> Iterator[SimpleNamespace]:
-    """`rlhf playground` as a person starts it, on a free port."""
-    file = tmp_path_factory.mktemp("votes") / "annotation.db"
-    command = [sys.executable, "-m", "flows.cli", "playground", "--port", "0", "--database", sqlite_url(file)]
+@contextmanager
+def playground(registry: dict[str, str], folder: Path, *words: str) -> Iterator[tuple[Any, str]]:
+    """`rlhf playground` as a person starts it, on a free port, until Ctrl-C: the process, and its first line."""
+    database = sqlite_url(folder / "annotation.db")
+    command = [sys.executable, "-m", "flows.cli", "playground", "--port", "0", "--database", database, *words]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     settings = os.environ | {"MLFLOW_TRACKING_URI": registry["store"], "PYTHONPATH": paths}
-    server = subprocess.Popen(command, cwd=file.parent, env=settings, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, cwd=folder, env=settings, stdout=subprocess.PIPE, text=True)
     try:
-        said = server.stdout.readline()
-        address = re.fullmatch(r"The playground is on (http://127\.0\.0\.1:\d+) until Ctrl-C\.\n", said)
-        assert address, said
-        yield SimpleNamespace(url=address[1], file=file, server=server)
+        yield server, server.stdout.readline()
     finally:
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=600) == 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, registry) -> Iterator[SimpleNamespace]:
+    folder = tmp_path_factory.mktemp("votes")
+    with playground(registry, folder) as (_, said):
+        address = re.fullmatch(r"The playground is on (http://127\.0\.0\.1:\d+) until Ctrl-C\.\n", said)
+        assert address, said
+        yield SimpleNamespace(url=address[1], file=folder / "annotation.db")
 
 
 @pytest.fixture
@@ -185,6 +193,15 @@ def test_blind_votes_become_pairs(served, page, tmp_path):
     assert {
         row["prompt"].split("Human: ")[1].split("\n")[0]: labels[policies[row["chosen"].strip()]] for row in rows
     } == won
+
+
+def test_elsewhere_than_on_this_machine_people_log_in(registry, tmp_path):
+    with playground(registry, tmp_path, "--host", "0.0.0.0") as (server, said):
+        assert server.stdout.readline() == "Nobody can log in yet: rlhf annotators add NAME\n"
+        port = re.search(r":(\d+) until Ctrl-C", said)[1]
+        for path in ("/playground", "/playground/prompt?model=letters/1"):
+            answer = httpx.get(f"http://127.0.0.1:{port}{path}")
+            assert (answer.status_code, answer.headers["location"]) == (303, "/login")
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(served, browser):

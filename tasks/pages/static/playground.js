@@ -109,7 +109,7 @@
     });
     $("empty").hidden = true;
     $("turns").append(turn);
-    turn.scrollIntoView({ block: "start" });
+    if (turn.previousElementSibling.matches(".turn")) turn.scrollIntoView({ block: "start" });
     return { turn, cards };
   }
 
