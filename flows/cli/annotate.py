@@ -123,8 +123,8 @@ def _serve(args: argparse.Namespace, database: Database, demo: str | None = None
 
     if args.host not in ("127.0.0.1", "::1", "localhost") and not args.https:
         print(
-            "rlhf: warning: others can connect, and without HTTPS whoever is between reads passwords: put a proxy in front "
-            "(--https, docs/rankings.md)",
+            "rlhf: warning: others can connect, and without HTTPS whoever is between reads passwords: "
+            "put a proxy in front (--https, docs/rankings.md)",
             file=sys.stderr,
         )
 
