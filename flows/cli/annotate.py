@@ -40,6 +40,7 @@ def add_commands(commands: Any) -> None:
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
     serving_options(annotate)
+    annotate.add_argument("--no-links", action="store_true", help="print no login links, where the output is a log")
     annotate.add_argument(
         "--demo", action="store_true", help="try it: a round of the embedded data, in a database that goes"
     )
@@ -126,10 +127,17 @@ def _serve(args: argparse.Namespace, database: Database, demo: str | None = None
     if owner is None:
         owner = accounts.add(database, "owner", role="owner")[0].name
 
+    if args.host not in ("127.0.0.1", "::1", "localhost") and not args.https:
+        print(
+            "rlhf: warning: others can connect, and without HTTPS whoever is between reads passwords: "
+            "put a proxy in front (--https, docs/rankings.md)",
+            file=sys.stderr,
+        )
+
     def ready(address: str) -> None:
-        print(f"pages on {address} until Ctrl-C; log in:", flush=True)
+        print(f"pages on {address} until Ctrl-C{'' if args.no_links else '; log in:'}", flush=True)
         for name in (owner, demo):
-            if name is not None:
+            if name is not None and not args.no_links:
                 print(f"  {name:10} {address}/login/{accounts.link(database, name)}", flush=True)
         if demo is None:
             print("  annotators: rlhf annotators add NAME, or on the owner's page", flush=True)

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, select, union
 from sqlalchemy.orm import Session
 
 from tasks.annotation.database import Database
@@ -42,7 +42,7 @@ def next_task(database: Database, account_id: int, now: float | None = None) -> 
     none, for now. Two at once, or the same one in two tabs: a task never has more than K."""
     now = time.time() if now is None else now
     with database.write() as session:
-        session.get(Account, account_id, with_for_update=True)  # one page of theirs at a time
+        session.get(Account, account_id, with_for_update={"key_share": True})  # one page of theirs at a time
         for of in session.execute(_open_rounds()).scalars():
             task = _own(session, account_id, of, now) or _new(session, account_id, of, now)
             if task is not None:
@@ -123,14 +123,12 @@ def _own(session: Session, account_id: int, of: Round, now: float) -> Task | Non
         .join(Task, Lease.task_id == Task.id)
         .where(Lease.account_id == account_id, Task.round_id == of.id)
         .order_by(Lease.handed_at, Lease.task_id)
+        .with_for_update(of=Lease, key_share=True)
     )
     for lease in session.execute(mine).scalars():
-        if lease.until <= now:
-            session.execute(select(Task.id).where(Task.id == lease.task_id).with_for_update(of=Task))
-            if len(_holders(session, lease.task_id, now) - {account_id}) >= of.annotators:
-                continue
-        lease.until = now + of.lease
-        return session.get_one(Task, lease.task_id)
+        if lease.until > now or _locked(session, lease.task_id, of, account_id, now):
+            lease.until = now + of.lease
+            return session.get_one(Task, lease.task_id)
     return None
 
 
@@ -140,23 +138,32 @@ def _new(session: Session, account_id: int, of: Round, now: float) -> Task | Non
     wanted = choose(found.tasks, found.held, found.judged[account_id] | mine, account_id, of.annotators)
     for waits in (False, True):  # tasks that others are just being handed are passed over, unless there is no other
         for task in wanted:
-            lock = select(Task.id).where(Task.id == task).with_for_update(of=Task, skip_locked=not waits)
-            if session.execute(lock).scalar_one_or_none() is None:
-                continue
-            if len(_holders(session, task, now)) >= of.annotators:  # who had the lock until now took the last place
-                continue
-            session.add(Lease(task_id=task, account_id=account_id, handed_at=now, until=now + of.lease))
-            session.flush()
-            return session.get_one(Task, task)
+            if _locked(session, task, of, account_id, now, waits=waits):
+                session.add(Lease(task_id=task, account_id=account_id, handed_at=now, until=now + of.lease))
+                session.flush()
+                return session.get_one(Task, task)
     return None
 
 
+def _locked(session: Session, task: int, of: Round, account_id: int, now: float, *, waits: bool = True) -> bool:
+    """Lock the task until the transaction's end if there is still a place for this annotator, and only then: who waits
+    for one task must not hold another, or two could wait for each other. SQLite has one writer anyway."""
+    lock = select(Task.id).where(Task.id == task)
+    with session.begin_nested() as tried:
+        got = session.execute(lock.with_for_update(of=Task, key_share=True, skip_locked=not waits)).scalar_one_or_none()
+        if got is not None and len(_holders(session, task, now) - {account_id}) < of.annotators:
+            return True
+        tried.rollback()
+    return False
+
+
 def _holders(session: Session, task: int, now: float) -> set[int]:
+    """Who has judged or holds the task. In one statement, for between two a lease could become a judgement unseen."""
     said = select(Judgement.account_id).where(
         Judgement.task_id == task, Judgement.undone_at.is_(None), Judgement.kind == RANKING
     )
     leases = select(Lease.account_id).where(Lease.task_id == task, Lease.until > now)
-    return {*session.execute(said).scalars(), *session.execute(leases).scalars()}
+    return set(session.execute(union(said, leases)).scalars())
 
 
 def _open_rounds() -> Select[tuple[Round]]:

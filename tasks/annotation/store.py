@@ -228,7 +228,7 @@ def undo(database: Database, account_id: int, judgement: int) -> None:
     Raises Conflict for a judgement that isn't theirs or isn't their last.
     """
     with database.write() as session:
-        session.get(Account, account_id, with_for_update=True)
+        session.get(Account, account_id, with_for_update={"key_share": True})
         given = session.get(Judgement, judgement)
         if given is None or given.account_id != account_id:
             raise Conflict("this judgement isn't yours")

@@ -153,7 +153,7 @@ PROMISES = {
     "prefect deployment run": r"Completed",
 }
 TYPED = {"rlhf chat": "where is my parcel?\n"}
-PORTS = {"rlhf serve": [4300], "rlhf playground": [4310], "MLFLOW_TRACKING_URI=": [4301], "make up": [4200, 5000]}
+PORTS = {"rlhf serve": [4300], "rlhf playground": [4310], "MLFLOW_TRACKING_URI=": [4301], "make up": [4200, 5000, 4400]}
 SERVERS = ("rlhf serve", "rlhf playground", "MLFLOW_TRACKING_URI=")  # go on until Ctrl-C, each in a terminal of its own
 BEFORE = {"prefect deployment run": "make up"}  # a page that has shown make down too
 AFTER = {"prefect deployment run": "make down"}

@@ -4,6 +4,7 @@ import os
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,33 @@ def check_posted(database: Database, tasks: int, each: int, acknowledged: list[t
     assert Counter(one.task.key for one in kept) == {f"t{n}": each for n in range(tasks)}
 
 
+def race_two_tabs(database: Database) -> None:
+    """One annotator's two tabs at the same moment, over and over: one loads a page while the other submits."""
+    of, _ = store.open_round(database, "race", new_tasks(20, answers=2), annotators=1)
+    accounts.add(database, "racer")
+    racer = account(database, "racer")
+
+    def tab(name: str) -> int:
+        new = 0
+        while (handed := handout.next_task(database, racer)) is not None:
+            with suppress(Conflict):
+                new += store.submit(
+                    database, racer, handed.task.id, f"{name}{handed.task.id}", Said(ranks={"a": 1, "b": 1})
+                )[1]
+        return new
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(tab, ("one", "two"))) == 20
+    assert len(exchange.judgements(database, of.id)) == 20
+    store.set_closed(database, of.id, True)
+
+
+def test_two_tabs_of_one_annotator_judge_each_task_once(tmp_path):
+    database = annotated(tmp_path, 1)
+    store.set_closed(database, 1, True)
+    race_two_tabs(database)
+
+
 def test_eight_at_once_get_each_task_to_three_people(tmp_path):
     database = annotated(tmp_path, 12, people=" ".join(f"p{n}" for n in range(8)), each=3)
     check_posted(database, 12, 3, post_everything(database, 8, 12))
@@ -187,6 +215,7 @@ def test_eight_at_once_on_postgresql(tmp_path):
             accounts.add(database, f"p{n}")
         store.open_round(database, "round", new_tasks(12), annotators=3)
         check_posted(database, 12, 3, post_everything(database, 8, 12))
+        race_two_tabs(database)
         store.add_vote(database, "Name a bird.", ["A trout.", "A robin."], 1, "eve", submission="v1")
         last = next(one for one in exchange.judgements(database, 1))
         store.undo(database, last.account_id, [
