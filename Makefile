@@ -40,7 +40,8 @@ test-backends: $(READY)  ## Prefect and MLflow on a real PostgreSQL, with logins
 
 test-browser: $(READY)  ## what docs/operate.md tells, from make up to make down, in a real browser (Chromium)
 	$(BIN)/python -m pytest tests/operations/test_trigger_form.py tests/operations/test_compare_browser.py \
-		tests/operations/test_promotion_event.py $(ARGS)
+		tests/operations/test_promotion_event.py tests/operations/test_annotate_browser.py \
+		tests/operations/test_playground_browser.py $(ARGS)
 
 test-docs: $(READY)  ## README and how-tos, command by command, in a fresh shell from a fresh clone: half an hour; the wheel
 	$(BIN)/python -m pytest tests/operations/test_docs_walk.py tests/operations/test_wheel.py $(ARGS)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.cli import annotation, check, faults, registry, retention, servers
+from flows.cli import annotate, annotation, check, faults, registry, retention, servers
 from flows.cli.configure import configure
 from flows.cli.starting import starting
 from flows.orchestration import logs
@@ -57,6 +57,7 @@ def _main(argv: list[str] | None) -> int:
 
     check.add_commands(commands, _override_option)
     annotation.add_commands(commands, _override_option)
+    annotate.add_commands(commands)
     registry.add_commands(commands, _override_option)
     retention.add_commands(commands)
     servers.add_commands(commands)

@@ -1,4 +1,4 @@
-"""`rlhf compare`, `promote`, `rollback`, `models`, `chat`, `serve` and `push`: registered models."""
+"""`rlhf compare`, `promote`, `rollback`, `models`, `chat`, `playground`, `serve` and `push`: registered models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from flows.cli import annotate
 from flows.cli.starting import starting
 
 
@@ -49,6 +50,22 @@ def add_commands(commands: Any, override_option: Callable[[argparse.ArgumentPars
         "--recipe", help="the recipe whose template, generation and reward are used (default: the version's own)"
     )
     override_option(chat)
+
+    playground = commands.add_parser("playground", help="compare the answers of registered models in the browser")
+    playground.set_defaults(function=_playground)
+    playground.add_argument(
+        "models",
+        nargs="*",
+        metavar="NAME",
+        help="registered model: NAME (its champion), NAME@ALIAS or NAME/VERSION, with its reference (default: all)",
+    )
+    playground.add_argument("--port", type=int, default=4310, help="(default: 4310; 0: any free one)")
+    playground.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only; elsewhere people log in as annotators do)",
+    )
+    annotate.serving_options(playground)
 
     serve = commands.add_parser("serve", help="answer questions over HTTP with a registered model")
     serve.set_defaults(function=_serve)
@@ -143,6 +160,22 @@ def _chat(args: argparse.Namespace) -> int:
         for answer in talk.answer(typed, turn):
             print(answer, flush=True)
         turn += 1
+
+
+def _playground(args: argparse.Namespace) -> int:
+    _open_registry()
+    from tasks.pages.playground_server import require, serve
+
+    require(args.models)  # before a database is made
+    serve(
+        annotate.open_database(args.database),
+        args.models,
+        host=args.host,
+        port=args.port,
+        names=args.public_name,
+        https=args.https,
+    )
+    return 0
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -10,7 +10,10 @@ from typing import Any
 def add_commands(commands: Any) -> None:
     for name, about in (
         ("ui", "start the Prefect server and MLflow's UI on 127.0.0.1"),
-        ("up", "start both servers, a worker and all deployments of prefect.yaml, and leave them running"),
+        (
+            "up",
+            "start servers, a worker, all deployments of prefect.yaml and the pages for ranking; leave them running",
+        ),
         ("down", "stop what rlhf up started"),
     ):
         command = commands.add_parser(name, help=about)
@@ -18,6 +21,8 @@ def add_commands(commands: Any) -> None:
         if name != "down":
             command.add_argument("--prefect-port", type=int, default=4200)
             command.add_argument("--mlflow-port", type=int, default=5000)
+        if name == "up":
+            command.add_argument("--annotate-port", type=int, default=4400)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -27,7 +32,10 @@ def _serve(args: argparse.Namespace) -> int:
         services.down()
         return 0
     try:
-        {"ui": services.ui, "up": services.up}[args.command](args.prefect_port, args.mlflow_port)
+        if args.command == "ui":
+            services.ui(args.prefect_port, args.mlflow_port)
+        else:
+            services.up(args.prefect_port, args.mlflow_port, args.annotate_port)
     except KeyboardInterrupt:
         print("rlhf: interrupted; everything that it had started is stopped", file=sys.stderr)
         return 130

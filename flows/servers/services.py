@@ -115,8 +115,15 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
                     processes.end(process)
 
 
-def up(prefect_port: int, mlflow_port: int) -> None:
-    """Start the servers, work pool, concurrency limit, deployments and a worker that aren't there yet.
+def annotate(port: int) -> Service:
+    """The pages where people rank answers. Its log must hold no login links: whoever reads it could use them."""
+    command = [sys.executable, "-m", "flows.cli", "annotate", "--port", str(port), "--no-links"]
+    return Service("annotate", command, {}, port, "health")
+
+
+def up(prefect_port: int, mlflow_port: int, annotate_port: int | None = None) -> None:
+    """Start the servers, work pool, concurrency limit, deployments and a worker that aren't there yet; with a port for
+    them, the pages for ranking too.
 
     A server elsewhere, named by PREFECT_API_URL or MLFLOW_TRACKING_URI, is used instead of starting one. Raises
     EnvironmentFault naming the port, the log file or the missing prefect.yaml. Whatever ends it early, an error or a
@@ -130,6 +137,8 @@ def up(prefect_port: int, mlflow_port: int) -> None:
         wanted.append(prefect)
     if not store.startswith("http") or store == f"http://{HOST}:{mlflow_port}":
         wanted.append(mlflow)
+    if annotate_port is not None:
+        wanted.append(annotate(annotate_port))
     _check_ports([service for service in wanted if not _runs_already(service)])
     (environment.run_dir() / "services").mkdir(parents=True, exist_ok=True)
     new_databases = blank_databases.provide()
@@ -157,12 +166,15 @@ def up(prefect_port: int, mlflow_port: int) -> None:
             raise
     api, tracking = os.environ.get("PREFECT_API_URL") or environment.prefect_api(), os.environ["MLFLOW_TRACKING_URI"]
     print(_pages(str(api).removesuffix("/api"), _runs_page(tracking, tracking)))
+    if annotate_port is not None:
+        at = f"http://{HOST}:{annotate_port}"
+        print(f"Annotate {at}  (a login: rlhf annotators reset owner{'' if annotate_port == 4400 else f' --url {at}'})")
     print(f"for other commands in this shell: export PREFECT_API_URL={api} MLFLOW_TRACKING_URI={tracking}")
 
 
 def down() -> None:
     """Stop what `up` started, including the worker's flow runs; PPO saves its last completed step."""
-    _stop(("worker", "mlflow", "prefect"))
+    _stop(("worker", "annotate", "mlflow", "prefect"))
 
 
 def _stop(names: Iterable[str]) -> None:
@@ -212,7 +224,8 @@ def _check_ports(services: Sequence[Service]) -> None:
     """Raise EnvironmentFault if one of the ports is taken, naming who has it and a free one."""
     wanted = {service.port for service in services}
     if len(wanted) < len(services):
-        raise EnvironmentFault(f"both servers can't use port {services[0].port}: give --prefect-port or --mlflow-port")
+        twice = next(port for port in wanted if sum(service.port == port for service in services) > 1)
+        raise EnvironmentFault(f"two servers can't use port {twice}: give one of them another by --NAME-port")
     faults = []
     for name, port in ((service.name, service.port) for service in services if not ports.is_free(service.port)):
         if _recorded_port(name) == port:

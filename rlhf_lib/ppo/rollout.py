@@ -7,7 +7,7 @@ however many processes there are. Rows that have ended leave the batch together 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,29 +76,41 @@ def sample_responses(
     `first_row` is the global number of the first prompt's row. Prompts of similar length share a batch.
     """
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    out = Responses([list(p) for p in prompt_ids], *([None] * len(prompt_ids) for _ in range(5)))  # type: ignore[arg-type]
+    out = unsampled(prompt_ids)
     was_training = model.training
     model.eval()
     report("response", 0, len(order))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        _sample_batch(model, tokenizer, rows, out, generation, (seed, step, first_row), greedy, value_head)
+        for _ in sample_batch(model, tokenizer, rows, out, generation, (seed, step, first_row), greedy, value_head):
+            pass
         report("response", start + len(rows), len(order))
     model.train(was_training)
-    ends = end_ids(model, tokenizer)
     for i, ids in enumerate(out.response_ids):
-        # an end of turn need not be one of the tokenizer's special tokens
-        said = ids[:-1] if out.ended[i] and ids[-1] in ends else ids
-        text = str(tokenizer.decode(said, skip_special_tokens=True))
-        out.texts[i] = text.split(generation.stop)[0] if generation.stop else text
-        if model.config.is_encoder_decoder and out.texts[i] and not out.texts[i][0].isspace():
-            out.texts[i] = f" {out.texts[i]}"
-        if tokenizer.chat_template is not None:
-            out.texts[i] = answer_content(out.texts[i])
+        out.texts[i] = response_text(model, tokenizer, ids, out.ended[i], generation.stop)
     return out
 
 
-def _sample_batch(
+def unsampled(prompt_ids: Sequence[Sequence[int]]) -> Responses:
+    """The prompts, with everything else to be filled in."""
+    return Responses([list(p) for p in prompt_ids], *([None] * len(prompt_ids) for _ in range(5)))  # type: ignore[arg-type]
+
+
+def response_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ended: bool, stop: str | None
+) -> str:
+    """A response's tokens as `Responses.texts` has them."""
+    # an end of turn need not be one of the tokenizer's special tokens
+    said = ids[:-1] if ended and ids[-1] in end_ids(model, tokenizer) else ids
+    text = str(tokenizer.decode(list(said), skip_special_tokens=True))
+    if stop:
+        text = text.split(stop)[0]
+    if model.config.is_encoder_decoder and text and not text[0].isspace():
+        text = f" {text}"
+    return text if tokenizer.chat_template is None else answer_content(text)
+
+
+def sample_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[int],
@@ -107,7 +119,9 @@ def _sample_batch(
     stream: tuple[int, int, int],
     greedy: bool,
     value_head: nn.Module | None,
-) -> None:
+) -> Iterator[list[list[int]]]:
+    """Sample the `rows` of `out` together, which has what was sampled once this is exhausted; after every token but the
+    last, each row's tokens so far, in the order of `rows`."""
     device = next(model.parameters()).device
     _, head = trunk_and_head(model)
     ends = set() if generation.ignore_eos else end_ids(model, tokenizer)
@@ -146,6 +160,7 @@ def _sample_batch(
         keep = [b for b, row in enumerate(live) if not done[row]]
         if not keep:
             break
+        yield tokens
         batch.append(ids)
         if len(keep) < COMPACT_BELOW * len(live):
             kept = torch.tensor(keep, device=device)

@@ -47,7 +47,7 @@ def serve(model: str, port: int) -> None:
     import uvicorn
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _listening(port) as listener, _temporary_files_removed(), suppress(KeyboardInterrupt):
+    with _listening(port) as listener, temporary_files_removed(), suppress(KeyboardInterrupt):
         served, port = load(model), listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(application(served), log_level="warning"))
         named = f"{served.name} {served.version}"
@@ -177,7 +177,7 @@ def _listening(port: int) -> socket.socket:
 
 
 @contextmanager
-def _temporary_files_removed() -> Iterator[None]:
+def temporary_files_removed() -> Iterator[None]:
     """MLflow leaves what it downloads in the folder for temporary files; here in one that is removed."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="rlhf-serve-") as folder:

@@ -153,8 +153,8 @@ PROMISES = {
     "prefect deployment run": r"Completed",
 }
 TYPED = {"rlhf chat": "where is my parcel?\n"}
-PORTS = {"rlhf serve": [4300], "MLFLOW_TRACKING_URI=": [4301], "make up": [4200, 5000]}
-SERVERS = ("rlhf serve", "MLFLOW_TRACKING_URI=")  # go on until Ctrl-C, each in a terminal of its own
+PORTS = {"rlhf serve": [4300], "rlhf playground": [4310], "MLFLOW_TRACKING_URI=": [4301], "make up": [4200, 5000, 4400]}
+SERVERS = ("rlhf serve", "rlhf playground", "MLFLOW_TRACKING_URI=")  # go on until Ctrl-C, each in a terminal of its own
 BEFORE = {"prefect deployment run": "make up"}  # a page that has shown make down too
 AFTER = {"prefect deployment run": "make down"}
 
@@ -289,7 +289,10 @@ class Walk:
         shell.start(self.activated or ":")
         assert shell.end(60).status == 0
         shell.start(command)
-        if command.startswith("rlhf"):  # it prints how to ask it
+        if command.startswith("rlhf playground"):
+            shell.printed(f"The playground is on http://127.0.0.1:{port} until Ctrl-C.\n", PATIENCE)
+            _await(f"http://127.0.0.1:{port}/playground", shell)
+        elif command.startswith("rlhf"):  # it prints how to ask it
             said = shell.printed("/invocations", PATIENCE)
             assert f" answers on http://127.0.0.1:{port} until Ctrl-C" in said
             self.run(said.splitlines()[-1], PROMISES["curl"])

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
+import httpx
 import mlflow
 import psutil
 import pytest
@@ -51,6 +52,9 @@ def test_up_twice_starts_everything_once(operated):
     first, again = operated.said
     assert all(f"{name}: started" in first for name in NAMES)
     assert all(f"{name}: already running" in again for name in NAMES)
+    assert f"Annotate {operated.annotate}  (a login: rlhf annotators reset owner --url {operated.annotate})" in first
+    assert "<h1>Log in</h1>" in httpx.get(f"{operated.annotate}/rank", follow_redirects=True).text
+    assert "/login/" not in (operated.folder / "services" / "annotate.log").read_text()
     limit = api(operated, "GET", "concurrency_limits/tag/gpu")
     assert limit["concurrency_limit"] == 1
     names = {deployment["name"] for deployment in api(operated, "POST", "deployments/filter", limit=50)}

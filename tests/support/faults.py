@@ -137,8 +137,8 @@ class Operated:
     """`rlhf up` on ports and in a run folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.ports = folder, (free_port(), free_port())
-        self.api, self.tracking = (f"http://127.0.0.1:{port}" for port in self.ports)
+        self.folder, self.ports = folder, (free_port(), free_port(), free_port())
+        self.api, self.tracking = (f"http://127.0.0.1:{port}" for port in self.ports[:2])
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "RLHF_RUN"))}
         self.environment = kept | {"OMP_NUM_THREADS": "1", "PREFECT_WORKER_QUERY_SECONDS": "2"}
         self.http = httpx.Client(timeout=60)
@@ -162,6 +162,7 @@ class Operated:
         """Start what isn't running; the seconds that it took."""
         start = time.monotonic()
         ports = ["--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1])]
+        ports += ["--annotate-port", str(self.ports[2])]
         up = [sys.executable, "-m", "flows.cli", "up", "--run-dir", str(self.folder), *ports]
         result = subprocess.run(up, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=900)
         assert result.returncode == 0, result.stdout + result.stderr

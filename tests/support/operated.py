@@ -32,7 +32,7 @@ FLAGS = [
 ]
 SIZE: Any = {"width": 1280, "height": 900}
 PATIENCE = 600.0  # seconds for a run of a minute, on a machine that has other things to do
-NAMES = ("prefect", "mlflow", "worker")
+NAMES = ("prefect", "mlflow", "annotate", "worker")
 
 
 def free_port() -> int:
@@ -58,10 +58,11 @@ def settled(condition: Callable[[], Any], what: str, patience: float = PATIENCE,
 @pytest.fixture(scope="module", name="operated")
 def services_left_running(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """What `rlhf up` leaves running, on ports and in a run folder of its own."""
-    folder, ports = tmp_path_factory.mktemp("operated"), (free_port(), free_port())
+    folder, ports = tmp_path_factory.mktemp("operated"), (free_port(), free_port(), free_port())
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "RLHF_RUN"))}
     rlhf = [sys.executable, "-m", "flows.cli"]
     up = [*rlhf, "up", "--run-dir", str(folder), "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    up += ["--annotate-port", str(ports[2])]
     down = [*rlhf, "down", "--run-dir", str(folder)]
     run = {"cwd": ROOT, "env": kept, "capture_output": True, "text": True, "timeout": 900}
     try:
@@ -72,6 +73,7 @@ def services_left_running(tmp_path_factory) -> Iterator[SimpleNamespace]:
             folder=folder,
             prefect=f"http://127.0.0.1:{ports[0]}",
             mlflow=f"http://127.0.0.1:{ports[1]}",
+            annotate=f"http://127.0.0.1:{ports[2]}",
             said=(first.stdout, again.stdout),
             processes={name: json.loads((folder / "services" / f"{name}.json").read_text())["pid"] for name in NAMES},
             down=lambda: subprocess.run(down, **run),

@@ -89,6 +89,8 @@ def test_an_alias_moved_elsewhere_and_a_version_that_is_gone(versions):
         (["models", "nobody"], "there is no registered model named nobody: the registry has letters"),
         (["chat", "nobody"], "nobody is not a registered model"),
         (["serve", "nobody"], "there is no registered model named nobody: the registry has letters"),
+        (["playground", "nobody"], "there is no registered model named nobody: the registry has letters"),
+        (["playground", "letters/9"], "letters has no version 9"),
     ],
 )
 def test_mistakes_change_nothing(versions, words, error, capsys):
@@ -118,7 +120,9 @@ def test_models_lists_versions_with_figures_and_reasons(versions, capsys):
     assert capsys.readouterr().out.startswith("letters\n")
 
 
-@pytest.mark.parametrize("words", [["serve", "letters"], ["chat", "letters"], ["promote", "letters", "1"], ["models"]])
+@pytest.mark.parametrize(
+    "words", [["serve", "letters"], ["chat", "letters"], ["playground"], ["promote", "letters", "1"], ["models"]]
+)
 def test_where_nothing_ever_ran_no_registry_is_made(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mlflow, "get_registry_uri", lambda: f"sqlite:///{tmp_path}/runs/mlflow.db")
@@ -142,6 +146,8 @@ def test_models_of_an_empty_registry(store, capsys):
     assert capsys.readouterr().out.startswith("nothing is registered yet")
     assert cli.main(["models", "embedded"]) == 2
     assert "no registered model named embedded: the registry is empty: run a recipe first" in capsys.readouterr().err
+    assert cli.main(["playground"]) == 2
+    assert capsys.readouterr().err == "rlhf: error: nothing is registered yet: rlhf run RECIPE makes a version\n"
 
 
 def test_a_slip_of_the_pen_is_told_and_long_registries_are_read_to_their_end(store, capsys):
@@ -190,7 +196,7 @@ def test_chat_goes_on_without_what_is_gone(versions):
 
     mlflow.MlflowClient().set_model_version_tag("letters", "2", "reference", "/nowhere/model")
     talk = Chat("letters", overrides=["reward.function=tests.tasks.test_registration:nothing"])
-    assert list(talk.models) == ["letters 2"]
+    assert list(talk.said) == ["letters 2"]
     assert "not scored" in talk.about
     assert "/nowhere/model" in talk.about
     assert "has no function nothing" in talk.about

@@ -92,7 +92,7 @@ def test_a_taken_port_is_found_before_anything_starts(start, taken, folder):
 
 def test_both_servers_on_one_port_are_refused():
     port = free_port()
-    with pytest.raises(EnvironmentFault, match=f"both servers can't use port {port}"):
+    with pytest.raises(EnvironmentFault, match=f"two servers can't use port {port}"):
         services.up(port, port)
 
 
