@@ -35,7 +35,9 @@ def _main(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="rlhf", description="PPO-RLHF as a pipeline: run it, schedule it, watch it, compare it."
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and exit"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a recipe end to end")
