@@ -30,14 +30,13 @@ router = APIRouter()
 def create_app(database: Database, *, hosts: list[str] | None = None, https: bool = False) -> FastAPI:
     """The pages on this database. `hosts`: the names under which they may be asked for (default: this machine's own;
     another site's name that leads here is refused); `https`: cookies go over HTTPS only."""
-    secret = database.secret("cookies")
     guards = [
         Middleware(security.Guard),
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts or LOOPBACK),
         Middleware(
             SessionMiddleware,
-            secret_key=secret,
-            session_cookie=security.cookie_name(secret),
+            secret_key=database.secret("cookies"),
+            session_cookie=security.cookie_name(database.secret("cookies")),
             max_age=SESSION,
             same_site="lax",
             https_only=https,
