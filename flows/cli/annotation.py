@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,7 @@ def _collect(args: argparse.Namespace) -> int:
     record = flow(**{key: value for key, value in vars(args).items() if key not in ("command", "run_dir")})
     counts = ", ".join(f"{name} {count}" for name, count in record["counts"].items())
     print(f"\n{record['files']['tasks']}\n{record['files']['form']}  (fill in annotator and rank)\n{counts}")
+    print(f"rank them in a browser:  rlhf annotate {shlex.quote(record['files']['tasks'])}")
     return 0
 
 

@@ -44,7 +44,7 @@ def create_app(
         Middleware(
             SessionMiddleware,
             secret_key=database.secret("cookies"),
-            session_cookie="rlhf",
+            session_cookie=security.cookie_name(database.secret("cookies")),
             max_age=SESSION,
             same_site="lax",
             https_only=https,

@@ -6,6 +6,7 @@ the session's own pages carry, and comes from a page of this address (Origin).
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from urllib.parse import urlsplit
 
@@ -35,6 +36,12 @@ HEADERS = {
 BODY = 256 * 1024  # bytes of a request
 UPLOAD = 32 * 1024 * 1024  # of a file that the owner brings
 PER_NAME, PER_ADDRESS = parse("10/5minutes"), parse("60/5minutes")  # tries at a password
+
+
+def cookie_name(secret: str) -> str:
+    """The session cookie's name on a database with this secret. Browsers send cookies to all ports of a host: servers
+    on different databases mustn't take each other's."""
+    return f"rlhf-{hashlib.sha256(secret.encode()).hexdigest()[:8]}"
 
 
 class LoginNeeded(Exception):

@@ -94,11 +94,21 @@ def test_forged_requests_are_refused(tmp_path):
 def test_a_forged_cookie_is_nobodys(tmp_path):
     database = annotated(tmp_path)
     ann = Person(database, "ann")
-    signed = ann.client.cookies["rlhf"]
+    ((name, signed),) = ann.client.cookies.items()
     stranger = TestClient(create_app(database), base_url=URL, follow_redirects=False)
     for cookie in (signed[:-4] + "AAAA", "eyJhY2NvdW50IjogWzMsIDFdfQ==.x.y", ""):
-        assert stranger.get("/rank", cookies={"rlhf": cookie}).status_code == 303
-    assert stranger.get("/rank", cookies={"rlhf": signed}).status_code == 200
+        assert stranger.get("/rank", cookies={name: cookie}).status_code == 303
+    assert stranger.get("/rank", cookies={name: signed}).status_code == 200
+
+
+def test_servers_on_two_ports_leave_each_others_sessions_alone(tmp_path):
+    one, other = annotated(tmp_path / "one"), annotated(tmp_path / "other")
+    ann = Person(one, "ann")
+    second = TestClient(create_app(other), base_url=URL, cookies=ann.client.cookies, follow_redirects=False)
+    assert second.get("/rank").headers["location"] == "/login"
+    second.get("/login")
+    assert len(second.cookies) == 2
+    assert TestClient(create_app(one), base_url=URL, cookies=second.cookies).get("/rank").status_code == 200
 
 
 def test_the_cookie_is_kept_from_scripts_and_other_sites(tmp_path):
