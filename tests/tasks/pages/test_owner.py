@@ -96,7 +96,7 @@ def test_accounts_are_added_reset_and_removed(tmp_path):
 
 def test_what_people_wrote_is_text_on_the_owners_pages(tmp_path):
     database = annotated(tmp_path)
-    attack = "<script>alert(1)</script>{{ 7 * 7 }}"
+    attack = "<script>alert(1)</script>{{ 123 * 1001 }}"
     tasks = [store.NewTask(attack, attack, {"a": attack, "b": "x"}, criterion=attack, instructions=attack)]
     store.open_round(database, attack, tasks, annotators=1)
     store.add_vote(database, attack, [attack, "x"], 0, "eve", comment=attack, round_name=attack)
@@ -104,5 +104,5 @@ def test_what_people_wrote_is_text_on_the_owners_pages(tmp_path):
     for path in ("/owner", "/owner/rounds/2", "/owner/rounds/3", "/rank"):
         page = boss.get(path).text
         assert "<script>alert" not in page
-        assert "49" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;{{ 7 * 7 }}" in boss.get("/owner").text
+        assert "123123" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;{{ 123 * 1001 }}" in boss.get("/owner").text
