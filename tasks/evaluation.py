@@ -88,6 +88,7 @@ def evaluate_policy(
     logger = get_run_logger()
     wanted = recipe.evaluation.perplexity
     remote = recipe.policy.trust_remote_code
+    tokenizer = policy_tokenizer(recipe.policy, ppo.policy)
     texts: list[str] = []
     given: list[str] | None = None
     if wanted:
@@ -98,7 +99,7 @@ def evaluate_policy(
             default=prompt_settings.dataset,
             seed=recipe.seed,
             prompts=prompt_settings if seq2seq else None,
-            chat=recipe.policy if policy_tokenizer(recipe.policy, ppo.policy).chat_template is not None else None,
+            chat=recipe.policy if tokenizer.chat_template is not None else None,
         )
     settings = recipe.model_dump(mode="json", exclude={"registration", "about", "description"})
     measured = [function_source(path, "evaluation.metrics") for path in recipe.evaluation.metrics]
@@ -116,7 +117,6 @@ def evaluate_policy(
 
         device = pick_device(recipe.compute)
         dtype = pick_dtype(recipe.compute, device)
-        tokenizer = policy_tokenizer(recipe.policy, ppo.policy)
         models: dict[str, Any] = {}
         for name, folder in (("reference", ppo.reference), ("policy", ppo.policy)):
             models[name] = load_policy(folder, trust_remote_code=remote).to(device)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def sampled_scores(
     scores = term_scores(reward, queries, responses, ended, columns)
     if isinstance(scores, list | tuple) and len(scores) == len(responses) and None in scores:
         bad = scores.index(None)
-        raise ModelError(f"the reward gave None for {_answer(queries, responses, bad)}. {_NONE}")
+        raise ModelError(f"the reward gave None for {quoted_answer(queries, responses, bad)}. {_NONE}")
     return scores  # type: ignore[return-value]
 
 
@@ -68,7 +68,7 @@ def checked_scores(given: Any, queries: Sequence[str], responses: Sequence[str],
 
     scores = checked_terms(given, queries, responses, where)
     if None in scores:
-        answer = _answer(queries, responses, scores.index(None))
+        answer = quoted_answer(queries, responses, scores.index(None))
         raise ModelError(f"the reward {where} gave None for {answer}. {_NONE}")
     return torch.tensor(scores, dtype=torch.float64)
 
@@ -90,8 +90,8 @@ def checked_terms(given: Any, queries: Sequence[str], responses: Sequence[str], 
             number = math.nan
         if number is not None and not math.isfinite(number):
             raise ModelError(
-                f"the reward {where} gave {score!r:.80} for {_answer(queries, responses, row)}: a score must be a "
-                "finite number"
+                f"the reward {where} gave {score!r:.80} for {quoted_answer(queries, responses, row)}: a score must be "
+                "a finite number"
             )
         scores.append(number)
     return scores
@@ -115,5 +115,6 @@ _NONE = (
 )
 
 
-def _answer(queries: Sequence[str], responses: Sequence[str], row: int) -> str:
+def quoted_answer(queries: Sequence[str], responses: Sequence[str], row: int) -> str:
+    """The answer of a row as messages name it."""
     return f"the query {queries[row]!r:.200} with the response {responses[row]!r:.200}"

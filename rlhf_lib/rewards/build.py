@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_lib.errors import ModelError
 from rlhf_lib.models.loading import load_causal_lm, load_classifier, load_config, load_tokenizer
-from rlhf_lib.rewards import Reward, term_scores, timeouts_of
+from rlhf_lib.rewards import Reward, quoted_answer, term_scores, timeouts_of
 from rlhf_lib.rewards.calling import Columns, required_columns
 from rlhf_lib.rewards.classifier import ClassifierReward, label_column
 from rlhf_lib.rewards.ensemble import Ensemble
@@ -137,8 +137,8 @@ class WeightedSum:
             applying = [score for score in column if score is not None]
             if not applying:
                 raise ModelError(
-                    f"no term of the reward's sum applies to row {row}, the query {queries[row]!r:.200} with the "
-                    f"response {responses[row]!r:.200}: all gave None, and one must give a number"
+                    f"no term of the reward's sum applies to row {row}, {quoted_answer(queries, responses, row)}: all "
+                    "gave None, and one must give a number"
                 )
             sums.append(sum(applying))
         return sums

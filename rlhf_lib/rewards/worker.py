@@ -151,7 +151,7 @@ def limit_memory(megabytes: int) -> None:
 
 
 def plain(given: Any) -> Any:
-    """What a function gave, as JSON has it: arrays as lists, and what is no number as its repr in a list."""
+    """A function's scores as JSON can carry them: arrays become lists, and what isn't a number becomes its repr."""
     listed = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(listed, tuple):
         listed = list(listed)

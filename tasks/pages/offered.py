@@ -46,8 +46,9 @@ class Group:
 
 
 def offered(asked: list[str]) -> list[Group]:
-    """What there is of the registered models that are `asked` for (NAME, NAME@ALIAS, NAME/VERSION; none: of all), where
-    these are chosen, or the champions (the newest, where there is none), each with its reference. Raises ModelError.
+    """The versions to choose from of the models `asked` for (NAME, NAME@ALIAS or NAME/VERSION; none asked: of every
+    registered model), each with its reference. Checked at first are the versions asked for by name and, of a model
+    asked for as a whole, its champion (or its newest, where it has none). Raises ModelError.
     """
     wanted = [versions.named(name) for name in asked if _names_version(name)]
     whole = [found for name in asked if not _names_version(name) for found in versions.registered(name)]
